@@ -1,0 +1,1 @@
+"""LightningDataModules: one base class, one file a data-set family."""

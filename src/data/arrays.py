@@ -1,0 +1,163 @@
+"""Data sets that come as arrays: torchvision's, scikit-learn's digits, Larochelle's binarized MNIST."""
+
+import gzip
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor
+
+from src.data.base import ImageDataModule
+from src.data.splits import ImagePool, content_digest
+from src.data.store import resize_images
+from src.errors import UserError
+
+
+def array_pool(images: Tensor, labels: Tensor, classes: list[str], published: np.ndarray, size: int) -> ImagePool:
+    """A pool of uint8 images ``[N, C, H, W]``, resized; identical means equal pixels before resizing."""
+    digests = [content_digest(image.tobytes()) for image in images.numpy()]
+    return ImagePool(resize_images(images, size), labels, classes, published, digests)
+
+
+class DigitsDataModule(ImageDataModule):
+    """The 1,797 handwritten 8x8 digits that scikit-learn bundles: real data without a network.
+
+    17 grey levels (Alpaydin & Kaynak 1998, UCI "Optical Recognition of Handwritten Digits").
+    """
+
+    def load_pool(self) -> ImagePool:
+        """The bundled array, scaled from 0..16 to 0..255."""
+        bundle = load_digits()
+        images = torch.from_numpy((bundle.images * (255 / 16)).round().astype(np.uint8)).unsqueeze(1)
+        published = np.full(len(images), "")
+        classes = [str(c) for c in bundle.target_names]
+        return array_pool(images, torch.from_numpy(bundle.target).long(), classes, published, self.image_size)
+
+
+class TorchvisionDataModule(ImageDataModule):
+    """A torchvision data set with ``train=True|False``, ``.data`` and ``.targets`` (MNIST's family, CIFAR's).
+
+    Args:
+        root: folder that holds the data set's own folder.
+        dataset: the torchvision class, called with ``root``, ``train`` and ``download``; it downloads from its
+            public mirror, checksum included, when the files are missing and ``download`` is true.
+        download: whether it may.
+        where_to_get: which files to put where when there is no network.
+        **common: as for :class:`ImageDataModule`.
+    """
+
+    def __init__(
+        self, root: str, dataset: Callable[..., Any], download: bool = True, where_to_get: str = "", **common: Any
+    ) -> None:
+        super().__init__(**common)
+        self.root = root
+        self.dataset = dataset
+        self.download = download
+        self.where_to_get = where_to_get
+
+    def load_pool(self) -> ImagePool:
+        """Both published splits; downloads what is missing."""
+        train, test = (self._read(train=train) for train in (True, False))
+        images = torch.cat([self._images(part) for part in (train, test)])
+        labels = torch.cat([torch.as_tensor(part.targets) for part in (train, test)]).long()
+        published = np.repeat(["train", "test"], [len(train), len(test)])
+        return array_pool(images, labels, list(train.classes), published, self.image_size)
+
+    def _read(self, *, train: bool) -> Any:
+        try:
+            return self.dataset(root=self.root, train=train, download=False)
+        except RuntimeError:
+            pass  # not there: the next lines fetch it or say where it belongs
+        except (OSError, ValueError, AssertionError, EOFError) as error:
+            raise UserError(f"{self.name}: the files below {self.root} are damaged ({error}). {self.where_to_get}") from error
+        if not self.download:
+            raise UserError(f"{self.name} is not below {self.root} and data.download is false. {self.where_to_get}")
+        try:
+            return self.dataset(root=self.root, train=train, download=True)
+        except (RuntimeError, URLError, OSError) as error:
+            raise UserError(
+                f"{self.name} is not below {self.root} and could not be downloaded ({error}). {self.where_to_get}"
+            ) from error
+
+    def _images(self, part: Any) -> Tensor:
+        """``[N, C, H, W]`` uint8 from ``[N, H, W]`` or ``[N, H, W, C]``."""
+        data = torch.as_tensor(part.data)
+        images = data.unsqueeze(1) if data.ndim == 3 else data.movedim(-1, 1)
+        if images.shape[1] != self.channels:
+            raise UserError(f"{self.name} has {images.shape[1]} channels: set data.channels={images.shape[1]}")
+        return images.contiguous()
+
+
+class BinarizedMNISTDataModule(ImageDataModule):
+    """MNIST binarized once and for all, with its own validation split (Salakhutdinov & Murray 2008; Larochelle).
+
+    Text files of 784 numbers a line, ``binarized_mnist_{train,valid,test}.amat``, plain or gzipped; their unpacked
+    content is checked against the published one.
+
+    Args:
+        root: folder that holds ``binarized_mnist/``.
+        download: fetch missing files from their author's page.
+        **common: as for :class:`ImageDataModule`.
+    """
+
+    binary_source = True
+    SIDE = 28
+    URL = "http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist"
+    SHA256 = {  # of the unpacked text
+        "train": "ad693b29f94c14277b095f5238ddefbbdaaae0939789dd2f4f0205278cee3e4d",
+        "valid": "1de3d397c40fe8eeb33dafd4099a1f665ec01e96d9be234aaeeac8a34930e2e2",
+        "test": "e6687bfea3f820c174f33b7865140b2a2dd2930ef786f35d45795fc193b5ab2c",
+    }
+
+    def __init__(self, root: str, download: bool = True, **common: Any) -> None:
+        super().__init__(**common)
+        self.folder = Path(root) / "binarized_mnist"
+        self.download = download
+
+    @property
+    def resized_binary(self) -> bool:
+        """Whether resizing has turned the binary pixels grey."""
+        return self.image_size != self.SIDE
+
+    def load_pool(self) -> ImagePool:
+        """The three published splits."""
+        parts = {"train": self._read("train"), "val": self._read("valid"), "test": self._read("test")}
+        images = torch.cat(list(parts.values()))
+        published = np.repeat(list(parts), [len(part) for part in parts.values()])
+        return array_pool(images, torch.full((len(images),), -1), [], published, self.image_size)
+
+    def _read(self, part: str) -> Tensor:
+        """One file as uint8 ``[N, 1, 28, 28]`` of 0 and 255."""
+        path = self.folder / f"binarized_mnist_{part}.amat"
+        packed = path.with_suffix(".amat.gz")
+        try:
+            if path.exists():
+                text = path.read_bytes()
+            elif packed.exists():
+                text = gzip.decompress(packed.read_bytes())
+            else:
+                text = self._fetch(path)
+        except (gzip.BadGzipFile, EOFError) as error:
+            raise UserError(f"{packed} is damaged ({error}): fetch it again from {self.URL}") from error
+        if hashlib.sha256(text).hexdigest() != self.SHA256[part]:
+            raise UserError(f"{path.name} in {self.folder} is not the published file: fetch it again from {self.URL}")
+        digits = np.frombuffer(text, dtype=np.uint8)
+        digits = digits[(digits == ord("0")) | (digits == ord("1"))] - ord("0")
+        return torch.from_numpy(digits.reshape(-1, 1, self.SIDE, self.SIDE) * np.uint8(255))
+
+    def _fetch(self, path: Path) -> bytes:
+        """Download one file; the caller checks its content."""
+        advice = f"Put binarized_mnist_{{train,valid,test}}.amat (or .amat.gz) from {self.URL} into {self.folder}"
+        if not self.download:
+            raise UserError(f"{self.name}: there is no {path} and data.download is false. {advice}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(f"{self.URL}/{path.name}", str(path))
+        except OSError as error:  # URLError is one
+            raise UserError(f"{self.name}: there is no {path} and it could not be downloaded ({error}). {advice}") from error
+        return path.read_bytes()

@@ -1,0 +1,273 @@
+"""From a pool of decoded images to batches: splits, index-gathered loading, scaling on the device."""
+
+import hashlib
+import json
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from src.data.splits import ImagePool, Splits, split
+from src.errors import UserError
+from src.likelihoods import Pixels
+
+Split = Literal["train", "val", "test"]
+
+
+class Batch(NamedTuple):
+    """Images ``[B, C, H, W]`` and class labels ``[B]`` (-1 where unknown).
+
+    uint8 as stored; float in [0, 1] once the data module has prepared it on the device.
+    """
+
+    x: Tensor
+    label: Tensor
+
+
+class StoredImages(Dataset):
+    """Some images of a pool, read many at a time: ``dataset[indices]`` is one gather, not a loop."""
+
+    def __init__(self, pool: ImagePool, indices: Tensor) -> None:
+        self.pool = pool
+        self.indices = indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, positions: Tensor) -> Batch:
+        chosen = self.indices[positions]
+        return Batch(self.pool.images[chosen], self.pool.labels[chosen])
+
+
+class BatchIndices(Sampler[Tensor]):
+    """Positions of each batch, as a function of seed and epoch alone, shared out among processes.
+
+    ``batch_size`` counts the images of one optimizer step over all processes: rank r takes every ``world_size``-th
+    position of each batch from r on, so training on several processes sees the batches that one process sees.
+    In training the incomplete last batch is left out (batch norm and averaged gradients want equal batches); for
+    evaluation every image comes exactly once.
+    """
+
+    def __init__(
+        self, num_images: int, batch_size: int, *, shuffle: bool, seed: int = 0, rank: int = 0, world_size: int = 1
+    ) -> None:
+        super().__init__()
+        self.num_images = num_images
+        self.shuffle = shuffle
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+        if shuffle:
+            self.batch_size = min(batch_size, num_images - num_images % world_size)
+            stop = num_images - num_images % self.batch_size
+        else:
+            self.batch_size, stop = batch_size, num_images
+        self.starts = range(0, stop, self.batch_size)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls this before each epoch, also when it resumes."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[Tensor]:
+        order = torch.arange(self.num_images)
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, "shuffle", self.epoch))
+            order = torch.randperm(self.num_images, generator=generator)
+        for start in self.starts:
+            mine = order[start : start + self.batch_size][self.rank :: self.world_size]
+            if len(mine):
+                yield mine
+
+    def __len__(self) -> int:
+        last = self.num_images - self.starts[-1]  # images in the last evaluation batch: fewer than processes, maybe
+        return len(self.starts) - int(not self.shuffle and last <= self.rank)
+
+
+def derive_seed(*parts: object) -> int:
+    """One 63-bit seed from several values, equal on every machine and Python run."""
+    digest = hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+class ImageDataModule(L.LightningDataModule):
+    """A data set: a pool of images, its splits, and its batches.
+
+    A data-set family implements :meth:`load_pool`; everything else is here.
+
+    Args:
+        name: what the data set is called in run folders and records.
+        image_size: side of the square images, in pixels; others are resized to it (bilinear, antialiased).
+        channels: 1 for grey, 3 for colour.
+        batch_size: images an optimizer step, over all processes.
+        val_fraction: part of the training images to validate on; null takes the published validation split.
+        test_fraction: part of all images to test on, where no test split is published.
+        split_seed: decides which images these are; apart from the run's seed, so that runs stay comparable.
+        seed: order of the training images.
+        binarize: ``none``; ``threshold`` at half of full scale; ``dynamic``: drawn anew with the grey level as
+            probability each time an image is seen (Salakhutdinov & Murray 2008).
+        dequantize: add uniform noise of one grey level, so that a density of the pixels is a bound on the
+            probability of their levels.
+    """
+
+    binary_source = False  # whether the stored pixels are 0 and 255 only
+
+    def __init__(
+        self,
+        name: str,
+        image_size: int,
+        channels: int,
+        batch_size: int,
+        val_fraction: float | None = 0.1,
+        test_fraction: float = 0.2,
+        split_seed: int = 0,
+        seed: int = 0,
+        binarize: Literal["none", "threshold", "dynamic"] = "none",
+        dequantize: bool = False,
+    ) -> None:
+        super().__init__()
+        if image_size < 1 or batch_size < 1:
+            raise UserError(f"data.image_size={image_size}, data.batch_size={batch_size}: both must be at least 1")
+        if channels not in (1, 3):
+            raise UserError(f"data.channels={channels}: images are grey (1) or colour (3)")
+        if binarize not in ("none", "threshold", "dynamic"):
+            raise UserError(f"data.binarize={binarize}: choose none, threshold or dynamic")
+        for key, fraction in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
+            if fraction is not None and not 0 < fraction < 1:
+                raise UserError(f"data.{key}={fraction}: give a part between 0 and 1")
+        self.name = name
+        self.image_size = image_size
+        self.channels = channels
+        self.batch_size = batch_size
+        self.val_fraction = val_fraction
+        self.test_fraction = test_fraction
+        self.split_seed = split_seed
+        self.seed = seed
+        self.binarize = binarize
+        self.dequantize = dequantize
+        if dequantize and self.pixels is not Pixels.DEQUANTIZED:
+            raise UserError("data.dequantize=true adds noise to grey levels, but these pixels are binary: set it to false")
+        self._pool: ImagePool | None = None
+        self._splits: Splits | None = None
+
+    @abstractmethod
+    def load_pool(self) -> ImagePool:
+        """All images of the data set, decoded and resized to ``[N, channels, image_size, image_size]`` uint8.
+
+        Raises:
+            UserError: the data are missing or broken; the message says where to get them and where to put them.
+        """
+
+    # ---- what is known without reading an image ----------------------------------------------------------------
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width: the one thing the model is told."""
+        return (self.channels, self.image_size, self.image_size)
+
+    @property
+    def resized_binary(self) -> bool:
+        """Whether resizing has turned binary pixels grey."""
+        return False
+
+    @property
+    def pixels(self) -> Pixels:
+        """What the values that the model sees are: binary, grey levels, or dequantized ones."""
+        if self.binarize != "none" or (self.binary_source and not self.resized_binary):
+            return Pixels.BINARY
+        return Pixels.DEQUANTIZED if self.dequantize else Pixels.GREY
+
+    # ---- the images ------------------------------------------------------------------------------------------
+
+    @property
+    def pool(self) -> ImagePool:
+        """All images, read at first use."""
+        if self._pool is None:
+            self._pool = self.load_pool()
+        return self._pool
+
+    @property
+    def splits(self) -> Splits:
+        """Which image belongs to which split."""
+        if self._splits is None:
+            self._splits = split(self.pool, self.val_fraction, self.test_fraction, self.split_seed)
+        return self._splits
+
+    @property
+    def fingerprint(self) -> str:
+        """32 hex digits that change whenever an image, its split, or what is done to its pixels changes."""
+        recipe = {"shape": self.image_shape, "binarize": self.binarize, "dequantize": self.dequantize}
+        digest = hashlib.blake2b(json.dumps(recipe).encode(), digest_size=16)
+        for part in ("train", "val", "test"):
+            digest.update(part.encode())
+            for index in getattr(self.splits, part).tolist():
+                digest.update(self.pool.digests[index])
+        return digest.hexdigest()
+
+    def prepare_data(self) -> None:
+        """Download and decode, once a machine."""
+        _ = self.pool
+
+    def setup(self, stage: str) -> None:
+        """Open the images and split them, in every process."""
+        _ = self.splits
+
+    def examples(self, part: Split, count: int) -> Tensor:
+        """The first ``count`` images of a split as the model sees them, ``[count, C, H, W]`` float."""
+        return self.scale(self.pool.images[getattr(self.splits, part)[:count]])
+
+    def scale(self, images: Tensor) -> Tensor:
+        """uint8 images to what the likelihood models, on the device they are on."""
+        x = images.to(torch.float32)
+        if self.binarize == "threshold":
+            return (x > 127.5).float()
+        if self.binarize == "dynamic":
+            return torch.bernoulli(x / 255)
+        return (x + torch.rand_like(x)) / 256 if self.dequantize else x / 255
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Scale on the training device: a quarter of the bytes travel."""
+        return Batch(self.scale(batch.x), batch.label)
+
+    def _loader(self, part: Split) -> DataLoader:
+        indices = getattr(self.splits, part)
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        if self.batch_size % world_size:
+            raise UserError(
+                f"data.batch_size={self.batch_size} cannot be shared among {world_size} processes: "
+                f"choose a multiple of {world_size}"
+            )
+        if len(indices) < world_size:
+            raise UserError(f"the {part} split has {len(indices)} images for {world_size} processes: use fewer")
+        sampler = BatchIndices(
+            len(indices),
+            self.batch_size,
+            shuffle=part == "train",
+            seed=self.seed,
+            rank=rank,
+            world_size=world_size,
+        )
+        # Its own generator: the loader's seed must not be drawn from the stream that the latent noise comes from.
+        return DataLoader(
+            StoredImages(self.pool, indices),
+            sampler=sampler,
+            batch_size=None,
+            generator=torch.Generator().manual_seed(0),
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def train_dataloader(self) -> DataLoader:
+        """Shuffled batches."""
+        return self._loader("train")
+
+    def val_dataloader(self) -> DataLoader:
+        """Every validation image once."""
+        return self._loader("val")
+
+    def test_dataloader(self) -> DataLoader:
+        """Every test image once."""
+        return self._loader("test")

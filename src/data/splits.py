@@ -1,0 +1,145 @@
+"""Deterministic, leak-free splits.
+
+Images that must not be parted (one patient's, byte-identical ones) form a group; a group is on one side.
+"""
+
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor
+
+from src.errors import UserError
+
+
+def content_digest(data: bytes) -> bytes:
+    """16 bytes that are equal for equal content, everywhere."""
+    return blake2b(data, digest_size=16).digest()
+
+
+@dataclass
+class ImagePool:
+    """All images of a data set, before they are split. N images.
+
+    Attributes:
+        images: uint8 ``[N, C, H, W]``, in memory or memory-mapped.
+        labels: int64 ``[N]``, -1 where unknown.
+        classes: name of each label.
+        published: ``train``, ``val`` or ``test`` as the publisher split them; "" where unsplit; ``skipped`` for an
+            image that could not be decoded, which joins no split.
+        digests: content hash of each image as published (file bytes, or pixels before resizing).
+        groups: what must stay together besides identical images, such as the patient; None where nothing does.
+        names: file name of each image; None where images have none.
+    """
+
+    images: Tensor
+    labels: Tensor
+    classes: list[str]
+    published: np.ndarray
+    digests: list[bytes]
+    groups: list[str] | None = None
+    names: list[str] | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+class Splits(NamedTuple):
+    """Indices into the pool, int64, and what was found while splitting, in words."""
+
+    train: Tensor
+    val: Tensor
+    test: Tensor
+    notes: list[str]
+
+
+def split(pool: ImagePool, val_fraction: float | None, test_fraction: float, seed: int) -> Splits:
+    """Split a pool: published test images stay as they are, validation is carved from the rest by group.
+
+    Training images that are byte-identical to a test image (or to a published validation image) are left out.
+
+    Args:
+        pool: the images.
+        val_fraction: part of the images outside the test split; None takes the published validation split, which
+            otherwise joins the training images.
+        test_fraction: part of all images, where the publisher names no test images.
+        seed: decides which groups are carved out.
+
+    Raises:
+        UserError: there are too few images or groups for three non-empty splits.
+    """
+    notes = []
+    usable = np.flatnonzero(pool.published != "skipped")
+    if skipped := len(pool) - len(usable):
+        notes.append(f"{skipped} undecodable images skipped")
+    together, found = _components(pool)
+    notes += found
+
+    if (pool.published == "test").any():
+        test = np.flatnonzero(pool.published == "test")
+    else:
+        test = _carve(usable, together, test_fraction, seed, "test")
+    rest = np.setdiff1d(usable, test)
+    rest = _without_copies(rest, test, pool, "test", notes)
+
+    if val_fraction is None:
+        val = rest[pool.published[rest] == "val"]
+        if not len(val):
+            raise UserError("data.val_fraction=null asks for a published validation split and there is none: give a number")
+        train = _without_copies(np.setdiff1d(rest, val), val, pool, "validation", notes)
+    else:
+        val = _carve(rest, together, val_fraction, seed, "validation")
+        train = np.setdiff1d(rest, val)
+    if not len(train):
+        raise UserError("no training images are left after the splits: add images or lower data.val_fraction")
+    return Splits(*(torch.from_numpy(part) for part in (train, val, test)), notes)
+
+
+def _components(pool: ImagePool) -> tuple[np.ndarray, list[str]]:
+    """Number of the group of each image (linked by equal content or equal group name), and what was found."""
+    notes = []
+    keys = [np.unique(np.array(pool.digests), return_inverse=True)[1]]
+    sizes = np.bincount(keys[0])
+    if (sizes > 1).any():
+        notes.append(f"{(sizes > 1).sum()} sets of byte-identical images ({sizes[sizes > 1].sum()} images) kept together")
+    if pool.groups is not None:
+        keys.append(np.unique(np.array(pool.groups), return_inverse=True)[1])
+        notes.append(f"{keys[1].max() + 1} patients (groups) kept together")
+    # A graph whose nodes are the images, then the keys; every image is linked to its keys.
+    count, links = len(pool), []
+    offset = count
+    for key in keys:
+        links.append((np.arange(count), key + offset))
+        offset += key.max() + 1
+    rows, columns = (np.concatenate(side) for side in zip(*links, strict=True))
+    graph = coo_array((np.ones(len(rows), dtype=np.int8), (rows, columns)), shape=(offset, offset))
+    return connected_components(graph, directed=False)[1][:count], notes
+
+
+def _carve(candidates: np.ndarray, together: np.ndarray, fraction: float, seed: int, side: str) -> np.ndarray:
+    """Whole groups, in an order that ``seed`` decides, until they hold ``fraction`` of the candidates."""
+    groups, members = np.unique(together[candidates], return_inverse=True)
+    sizes = np.bincount(members)
+    order = np.random.default_rng(seed).permutation(len(groups))
+    wanted = max(1, round(fraction * len(candidates)))
+    taken = order[: np.searchsorted(np.cumsum(sizes[order]), wanted) + 1]
+    if len(taken) == len(groups):
+        raise UserError(
+            f"cannot carve a {side} split out of {len(candidates)} images in {len(groups)} groups: more images are needed"
+        )
+    return candidates[np.isin(members, taken)]
+
+
+def _without_copies(
+    candidates: np.ndarray, protected: np.ndarray, pool: ImagePool, side: str, notes: list[str]
+) -> np.ndarray:
+    """``candidates`` without those whose content is also in ``protected``."""
+    held = {pool.digests[i] for i in protected}
+    keep = np.array([pool.digests[i] not in held for i in candidates], dtype=bool)
+    if not keep.all():
+        notes.append(f"{(~keep).sum()} images left out because they are identical to {side} images")
+    return candidates[keep]

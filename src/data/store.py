@@ -1,0 +1,138 @@
+"""Decoded images on disk: every file is decoded once, in parallel, into one memory-mapped uint8 array."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import blake2b
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torchvision.transforms.v2.functional import resize
+from tqdm import tqdm
+
+from src.data.splits import content_digest
+from src.errors import UserError
+
+OnBadImage = Literal["raise", "skip"]
+FORMAT = 1  # raise it when decoding changes, so that old caches are not read
+
+
+class Store(NamedTuple):
+    """Decoded files, in the order they were listed."""
+
+    images: Tensor  # uint8 [N, C, S, S], memory-mapped
+    digests: list[bytes]  # of each file's bytes
+    bad: dict[str, str]  # path: why it could not be decoded (its row is black)
+
+
+def resize_images(images: Tensor, size: int) -> Tensor:
+    """uint8 images ``[N, C, H, W]`` to ``[N, C, size, size]``, bilinear and antialiased."""
+    if images.shape[-2:] == (size, size):
+        return images
+    return resize(images, [size, size], antialias=True)
+
+
+def decode(path: Path, size: int, channels: int) -> tuple[np.ndarray, bytes]:
+    """One file as uint8 ``[channels, size, size]``, and the digest of its bytes.
+
+    Upright as its EXIF says; stretched to a square; 16-bit grey (common for X-rays) is scaled, not clipped.
+    """
+    data = path.read_bytes()
+    with Image.open(path) as file:
+        image = ImageOps.exif_transpose(file)
+        if image.mode.startswith("I"):
+            image = Image.fromarray((np.asarray(image, dtype=np.float64) / 257).clip(0, 255).round().astype(np.uint8))
+        image = image.convert("L" if channels == 1 else "RGB").resize((size, size), Image.Resampling.BILINEAR)
+    pixels = np.asarray(image).reshape(size, size, channels).transpose(2, 0, 1)
+    return pixels, content_digest(data)
+
+
+def open_store(
+    root: Path, files: Sequence[Path], size: int, channels: int, cache_dir: Path, name: str, on_bad_image: OnBadImage
+) -> Store:
+    """The decoded files, from the cache where it is up to date, else decoded into it.
+
+    The cache is keyed by the list of files, their sizes and times, and what is done to them.
+
+    Raises:
+        UserError: a file cannot be decoded and ``on_bad_image`` is ``raise``.
+        OSError: the disk is full; nothing half-written stays.
+    """
+    recipe = {
+        "format": FORMAT,
+        "size": size,
+        "channels": channels,
+        "files": [(str(f.relative_to(root)), f.stat().st_size, f.stat().st_mtime_ns) for f in files],
+    }
+    key = blake2b(json.dumps(recipe).encode(), digest_size=8).hexdigest()
+    folder = cache_dir / f"{name}-{size}px-{key}"
+    if not folder.exists():
+        _build(folder, files, (len(files), channels, size, size), on_bad_image)
+    try:
+        index = json.loads((folder / "index.json").read_text())
+        images = torch.from_numpy(np.load(folder / "images.npy", mmap_mode="c"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"the image cache {folder} is damaged ({error}): delete that folder and run again") from error
+    _refuse_bad(index["bad"], on_bad_image)
+    return Store(images, [bytes.fromhex(d) for d in index["digests"]], index["bad"])
+
+
+def _build(folder: Path, files: Sequence[Path], shape: tuple[int, ...], on_bad_image: OnBadImage) -> None:
+    """Decode into a temporary folder, then rename it: a cache is there whole or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".decoding-"))
+    try:
+        array = np.lib.format.open_memmap(temporary / "images.npy", "w+", np.uint8, shape)
+        with open(temporary / "images.npy", "r+b") as file:
+            # Claim the space now: writing to a mapped file on a full disk would kill the process without a word.
+            os.posix_fallocate(file.fileno(), 0, os.path.getsize(file.name))
+        digests, bad = _decode_all(files, array, on_bad_image)
+        array.flush()
+        (temporary / "index.json").write_text(json.dumps({"digests": [d.hex() for d in digests], "bad": bad}))
+        try:
+            temporary.rename(folder)
+        except OSError:
+            if not folder.exists():  # else another process has just decoded the same files
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _decode_all(
+    files: Sequence[Path], array: np.ndarray, on_bad_image: OnBadImage
+) -> tuple[list[bytes], dict[str, str]]:
+    """Fill the rows of ``array``; return the digests and the files that cannot be decoded."""
+    _, channels, size, _ = array.shape
+    digests = [b""] * len(files)
+    bad: dict[str, str] = {}
+
+    def work(i: int) -> None:
+        try:
+            array[i], digests[i] = decode(files[i], size, channels)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            reason = "zero bytes" if files[i].stat().st_size == 0 else str(error).split(" '/")[0]
+            bad[str(files[i])] = reason
+            digests[i] = content_digest(str(files[i]).encode())
+            _refuse_bad(bad, on_bad_image)
+
+    pool = ThreadPoolExecutor(os.cpu_count())  # Pillow decodes and resizes outside the interpreter lock
+    try:
+        list(tqdm(pool.map(work, range(len(files))), "Decoding images", len(files), unit="image", leave=False))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return digests, dict(sorted(bad.items()))
+
+
+def _refuse_bad(bad: dict[str, str], on_bad_image: OnBadImage) -> None:
+    if on_bad_image not in ("raise", "skip"):
+        raise UserError(f"data.on_bad_image={on_bad_image}: choose raise or skip")
+    if bad and on_bad_image == "raise":
+        path, reason = next(iter(bad.items()))
+        raise UserError(f"cannot decode {path}: {reason}. Repair or remove it, or set data.on_bad_image=skip")

@@ -1,0 +1,1 @@
+"""Measures of a VAE: pure functions, and torchmetrics that accumulate them."""

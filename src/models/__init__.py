@@ -1,0 +1,1 @@
+"""LightningModules: one base class, one file a variant."""

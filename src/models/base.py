@@ -1,0 +1,196 @@
+"""What every VAE shares: inference, generation, the ELBO's bookkeeping, and the optimizer."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, Independent, Normal
+
+from src.data.base import Batch
+from src.errors import UserError
+from src.likelihoods import Likelihood, Pixels
+from src.metrics.means import ExampleMean
+from src.networks.blocks import WideLinear
+from src.objectives import ElboTerms, Inference, elbo_terms, linear_warmup, soft_bound
+from src.priors import StandardNormal
+
+MAX_LOG_VARIANCE = 12.0  # posterior standard deviations stay within exp(+-6)
+
+
+class Schedule(NamedTuple):
+    """A learning-rate schedule: its factory, how often it steps, and the metric it may watch."""
+
+    factory: Callable[[torch.optim.Optimizer], Any]
+    interval: str  # "epoch" or "step"
+    monitor: str | None = None
+
+
+class BaseVAE(L.LightningModule):
+    """A variational autoencoder with a diagonal Gaussian posterior and a standard normal prior.
+
+    ``log p(x) >= E_q(z|x)[log p(x|z)] - KL(q(z|x) || p(z))`` (Kingma & Welling 2014, arXiv 1312.6114;
+    Rezende et al. 2014, arXiv 1401.4082). A variant states its :meth:`objective`; it may replace :meth:`infer`
+    and :meth:`generate`. All that is logged is in nats per image: summed over pixels, averaged over images.
+
+    Args:
+        image_shape: channels, height and width ``(C, H, W)`` of the images.
+        latent_dim: latent dimensions D.
+        encoder: called with ``image_shape`` and ``depth``; a module ``[B, C, H, W] -> [B, out_features]``.
+        decoder: called with ``latent_dim``, ``image_shape`` and ``depth``; a module ``[B, D] -> [B, C, H, W]``.
+        likelihood: turns the decoder's output into p(x|z).
+        optimizer: called with the parameters.
+        schedule: learning-rate schedule, or None for a constant rate.
+        kl_weight: factor of the rate in the loss (beta-VAE, Higgins et al. 2017); 1 trains on the ELBO.
+        kl_warmup_steps: optimizer steps over which that factor rises from 0; 0 for none.
+        depth: layers a stage of both networks: convolutions, or LSTM layers.
+
+    Raises:
+        UserError: a value no VAE can have, or an image size that the networks cannot serve.
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        latent_dim: int,
+        encoder: Callable[..., nn.Module],
+        decoder: Callable[..., nn.Module],
+        likelihood: Likelihood,
+        optimizer: Callable[..., torch.optim.Optimizer],
+        schedule: Schedule | None = None,
+        kl_weight: float = 1.0,
+        kl_warmup_steps: int = 0,
+        depth: int = 1,
+    ) -> None:
+        super().__init__()
+        if latent_dim < 1:
+            raise UserError(f"model.latent_dim={latent_dim}: a latent space has at least 1 dimension")
+        if kl_weight < 0 or kl_warmup_steps < 0:
+            raise UserError(f"model.kl_weight={kl_weight}, model.kl_warmup_steps={kl_warmup_steps}: neither may be negative")
+        channels, height, width = image_shape
+        self.image_shape = tuple(image_shape)
+        self.latent_dim = latent_dim
+        self.kl_weight = kl_weight
+        self.kl_warmup_steps = kl_warmup_steps
+        self.likelihood = likelihood
+        self.prior = StandardNormal(latent_dim)
+        self.encoder = encoder(image_shape=self.image_shape, depth=depth)
+        self.posterior_head = WideLinear(self.encoder.out_features, 2 * latent_dim)
+        self.decoder = decoder(
+            latent_dim=latent_dim,
+            image_shape=(channels * likelihood.parameters_per_pixel, height, width),
+            depth=depth,
+        )
+        self._make_optimizer = optimizer
+        self._schedule = schedule
+        # loss, distortion and rate, then the rate of each latent
+        self.means = nn.ModuleDict({stage: ExampleMean(3 + latent_dim) for stage in ("training", "val", "test")})
+
+    # ---- the model -------------------------------------------------------------------------------------------
+
+    def posterior(self, x: Tensor) -> Independent:
+        """q(z|x) of images ``[B, C, H, W]``: batch ``[B]``, event ``[D]``; computed in float32 from the features on."""
+        features = self.encoder(x)
+        with torch.autocast(x.device.type, enabled=False):
+            mean, log_variance = self.posterior_head(features.float()).chunk(2, dim=-1)
+            scale = torch.exp(0.5 * soft_bound(log_variance, MAX_LOG_VARIANCE))
+            return Independent(Normal(mean, scale, validate_args=False), 1, validate_args=False)
+
+    def reparameterize(self, posterior: Independent, num_samples: int = 1) -> Tensor:
+        """``z = mean + scale * noise``, ``[K, B, D]``: samples through which gradients reach the posterior."""
+        return posterior.rsample((num_samples,))
+
+    def decode(self, z: Tensor) -> Distribution:
+        """p(x|z) of codes ``[..., D]``: batch ``[...]``, event ``[C, H, W]``; the likelihood is computed in float32."""
+        raw = self.decoder(z.flatten(0, -2))
+        with torch.autocast(z.device.type, enabled=False):
+            return self.likelihood(raw.float().unflatten(0, z.shape[:-1]))
+
+    def infer(self, x: Tensor, num_samples: int = 1) -> Inference:
+        """Posterior, K samples of it, and the likelihood that each gives the image."""
+        posterior = self.posterior(x)
+        z = self.reparameterize(posterior, num_samples)
+        return Inference(posterior, z, self.decode(z))
+
+    def generate(self, num_images: int) -> Distribution:
+        """p(x|z) for ``num_images`` draws of z from the prior."""
+        return self.decode(self.prior().sample((num_images,)))
+
+    def objective(self, x: Tensor, inference: Inference, terms: ElboTerms) -> Tensor:
+        """Loss of every image ``[B]``, in nats; ``terms`` are the ELBO's, already computed."""
+        raise NotImplementedError
+
+    @property
+    def current_kl_weight(self) -> float:
+        """KL weight at this optimizer step; a function of the step alone, so a resumed run continues it."""
+        return self.kl_weight * linear_warmup(self.global_step, self.kl_warmup_steps)
+
+    def is_pseudo_likelihood(self, pixels: Pixels) -> bool:
+        """Whether the reported elbo of such pixels bounds no log-probability: see :class:`Likelihood`."""
+        return self.likelihood.is_pseudo(pixels)
+
+    # ---- the loops -------------------------------------------------------------------------------------------
+
+    def _step(self, batch: Batch, stage: str) -> tuple[Tensor, ElboTerms]:
+        """Loss per image and ELBO terms of one batch, added to the stage's means."""
+        inference = self.infer(batch.x)
+        with torch.autocast(batch.x.device.type, enabled=False):
+            terms = elbo_terms(batch.x, inference, self.prior())
+            loss = self.objective(batch.x, inference, terms)
+        values = torch.stack([loss, terms.distortion, terms.rate], dim=1).detach()
+        self.means[stage].update(torch.cat([values, terms.rate_per_latent.detach()], dim=1))
+        return loss, terms
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """The mean loss of the batch; its terms ride along for the callbacks."""
+        loss, terms = self._step(batch, "training")
+        return {
+            "loss": loss.mean(),
+            "distortion": terms.distortion.detach().mean(),
+            "rate": terms.rate.detach().mean(),
+        }
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """One posterior sample an image, in float32 whatever precision trains."""
+        with torch.autocast(batch.x.device.type, enabled=False):
+            self._step(batch, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """As in validation."""
+        with torch.autocast(batch.x.device.type, enabled=False):
+            self._step(batch, "test")
+
+    def on_train_epoch_end(self) -> None:
+        self._log_means("training", "train")
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_means("val", "val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_means("test", "test")
+
+    def _log_means(self, stage: str, tag: str) -> None:
+        """Log the split's exact means as ``tag/elbo`` and so on; keep the rate of each latent for the callbacks."""
+        means = self.means[stage].compute()
+        self.means[stage].reset()
+        loss, distortion, rate = means[:3].tolist()
+        self.rate_per_latent = means[3:]
+        named = {"elbo": -(distortion + rate), "distortion": distortion, "rate": rate, "loss": loss}
+        pixels = self.trainer.datamodule.pixels
+        bits = self.likelihood.bits_per_dim(distortion + rate, torch.Size(self.image_shape).numel(), pixels)
+        if bits is not None:
+            named["bits_per_dim"] = bits
+        bar = tag != "test"
+        for name, value in named.items():
+            self.log(f"{tag}/{name}", value, prog_bar=bar and name == "elbo", rank_zero_only=False)
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer, and its learning-rate schedule where there is one."""
+        optimizer = self._make_optimizer(self.parameters())
+        if self._schedule is None:
+            return optimizer
+        schedule = {"scheduler": self._schedule.factory(optimizer), "interval": self._schedule.interval}
+        if self._schedule.monitor:
+            schedule["monitor"] = self._schedule.monitor
+        return {"optimizer": optimizer, "lr_scheduler": schedule}

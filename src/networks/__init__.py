@@ -1,0 +1,1 @@
+"""Encoder and decoder bodies: tensors in, tensors out; no loss, no Lightning."""

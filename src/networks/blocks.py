@@ -1,0 +1,160 @@
+"""Building blocks shared by the encoders and decoders, and the arithmetic of their sizes."""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from src.errors import UserError
+
+Norm = Literal["before", "after", "none"]
+ACTIVATIONS = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "silu": nn.SiLU, "gelu": nn.GELU, "tanh": nn.Tanh}
+LARGEST_SIZE = 1024  # pixels; how far `serves` looks when it lists the sizes that work
+
+
+def activation(name: str) -> nn.Module:
+    """The nonlinearity called ``name``; LeakyReLU has slope 0.01.
+
+    Raises:
+        UserError: ``name`` is not one of ``ACTIVATIONS``.
+    """
+    if name not in ACTIVATIONS:
+        raise UserError(f"unknown activation {name!r}: choose one of {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]()
+
+
+def norm_and_activation(features: int, norm: Norm, act: str, *, spatial: bool = True) -> list[nn.Module]:
+    """What follows a layer: batch norm ``before`` the nonlinearity, ``after`` it, or ``none``.
+
+    ``spatial`` chooses between BatchNorm2d for maps ``[B, C, H, W]`` and BatchNorm1d for vectors ``[B, F]``.
+    """
+    make = nn.BatchNorm2d if spatial else nn.BatchNorm1d
+    match norm:
+        case "before":
+            return [make(features), activation(act)]
+        case "after":
+            return [activation(act), make(features)]
+        case "none":
+            return [activation(act)]
+        case _:
+            raise UserError(f"unknown norm {norm!r}: choose before, after or none")
+
+
+class ResidualConv(nn.Module):
+    """One extra convolution of a stage: ``x + gain * f(conv3x3(x))``, size and channels kept.
+
+    The gain is one learned number a channel that starts at 0.1, so a stage of any depth starts close to a
+    stage of depth one and gradients reach the first layer (LayerScale, Touvron et al. 2021, arXiv 2103.17239).
+    """
+
+    def __init__(self, channels: int, norm: Norm, act: str) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1), *norm_and_activation(channels, norm, act)
+        )
+        self.gain = nn.Parameter(torch.full((channels, 1, 1), 0.1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, C, H, W] -> [B, C, H, W]``."""
+        return x + self.gain * self.branch(x)
+
+
+class WideLinear(nn.Linear):
+    """A linear layer whose output moves equally far per Adam step whatever its fan-in.
+
+    Adam moves every weight by about the learning rate, so the first step can move the output of a layer with
+    ``n`` inputs by ``n * lr``: for 16,384 inputs enough to throw a log-variance head, and with it the loss, two
+    orders of magnitude off. Above ``base`` inputs the weight is stored ``n / base`` times larger and its product
+    scaled back, which leaves the function at initialisation unchanged and divides the effective learning rate
+    by ``n / base`` (maximal update parametrization, Yang et al. 2022, arXiv 2203.03466, table 8).
+    """
+
+    def __init__(self, in_features: int, out_features: int, base: int = 256) -> None:
+        super().__init__(in_features, out_features)
+        self.multiplier = min(1.0, base / in_features)
+        with torch.no_grad():
+            self.weight.div_(self.multiplier)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, in_features] -> [B, out_features]``."""
+        return nn.functional.linear(x * self.multiplier, self.weight, self.bias)
+
+
+def per_stage(value: int | Sequence[int], stages: int, name: str) -> list[int]:
+    """``value`` as one number a stage: a single number is repeated, a list must have ``stages`` entries."""
+    values = [value] * stages if isinstance(value, int) else list(value)
+    if len(values) != stages:
+        raise UserError(f"{name}={values} has {len(values)} entries for {stages} widths: give one number or {stages}")
+    return values
+
+
+def check_depth(depth: int) -> int:
+    """``depth`` itself, once it is known to be a number of layers."""
+    if depth < 1:
+        raise UserError(f"model.depth={depth}: a stage needs at least 1 layer")
+    return depth
+
+
+class ConvGeometry:
+    """Kernel, stride and padding of a stack of convolutions, and the map sizes that follow from them.
+
+    Encoders run it from the image inwards; decoders run it backwards, with the output padding that restores
+    each size exactly, so a decoder serves every size for which the forward chain stays positive.
+    """
+
+    def __init__(
+        self, stages: int, kernel_size: int | Sequence[int], stride: int | Sequence[int], padding: int | Sequence[int]
+    ) -> None:
+        self.kernels = per_stage(kernel_size, stages, "kernel_size")
+        self.strides = per_stage(stride, stages, "stride")
+        self.paddings = per_stage(padding, stages, "padding")
+
+    def __len__(self) -> int:
+        return len(self.kernels)
+
+    def chain(self, size: int) -> list[int]:
+        """Side lengths from the image (``size`` pixels) to the innermost map; ends early where nothing is left."""
+        sizes = [size]
+        for kernel, stride, padding in zip(self.kernels, self.strides, self.paddings, strict=True):
+            sizes.append((sizes[-1] + 2 * padding - kernel) // stride + 1)
+            if sizes[-1] < 1:
+                break
+        return sizes
+
+    def fits(self, size: int) -> bool:
+        """Whether every map of a ``size``-pixel image has at least one pixel."""
+        return self.chain(size)[-1] >= 1
+
+    def output_padding(self, stage: int, size: int) -> int:
+        """Rows a transposed convolution must add so that stage ``stage`` gives back the ``size`` it came from."""
+        kernel, stride, padding = self.kernels[stage], self.strides[stage], self.paddings[stage]
+        return (size + 2 * padding - kernel) % stride
+
+    def maps(self, image_shape: Sequence[int], network: str) -> list[tuple[int, int]]:
+        """Height and width of every map of an image ``(C, H, W)``, the image first.
+
+        Raises:
+            UserError: the image is too small for the stack; the message lists the sizes that work.
+        """
+        _, height, width = image_shape
+        if not (self.fits(height) and self.fits(width)):
+            shrinking = " -> ".join(str(s) for s in self.chain(min(height, width)))
+            raise UserError(
+                f"{network} cannot serve {height}x{width} pixel images: its {len(self)} convolutions shrink a side "
+                f"{shrinking}. Sizes that work: {self.sizes_that_work()}; set data.image_size to one of them"
+            )
+        return list(zip(self.chain(height), self.chain(width), strict=True))
+
+    def sizes_that_work(self) -> str:
+        """The side lengths this stack serves, in words."""
+        good = [size for size in range(1, LARGEST_SIZE + 1) if self.fits(size)]
+        if not good:
+            return f"none up to {LARGEST_SIZE} (fewer stages or smaller kernels are needed)"
+        return f"{good[0]} and above"
+
+
+def flat(shape: Sequence[int]) -> int:
+    """Number of entries of a tensor of this shape."""
+    return math.prod(shape)

@@ -1,0 +1,86 @@
+"""The evidence lower bound and its parts, as pure functions on tensors.
+
+Shapes: ``K`` posterior samples, ``B`` images, ``D`` latent dimensions. Unit: nats per image. Nothing here averages
+over images: that is done once, in the training step.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Independent, kl_divergence
+
+
+class Inference(NamedTuple):
+    """One pass of a batch through a VAE."""
+
+    posterior: Independent  # q(z|x)   batch [B]     event [D]
+    z: Tensor  # [K, B, D]
+    likelihood: Distribution  # p(x|z)   batch [K, B]  event [C, H, W]
+
+
+class ElboTerms(NamedTuple):
+    """The two parts of the negative ELBO of each image, in nats."""
+
+    distortion: Tensor  # [B]     -E_q log p(x|z), over K samples
+    rate_per_latent: Tensor  # [B, D]  KL(q(z_d|x) || p(z_d))
+
+    @property
+    def rate(self) -> Tensor:
+        """KL(q(z|x) || p(z)) ``[B]``: the sum over independent latents."""
+        return self.rate_per_latent.sum(-1)
+
+    @property
+    def elbo(self) -> Tensor:
+        """Evidence lower bound ``[B]``, whatever weight training puts on the rate (Kingma & Welling 2014, eq. 3)."""
+        return -(self.distortion + self.rate)
+
+
+def distortion(x: Tensor, likelihood: Distribution) -> Tensor:
+    """``-log p(x|z)`` in nats, summed over pixels: ``[B, C, H, W]`` under a likelihood ``[K, B]`` to ``[K, B]``."""
+    return -likelihood.log_prob(x)
+
+
+def rate_per_latent(posterior: Independent, prior: Independent) -> Tensor:
+    """Analytic ``KL(q(z_d|x) || p(z_d))`` of each latent, ``[B, D]``, in nats.
+
+    For ``N(m, s^2)`` against the standard normal this is ``(m^2 + s^2 - 1) / 2 - log s`` (Kingma & Welling 2014,
+    arXiv 1312.6114, appendix B).
+    """
+    return kl_divergence(posterior.base_dist, prior.base_dist)
+
+
+def elbo_terms(x: Tensor, inference: Inference, prior: Independent) -> ElboTerms:
+    """Distortion and rate of every image of the batch ``x``."""
+    return ElboTerms(
+        distortion=distortion(x, inference.likelihood).mean(0),
+        rate_per_latent=rate_per_latent(inference.posterior, prior),
+    )
+
+
+def iwae_bound(x: Tensor, inference: Inference, prior: Independent) -> Tensor:
+    """Importance-weighted bound on log p(x), ``[B]``, in nats; rises to log p(x) with K.
+
+    ``log 1/K sum_k p(x|z_k) p(z_k) / q(z_k|x)`` in float64 (Burda et al. 2016, arXiv 1509.00519, eq. 8).
+    """
+    log_weights = (
+        inference.likelihood.log_prob(x).double()
+        + prior.log_prob(inference.z).double()
+        - inference.posterior.log_prob(inference.z).double()
+    )
+    return torch.logsumexp(log_weights, dim=0) - math.log(len(log_weights))
+
+
+def linear_warmup(step: int, warmup_steps: int) -> float:
+    """Factor that rises from 0 at step 0 to 1 at ``warmup_steps`` and stays there (Bowman et al. 2016, KL annealing)."""
+    return 1.0 if warmup_steps <= 0 else min(1.0, step / warmup_steps)
+
+
+def soft_bound(x: Tensor, limit: float) -> Tensor:
+    """``x`` near 0, never beyond ``+-limit``, and with a gradient everywhere: ``x / sqrt(1 + (x / limit)^2)``.
+
+    The gradient falls as ``(limit / x)^3``, not exponentially as that of tanh, so a scale that was thrown far off
+    finds back; a clamp would leave it there.
+    """
+    return x * torch.rsqrt(1 + (x / limit) ** 2)
