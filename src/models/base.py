@@ -84,8 +84,9 @@ class BaseVAE(L.LightningModule):
         )
         self._make_optimizer = optimizer
         self._schedule = schedule
+        self.step_terms: dict[str, Tensor] = {}  # means of the latest training batch, detached
         # loss, distortion and rate, then the rate of each latent
-        self.means = nn.ModuleDict({stage: ExampleMean(3 + latent_dim) for stage in ("training", "val", "test")})
+        self.means = nn.ModuleDict({stage: ExampleMean(3 + latent_dim) for stage in ("fit", "val", "test")})
 
     # ---- the model -------------------------------------------------------------------------------------------
 
@@ -126,9 +127,10 @@ class BaseVAE(L.LightningModule):
         """KL weight at this optimizer step; a function of the step alone, so a resumed run continues it."""
         return self.kl_weight * linear_warmup(self.global_step, self.kl_warmup_steps)
 
-    def is_pseudo_likelihood(self, pixels: Pixels) -> bool:
-        """Whether the reported elbo of such pixels bounds no log-probability: see :class:`Likelihood`."""
-        return self.likelihood.is_pseudo(pixels)
+    def metric_names(self, pixels: Pixels) -> dict[str, str]:
+        """What to call ``elbo`` and ``distortion`` before people: a pseudo-likelihood gives a pseudo-elbo."""
+        prefix = "pseudo-" if self.likelihood.is_pseudo(pixels) else ""
+        return {name: f"{prefix}{name}" for name in ("elbo", "distortion")}
 
     # ---- the loops -------------------------------------------------------------------------------------------
 
@@ -142,14 +144,15 @@ class BaseVAE(L.LightningModule):
         self.means[stage].update(torch.cat([values, terms.rate_per_latent.detach()], dim=1))
         return loss, terms
 
-    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """The mean loss of the batch; its terms ride along for the callbacks."""
-        loss, terms = self._step(batch, "training")
-        return {
-            "loss": loss.mean(),
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The mean loss of the batch; its terms stay in ``step_terms`` for the callbacks."""
+        loss, terms = self._step(batch, "fit")
+        self.step_terms = {
+            "loss": loss.detach().mean(),
             "distortion": terms.distortion.detach().mean(),
             "rate": terms.rate.detach().mean(),
         }
+        return loss.mean()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """One posterior sample an image, in float32 whatever precision trains."""
@@ -162,7 +165,7 @@ class BaseVAE(L.LightningModule):
             self._step(batch, "test")
 
     def on_train_epoch_end(self) -> None:
-        self._log_means("training", "train")
+        self._log_means("fit", "train")
 
     def on_validation_epoch_end(self) -> None:
         self._log_means("val", "val")
@@ -183,7 +186,7 @@ class BaseVAE(L.LightningModule):
             named["bits_per_dim"] = bits
         bar = tag != "test"
         for name, value in named.items():
-            self.log(f"{tag}/{name}", value, prog_bar=bar and name == "elbo", rank_zero_only=False)
+            self.log(f"{tag}/{name}", value, prog_bar=bar and name == "elbo", sync_dist=True)  # equal in all processes
 
     def configure_optimizers(self) -> Any:
         """The optimizer, and its learning-rate schedule where there is one."""

@@ -1,0 +1,61 @@
+"""Pictures: tensors in, matplotlib figures or image grids out. Knows no Trainer and no file."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+from torchvision.utils import make_grid
+
+# Okabe & Ito's palette: told apart with any colour vision.
+COLOURS = {"elbo": "#0072B2", "distortion": "#D55E00", "rate": "#009E73"}
+GAP = 1.0  # white between pictures: X-rays and digits have black borders
+
+
+def grid(images: Tensor, columns: int) -> Tensor:
+    """Images ``[N, C, H, W]`` in [0, 1] as one picture ``[3, H', W']``; tiny ones are enlarged by whole pixels."""
+    factor = max(1, 64 // images.shape[-1])
+    large = images.clamp(0, 1).float().repeat_interleave(factor, -1).repeat_interleave(factor, -2)
+    return make_grid(large, nrow=columns, padding=2, pad_value=GAP)
+
+
+def interleave(originals: Tensor, reconstructions: Tensor, columns: int) -> Tensor:
+    """Rows of originals, each over the row of its reconstructions, ``[2N, C, H, W]``; N a multiple of ``columns``."""
+    rows = zip(originals.split(columns), reconstructions.split(columns), strict=True)
+    return torch.cat([part for pair in rows for part in pair])
+
+
+def picture(image: Tensor, title: str) -> Figure:
+    """One grid ``[3, H, W]`` with a title, at its own proportions."""
+    _, height, width = image.shape
+    figure = Figure(figsize=(8, 8 * height / width + 0.5), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(image.permute(1, 2, 0).cpu().numpy(), interpolation="nearest")
+    axes.set_title(title, fontsize=11)
+    axes.axis("off")
+    return figure
+
+
+def loss_curves(epochs: Sequence[Mapping[str, float]], names: Mapping[str, str]) -> Figure:
+    """Negative elbo, distortion and rate by epoch: training dashed, validation solid.
+
+    Args:
+        epochs: one mapping an epoch from ``train/elbo``, ``val/rate`` and so on to nats per image.
+        names: what to call ``elbo`` and ``distortion`` (a pseudo-likelihood is called one).
+    """
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes: Axes = figure.subplots()
+    for quantity, colour in COLOURS.items():
+        sign, name = (-1, f"−{names['elbo']}") if quantity == "elbo" else (1, names.get(quantity, quantity))
+        for stage, style in (("train", "--"), ("val", "-")):
+            tag = f"{stage}/{quantity}"
+            points = [(epoch["epoch"], sign * epoch[tag]) for epoch in epochs if tag in epoch]
+            if points:
+                axes.plot(*zip(*points, strict=True), style, color=colour, label=f"{name}, {stage}", marker=".")
+    axes.set(xlabel="epoch", ylabel="nats per image", title="Training and validation")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.legend(ncols=3, fontsize=9)
+    return figure

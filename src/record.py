@@ -1,0 +1,118 @@
+"""What a finished run says of itself: ``metrics.json`` and the table on the terminal."""
+
+import platform
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from src.callbacks import Throughput
+from src.data.base import ImageDataModule
+from src.models.base import BaseVAE
+from src.runs import RunFolder
+
+UNIT = "nats per image: summed over pixels, averaged over the images of the split"
+
+
+def describe_data(datamodule: ImageDataModule) -> str:
+    """Images of each split, and what was found while splitting, in one paragraph."""
+    train, val, test, notes = datamodule.splits
+    shape = "x".join(str(n) for n in datamodule.image_shape)
+    counts = f"{len(train):,} training, {len(val):,} validation, {len(test):,} test images of {shape}"
+    return "; ".join([f"{datamodule.name}: {counts}", *notes])
+
+
+def summarize(
+    trainer: L.Trainer, model: BaseVAE, datamodule: ImageDataModule, started: float, tags: list[str], seed: int
+) -> dict[str, Any]:
+    """Everything ``metrics.json`` holds.
+
+    Args:
+        trainer: has just trained and tested ``model`` on ``datamodule``.
+        started: ``time.perf_counter()`` at the beginning.
+        tags: the user's words.
+        seed: the run's seed.
+    """
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    checkpoint = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), None)
+    throughput = next((c for c in trainer.callbacks if isinstance(c, Throughput)), None)
+    train, val, test, notes = datamodule.splits
+    best = checkpoint.best_model_score if checkpoint else None
+    return {
+        "test": {name.removeprefix("test/"): value for name, value in metrics.items() if name.startswith("test/")},
+        "best": {checkpoint.monitor: float(best)} if best is not None else None,
+        "unit": UNIT,
+        "likelihood": model.likelihood.name,
+        "pixels": datamodule.pixels,
+        "pseudo_likelihood": model.likelihood.is_pseudo(datamodule.pixels),
+        "latent_dim": model.latent_dim,
+        "kl_weight": model.kl_weight,
+        "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "data": {
+            "name": datamodule.name,
+            "fingerprint": datamodule.fingerprint,
+            "image_shape": list(datamodule.image_shape),
+            "images": {"train": len(train), "val": len(val), "test": len(test)},
+            "notes": notes,
+        },
+        "epochs": trainer.current_epoch,
+        "steps": trainer.global_step,
+        "precision": str(trainer.precision),
+        "devices": f"{trainer.num_devices} x {trainer.accelerator.name()}",
+        "seed": seed,
+        "tags": tags,
+        "seconds": round(time.perf_counter() - started, 2),
+        "train_images_per_second": throughput and throughput.images_per_second,
+        "peak_memory_mib": peak_memory(),
+        "git_commit": git_commit(),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "lightning": L.__version__,
+        },
+    }
+
+
+def report(run: RunFolder, metrics: dict[str, Any], names: dict[str, str]) -> str:
+    """The table a run ends with; ``names`` as the model calls its metrics for these pixels."""
+    rows: list[tuple[str, Any]] = [(f"test {names.get(n, n)}", v) for n, v in metrics["test"].items()]
+    rows += [
+        ("training speed", f"{metrics['train_images_per_second'] or 0:,.0f} images/s, {metrics['epochs']} epochs"),
+        ("best checkpoint", run.best),
+        ("run folder", run.path),
+        ("look at it", f"tensorboard --logdir {run.path}"),
+    ]
+    width = max(len(name) for name, _ in rows)
+    lines = [f"  {name:<{width}}  {f'{value:.4f}' if isinstance(value, float) else value}" for name, value in rows]
+    if metrics["pseudo_likelihood"]:
+        lines.append("  pseudo-: grey pixels under a Bernoulli have no probability; compare such numbers with each other only")
+    return "\n".join(["", "Result on the test split, in nats per image", *lines])
+
+
+def git_commit() -> str | None:
+    """Commit of the code, marked ``+changes`` where the working tree differs; None outside a repository."""
+
+    def git(*words: str) -> str:
+        call = subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+        return call.stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("+changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def peak_memory() -> dict[str, float]:
+    """Largest memory use so far in MiB: of the process, and of its GPU where it has one."""
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kilobytes
+    peak = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20}
+    if torch.cuda.is_available():
+        peak["gpu"] = torch.cuda.max_memory_allocated() / 2**20
+    return {name: round(value, 1) for name, value in peak.items()}

@@ -1,0 +1,157 @@
+"""The run folder: what a run leaves behind, and what keeps two runs apart.
+
+``.hydra/`` (config, overrides), ``checkpoints/`` (best.ckpt, last.ckpt), ``metrics.json``, ``figures/``,
+``tensorboard/`` and the log. It is the unit of reload: nothing else is needed to use a run.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+
+from src.data.base import ImageDataModule
+from src.errors import UserError
+from src.models.base import BaseVAE
+
+# Keys that may differ when a run is resumed: how long and on what it trains, not what is trained.
+FREE_TO_CHANGE = ("ckpt_path", "run_dir", "tags", "test", "trainer", "callbacks", "logger")
+
+
+class RunFolder:
+    """Paths of one run."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / ".hydra" / "config.yaml"
+        self.last = self.path / "checkpoints" / "last.ckpt"
+        self.best = self.path / "checkpoints" / "best.ckpt"
+        self.metrics = self.path / "metrics.json"
+        self.figures = self.path / "figures"
+
+    def claim(self, cfg: DictConfig) -> Path | None:
+        """Take the folder for this run and record its config; return the checkpoint to start from.
+
+        Of several processes of one run the first claims; the others only learn where to start.
+
+        Raises:
+            UserError: another run is in it and this is no resume of it; or there is nothing to resume; or what would be
+                resumed was trained with other settings.
+        """
+        start = self._checkpoint_to_start_from(cfg.ckpt_path)
+        if rank_zero_only.rank != 0:
+            return start
+        if start == self.last:
+            self._refuse_other_settings(cfg)
+        elif self.last.exists() or self.metrics.exists():
+            raise UserError(
+                f"{self.path} already holds a run: resume it with ckpt_path=last, or choose another hydra.run.dir"
+            )
+        hydra = HydraConfig.get()
+        self.config.parent.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(cfg, self.config)
+        OmegaConf.save(hydra.overrides.task, self.config.with_name("overrides.yaml"))
+        OmegaConf.save(OmegaConf.create({"hydra": hydra}), self.config.with_name("hydra.yaml"))
+        return start
+
+    def _checkpoint_to_start_from(self, ckpt_path: str | None) -> Path | None:
+        if ckpt_path is None:
+            return None
+        path = self.last if ckpt_path == "last" else Path(ckpt_path)
+        if not path.is_file():
+            hint = "hydra.run.dir must name the folder of the run to resume" if ckpt_path == "last" else "check ckpt_path"
+            raise UserError(f"there is no checkpoint {path}: {hint}")
+        return path
+
+    def _refuse_other_settings(self, cfg: DictConfig) -> None:
+        if not self.config.exists():
+            raise UserError(f"{self.config} is missing: {self.path} is no complete run folder and cannot be resumed")
+        then, now = (dict(flatten(OmegaConf.to_container(c))) for c in (OmegaConf.load(self.config), cfg))
+        for key in sorted(then.keys() | now.keys()):
+            before, after = then.get(key), now.get(key)
+            if before != after and key.split(".")[0] not in FREE_TO_CHANGE:
+                raise UserError(
+                    f"{self.path} was trained with {key}={before}, this resume says {after}: repeat the run's overrides "
+                    f"({self.path}/.hydra/overrides.yaml), or start a new run"
+                )
+
+    def write_metrics(self, metrics: dict[str, Any]) -> None:
+        """Write ``metrics.json``: whole, or not at all."""
+        temporary = self.metrics.with_suffix(".tmp")
+        temporary.write_text(json.dumps(metrics, indent=2) + "\n")
+        temporary.replace(self.metrics)
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of nested mappings; lists stay whole."""
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def hyperparameters(cfg: DictConfig) -> dict[str, str | int | float | bool]:
+    """Flat names and values of what shapes a run, for TensorBoard's HParams tab."""
+    tree = OmegaConf.to_container(cfg, resolve=True)
+    shaping = {key: tree[key] for key in ("model", "data", "optimizer", "schedule", "trainer", "seed", "tags") if key in tree}
+    plain = {key: value if isinstance(value, str | int | float | bool) else str(value) for key, value in flatten(shaping)}
+    return {key: value for key, value in plain.items() if not key.endswith(("_partial_", "where_to_get"))}
+
+
+def build_datamodule(cfg: DictConfig) -> ImageDataModule:
+    """The data set that a config describes."""
+    return instantiate(cfg.data, _convert_="all")
+
+
+def build_model(cfg: DictConfig, datamodule: ImageDataModule) -> BaseVAE:
+    """The model that a config describes, for the images of ``datamodule``."""
+    return instantiate(
+        cfg.model,
+        image_shape=list(datamodule.image_shape),
+        optimizer=instantiate(cfg.optimizer, _convert_="all"),
+        schedule=instantiate(cfg.schedule, _convert_="all") if cfg.get("schedule") else None,
+        _convert_="all",
+    )
+
+
+def fill_seed(cfg: DictConfig, run: RunFolder) -> None:
+    """Draw a seed where the config leaves it open, so that the record names it. 0 is a seed.
+
+    A resume takes the seed that was drawn, and so do the processes that Lightning starts for this one.
+    """
+    if cfg.seed is not None:
+        return
+    if cfg.ckpt_path == "last" and run.config.exists():
+        cfg.seed = OmegaConf.load(run.config).seed
+    elif "LOCAL_RANK" in os.environ:
+        cfg.seed = int(os.environ["PL_GLOBAL_SEED"])
+    else:
+        cfg.seed = int.from_bytes(os.urandom(4), "big") >> 1
+
+
+def check_checkpoint(path: Path, model: BaseVAE) -> None:
+    """See that a checkpoint can be read without unpickling code, and fits the model.
+
+    Raises:
+        UserError: it is damaged, or its weights are another model's.
+    """
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, KeyError, zip errors
+        reason = str(error).split("\n")[0]
+        raise UserError(f"cannot read the checkpoint {path} ({reason}): it is damaged or from elsewhere") from error
+    ours = model.state_dict()
+    for name in sorted(weights.keys() | ours.keys()):
+        then, now = (list(w[name].shape) if name in w else "absent" for w in (weights, ours))
+        if then != now:
+            raise UserError(
+                f"the checkpoint {path} does not fit this model: {name} is {then} in the file and {now} here. "
+                "Use the overrides that the run was trained with"
+            )

@@ -1,0 +1,68 @@
+"""Train a VAE, test its best checkpoint, and record both in one run folder.
+
+``python -m src.train model=conv_deep data=chest_xray``; ``--help`` lists every group and key.
+"""
+
+import time
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from src.errors import reports_user_errors
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="train")
+@reports_user_errors
+def main(cfg: DictConfig) -> float | None:
+    """Run one training; return the best monitored value, for whoever optimises it."""
+    # torch and Lightning come after the config is composed: a typo is answered at once.
+    import lightning as L
+    from hydra.utils import instantiate
+    from lightning.pytorch.utilities import rank_zero_only
+
+    from src import record, runs
+    from src.console import hush_libraries
+
+    started = time.perf_counter()
+    hush_libraries()
+    run = runs.RunFolder(cfg.run_dir)
+    runs.fill_seed(cfg, run)
+    start = run.claim(cfg)
+
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    datamodule = runs.build_datamodule(cfg)
+    model = runs.build_model(cfg, datamodule)
+    if start is not None:
+        runs.check_checkpoint(start, model)
+    callbacks = instantiate(cfg.callbacks, _convert_="all")
+    if dashboard := callbacks.get("dashboard"):
+        dashboard.config = OmegaConf.to_yaml(cfg)
+        dashboard.hyperparameters = runs.hyperparameters(cfg)
+    trainer: L.Trainer = instantiate(
+        cfg.trainer,
+        callbacks=list(callbacks.values()),
+        logger=list(instantiate(cfg.logger, _convert_="all").values()),
+        default_root_dir=str(run.path),
+        _convert_="all",
+    )
+    say = rank_zero_only(print)
+    datamodule.prepare_data()
+    say(record.describe_data(datamodule), flush=True)
+    try:
+        trainer.fit(model, datamodule, ckpt_path=start, weights_only=True)
+    except SystemExit:  # Lightning's answer to Ctrl-C
+        say(f"\nInterrupted. Go on with the same overrides, hydra.run.dir={run.path} and ckpt_path=last")
+        raise
+    checkpoint = callbacks.get("checkpoint")
+    if cfg.test:
+        best = checkpoint.best_model_path if checkpoint else None
+        trainer.test(model, datamodule, ckpt_path=best or None, weights_only=True, verbose=False)
+    if trainer.is_global_zero:
+        metrics = record.summarize(trainer, model, datamodule, started, list(cfg.tags), cfg.seed)
+        run.write_metrics(metrics)
+        print(record.report(run, metrics, model.metric_names(datamodule.pixels)))
+    return float(checkpoint.best_model_score) if checkpoint else None
+
+
+if __name__ == "__main__":
+    main()
