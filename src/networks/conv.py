@@ -13,6 +13,7 @@ from src.networks.blocks import (
     ConvGeometry,
     Norm,
     ResidualConv,
+    Upsample,
     WideLinear,
     check_depth,
     flat,
@@ -125,7 +126,7 @@ class ConvDecoder(nn.Module):
         for i in reversed(range(len(widths))):
             layers += [ResidualConv(widths[i], norm, act) for _ in range(check_depth(depth) - 1)]
             layers.append(
-                nn.ConvTranspose2d(
+                Upsample(
                     widths[i],
                     channels[i],
                     geometry.kernels[i],
