@@ -53,7 +53,9 @@ class NonFiniteGuard(Callback):
         """Look at the gradients when the dashboard has just measured them."""
         norm = pl_module.step_terms.get("grad_norm")
         if norm is not None and not torch.isfinite(norm):
-            bad = [name for name, p in pl_module.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+            bad = [
+                name for name, p in pl_module.named_parameters() if p.grad is not None and not p.grad.isfinite().all()
+            ]
             self._raise(trainer, f"the gradient of {_some(bad)} is not finite at step {trainer.global_step}")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: BaseVAE) -> None:
@@ -71,11 +73,15 @@ class NonFiniteGuard(Callback):
         if bad := _broken(pl_module):
             self._raise(trainer, f"{_some(bad)} is no longer finite at step {step}: a gradient before it overflowed")
         terms = [name for name, value in pl_module.step_terms.items() if not math.isfinite(value)]
-        self._raise(trainer, f"the {' and the '.join(terms) or 'elbo of the validation split'} is not finite at step {step}")
+        self._raise(
+            trainer, f"the {' and the '.join(terms) or 'elbo of the validation split'} is not finite at step {step}"
+        )
 
     def _raise(self, trainer: Trainer, what: str) -> None:
         checkpoint = next((c for c in trainer.checkpoint_callbacks if getattr(c, "last_model_path", "")), None)
-        kept = f"the last good checkpoint is {checkpoint.last_model_path}" if checkpoint else "no epoch was complete yet"
+        kept = (
+            f"the last good checkpoint is {checkpoint.last_model_path}" if checkpoint else "no epoch was complete yet"
+        )
         raise UserError(
             f"training stopped in epoch {trainer.current_epoch}: {what}; {kept}. "
             "Lower optimizer.lr or set trainer.gradient_clip_val"
@@ -193,7 +199,9 @@ class History(Checkpoint):
         self.epochs.append({"epoch": trainer.current_epoch, **metrics})
         if trainer.is_global_zero and not sys.stderr.isatty():
             shown = "  ".join(
-                f"{name} {metrics[name]:.2f}" for name in ("train/elbo", "val/elbo", "val/distortion", "val/rate") if name in metrics
+                f"{name} {metrics[name]:.2f}"
+                for name in ("train/elbo", "val/elbo", "val/distortion", "val/rate")
+                if name in metrics
             )
             print(f"epoch {trainer.current_epoch}: {shown}", flush=True)
 
@@ -240,7 +248,11 @@ class Dashboard(Callback):
     """
 
     def __init__(
-        self, every_n_epochs: int = 1, num_images: int = 16, hyperparameters: dict[str, Any] | None = None, config: str = ""
+        self,
+        every_n_epochs: int = 1,
+        num_images: int = 16,
+        hyperparameters: dict[str, Any] | None = None,
+        config: str = "",
     ) -> None:
         self.every_n_epochs = every_n_epochs
         self.num_images = num_images
@@ -317,7 +329,9 @@ class Figures(Callback):
         originals, means, samples = draw(trainer, pl_module, "test", self.num_images)
         pair = figures.grid(figures.interleave(originals, means, COLUMNS), COLUMNS)
         self._save("reconstructions", figures.picture(pair, "Test images, each row over its reconstructions"))
-        self._save("samples", figures.picture(figures.grid(samples, COLUMNS), "Samples: mean of p(x|z), z from the prior"))
+        self._save(
+            "samples", figures.picture(figures.grid(samples, COLUMNS), "Samples: mean of p(x|z), z from the prior")
+        )
         history = next((c for c in trainer.callbacks if isinstance(c, History)), None)
         if history is not None and history.epochs:
             names = pl_module.metric_names(trainer.datamodule.pixels)

@@ -100,7 +100,9 @@ class GaussianLikelihood(Likelihood):
     def __init__(self, scale: float = 0.1, learned: bool = False) -> None:
         super().__init__()
         if scale <= math.exp(self.MIN_LOG_SCALE):
-            raise UserError(f"likelihood scale={scale}: give a standard deviation above {math.exp(self.MIN_LOG_SCALE):.4f}")
+            raise UserError(
+                f"likelihood scale={scale}: give a standard deviation above {math.exp(self.MIN_LOG_SCALE):.4f}"
+            )
         excess = math.log(scale) - self.MIN_LOG_SCALE
         raw_scale = torch.tensor(math.log(math.expm1(excess)))
         if learned:

@@ -91,7 +91,9 @@ def report(run: RunFolder, metrics: dict[str, Any], names: dict[str, str]) -> st
     width = max(len(name) for name, _ in rows)
     lines = [f"  {name:<{width}}  {f'{value:.4f}' if isinstance(value, float) else value}" for name, value in rows]
     if metrics["pseudo_likelihood"]:
-        lines.append("  pseudo-: grey pixels under a Bernoulli have no probability; compare such numbers with each other only")
+        lines.append(
+            "  pseudo-: grey pixels under a Bernoulli have no probability; compare such numbers with each other only"
+        )
     return "\n".join(["", "Result on the test split, in nats per image", *lines])
 
 

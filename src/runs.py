@@ -28,7 +28,7 @@ class RunFolder:
     """Paths of one run."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = Path(os.path.relpath(path))
         self.config = self.path / ".hydra" / "config.yaml"
         self.last = self.path / "checkpoints" / "last.ckpt"
         self.best = self.path / "checkpoints" / "best.ckpt"
@@ -65,7 +65,9 @@ class RunFolder:
             return None
         path = self.last if ckpt_path == "last" else Path(ckpt_path)
         if not path.is_file():
-            hint = "hydra.run.dir must name the folder of the run to resume" if ckpt_path == "last" else "check ckpt_path"
+            hint = (
+                "hydra.run.dir must name the folder of the run to resume" if ckpt_path == "last" else "check ckpt_path"
+            )
             raise UserError(f"there is no checkpoint {path}: {hint}")
         return path
 
@@ -100,8 +102,12 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 def hyperparameters(cfg: DictConfig) -> dict[str, str | int | float | bool]:
     """Flat names and values of what shapes a run, for TensorBoard's HParams tab."""
     tree = OmegaConf.to_container(cfg, resolve=True)
-    shaping = {key: tree[key] for key in ("model", "data", "optimizer", "schedule", "trainer", "seed", "tags") if key in tree}
-    plain = {key: value if isinstance(value, str | int | float | bool) else str(value) for key, value in flatten(shaping)}
+    shaping = {
+        key: tree[key] for key in ("model", "data", "optimizer", "schedule", "trainer", "seed", "tags") if key in tree
+    }
+    plain = {
+        key: value if isinstance(value, str | int | float | bool) else str(value) for key, value in flatten(shaping)
+    }
     return {key: value for key, value in plain.items() if not key.endswith(("_partial_", "where_to_get"))}
 
 

@@ -74,7 +74,9 @@ class TorchvisionDataModule(ImageDataModule):
         except RuntimeError:
             pass  # not there: the next lines fetch it or say where it belongs
         except (OSError, ValueError, AssertionError, EOFError) as error:
-            raise UserError(f"{self.name}: the files below {self.root} are damaged ({error}). {self.where_to_get}") from error
+            raise UserError(
+                f"{self.name}: the files below {self.root} are damaged ({error}). {self.where_to_get}"
+            ) from error
         if not self.download:
             raise UserError(f"{self.name} is not below {self.root} and data.download is false. {self.where_to_get}")
         try:
@@ -159,5 +161,7 @@ class BinarizedMNISTDataModule(ImageDataModule):
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(f"{self.URL}/{path.name}", str(path))
         except OSError as error:  # URLError is one
-            raise UserError(f"{self.name}: there is no {path} and it could not be downloaded ({error}). {advice}") from error
+            raise UserError(
+                f"{self.name}: there is no {path} and it could not be downloaded ({error}). {advice}"
+            ) from error
         return path.read_bytes()

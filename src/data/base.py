@@ -150,7 +150,9 @@ class ImageDataModule(L.LightningDataModule):
         self.binarize = binarize
         self.dequantize = dequantize
         if dequantize and self.pixels is not Pixels.DEQUANTIZED:
-            raise UserError("data.dequantize=true adds noise to grey levels, but these pixels are binary: set it to false")
+            raise UserError(
+                "data.dequantize=true adds noise to grey levels, but these pixels are binary: set it to false"
+            )
         self._pool: ImagePool | None = None
         self._splits: Splits | None = None
 

@@ -89,7 +89,9 @@ def split(pool: ImagePool, val_fraction: float | None, test_fraction: float, see
     if val_fraction is None:
         val = rest[pool.published[rest] == "val"]
         if not len(val):
-            raise UserError("data.val_fraction=null asks for a published validation split and there is none: give a number")
+            raise UserError(
+                "data.val_fraction=null asks for a published validation split and there is none: give a number"
+            )
         train = _without_copies(np.setdiff1d(rest, val), val, pool, "validation", notes)
     else:
         val = _carve(rest, together, val_fraction, seed, "validation")
@@ -105,7 +107,9 @@ def _components(pool: ImagePool) -> tuple[np.ndarray, list[str]]:
     keys = [np.unique(np.array(pool.digests), return_inverse=True)[1]]
     sizes = np.bincount(keys[0])
     if (sizes > 1).any():
-        notes.append(f"{(sizes > 1).sum()} sets of byte-identical images ({sizes[sizes > 1].sum()} images) kept together")
+        notes.append(
+            f"{(sizes > 1).sum()} sets of byte-identical images ({sizes[sizes > 1].sum()} images) kept together"
+        )
     if pool.groups is not None:
         keys.append(np.unique(np.array(pool.groups), return_inverse=True)[1])
         notes.append(f"{keys[1].max() + 1} patients (groups) kept together")

@@ -67,7 +67,9 @@ class BaseVAE(L.LightningModule):
         if latent_dim < 1:
             raise UserError(f"model.latent_dim={latent_dim}: a latent space has at least 1 dimension")
         if kl_weight < 0 or kl_warmup_steps < 0:
-            raise UserError(f"model.kl_weight={kl_weight}, model.kl_warmup_steps={kl_warmup_steps}: neither may be negative")
+            raise UserError(
+                f"model.kl_weight={kl_weight}, model.kl_warmup_steps={kl_warmup_steps}: neither may be negative"
+            )
         channels, height, width = image_shape
         self.image_shape = tuple(image_shape)
         self.latent_dim = latent_dim

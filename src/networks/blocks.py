@@ -61,17 +61,16 @@ class ResidualConv(nn.Module):
         return x + self.gain * self.branch(x)
 
 
-class Upsample(nn.ConvTranspose2d):
-    """A transposed convolution that starts at the scale of its inputs.
+class DrawingLayer(nn.ConvTranspose2d):
+    """The transposed convolution that writes the likelihood's parameters, started at the scale of its inputs.
 
-    PyTorch takes the fan-in of a transposed convolution from the wrong axis: a last layer that draws one channel
-    from 64 starts about 5 times too large, and with it the first losses. Here the weights are uniform with the
-    bound ``1 / sqrt(fan_in)`` that convolutions have, where an output pixel of a strided layer sees
-    ``in_channels * kernel^2 / stride^2`` inputs.
+    PyTorch takes the fan-in of a transposed convolution from its output channels: a layer that draws 1 channel from
+    64 starts about 5 times too large, so the first image is noise and the first losses a multiple of a grey image's.
+    An output pixel of a strided layer sees ``in_channels * kernel^2 / stride^2`` inputs.
     """
 
     def reset_parameters(self) -> None:
-        """Draw weight and bias."""
+        """Draw weight and bias uniformly within ``1 / sqrt(fan_in)``, as convolutions are."""
         fan_in = self.in_channels * flat(self.kernel_size) / flat(self.stride)
         for parameter in (self.weight, self.bias):
             nn.init.uniform_(parameter, -(fan_in**-0.5), fan_in**-0.5)

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from src.networks.blocks import (
     ConvGeometry,
+    DrawingLayer,
     Norm,
     ResidualConv,
-    Upsample,
     WideLinear,
     check_depth,
     flat,
@@ -125,8 +125,9 @@ class ConvDecoder(nn.Module):
         channels = [image_shape[0], *widths[:-1]]
         for i in reversed(range(len(widths))):
             layers += [ResidualConv(widths[i], norm, act) for _ in range(check_depth(depth) - 1)]
+            layer = DrawingLayer if i == 0 else nn.ConvTranspose2d
             layers.append(
-                Upsample(
+                layer(
                     widths[i],
                     channels[i],
                     geometry.kernels[i],

@@ -1,0 +1,48 @@
+# Two commands do everything on a fresh machine: `make train` and `make test`.
+# Overrides go through ARGS:  make train ARGS='model=lstm data=mnist'
+
+PYTHON ?= python3
+VENV   ?= .venv
+PY     := $(VENV)/bin/python
+READY  := $(VENV)/.ready
+ARGS   ?=
+LOGDIR ?= outputs
+
+.PHONY: help setup train test lint format tensorboard clean
+
+help:            ## list the targets
+	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 14
+
+setup: $(READY)  ## make .venv and install everything into it
+
+# uv is several times faster than pip; where it cannot be had, pip does.
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+	  { echo "error: $(PYTHON) is $$($(PYTHON) --version 2>&1 || true); Python 3.11, 3.12 or 3.13 is needed: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	if $(PY) -m pip install --quiet uv; then \
+	  $(PY) -m uv pip install --quiet --python $(PY) -r pyproject.toml --extra dev; \
+	else \
+	  $(PY) -m pip install --quiet '.[dev]'; \
+	fi
+	@touch $@
+
+train: setup     ## train on the embedded digits, or on what ARGS says
+	$(PY) -m src.train $(ARGS)
+
+test: setup      ## run the tests; ARGS goes to pytest
+	$(PY) -m pytest --cov --cov-report=term $(ARGS)
+
+lint: setup      ## check style and format
+	$(PY) -m ruff check src tests
+	$(PY) -m ruff format --check src tests
+
+format: setup    ## mend style and format
+	$(PY) -m ruff check --fix src tests
+	$(PY) -m ruff format src tests
+
+tensorboard: setup ## the dashboard of every run below LOGDIR (outputs)
+	$(PY) -m tensorboard.main --logdir $(LOGDIR)
+
+clean:           ## remove the environment and tool caches; runs stay
+	rm -rf $(VENV) .pytest_cache .ruff_cache .coverage*

@@ -1,0 +1,145 @@
+"""Networks: the documents' parameter counts, the arithmetic of sizes, and stable first steps."""
+
+import pytest
+import torch
+from torch import nn
+
+from src.errors import UserError
+from src.networks.blocks import ConvGeometry, DrawingLayer, ResidualConv, WideLinear
+from src.networks.conv import ConvDecoder, ConvEncoder
+from src.networks.lstm import LSTMEncoder
+from tests.conftest import built
+
+
+def trainable(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def with_statistics(module: nn.Module) -> int:
+    """Counted as Keras does: running means and variances of batch norm included."""
+    return trainable(module) + sum(b.numel() for n, b in module.named_buffers() if "running" in n)
+
+
+def parts(*overrides: str) -> tuple[nn.Module, nn.Module]:
+    _, model = built(*overrides)
+    return nn.ModuleList([model.encoder, model.posterior_head]), model.decoder
+
+
+def test_conv_deep_count_is_document_000s_without_its_last_batch_norm():
+    encoder, decoder = parts("model=conv_deep", "data=chest_xray")
+    assert trainable(encoder) + trainable(decoder) == 27_104_769
+
+
+def test_conv_dropout_count_is_document_001s():
+    encoder, decoder = parts("model=conv_dropout", "data=mnist", "data.image_size=32")
+    assert trainable(encoder) + trainable(decoder) == 165_409
+
+
+def test_lstm_count_is_document_002s():
+    encoder, decoder = parts("model=lstm", "data=mnist")
+    assert trainable(encoder) + trainable(decoder) == 175_665
+
+
+@pytest.mark.parametrize("latents", [2, 16])
+def test_conv_shallow_count_follows_from_two_valid_convolutions(latents):
+    encoder, decoder = parts("model=conv_shallow", "data=fashion_mnist", f"model.latent_dim={latents}")
+    # Two valid 3x3 convolutions leave 24 x 24; document 003's c (d - (k - 1))^2 counts one of them (26 x 26).
+    flat = 32 * 24**2
+    assert trainable(encoder) == (16 * 9 + 16) + (32 * 16 * 9 + 32) + 2 * (flat * latents + latents)
+    assert trainable(decoder) == (latents * flat + flat) + (32 * 16 * 9 + 16) + (16 * 9 + 1)
+
+
+def test_conv_wide_counts_are_document_004s():
+    encoder, decoder = parts("model=conv_wide", "data=mnist")
+    assert with_statistics(encoder) == 7_207_608
+    assert with_statistics(decoder) == 15_992_321
+    statistics = sum(with_statistics(m) - trainable(m) for m in (encoder, decoder))
+    assert statistics == 108_072
+
+
+def test_conv_tiny_count_is_document_004s_base():
+    encoder, decoder = parts("model=conv_tiny", "data=mnist")
+    assert with_statistics(encoder) + with_statistics(decoder) == 26_345
+
+
+@pytest.mark.parametrize("side", [28, 31, 37, 64, 100])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding"), [(3, 2, 1), (4, 2, 1), (3, 1, 0), (5, 3, 0), ([3, 4], [2, 1], [1, 0])]
+)
+def test_decoder_gives_back_every_size_the_encoder_takes(side, kernel, stride, padding):
+    shape = (3, side, side + 5)
+    recipe = {"widths": [4, 6], "kernel_size": kernel, "stride": stride, "padding": padding}
+    encoder, decoder = ConvEncoder(shape, 2, **recipe), ConvDecoder(7, shape, 2, **recipe)
+    assert encoder(torch.rand(2, *shape)).shape == (2, encoder.out_features)
+    assert decoder(torch.randn(2, 7)).shape == (2, *shape)
+
+
+def test_sizes_that_work_are_derived():
+    geometry = ConvGeometry(4, 4, 2, [1, 1, 1, 0])
+    smallest = next(size for size in range(1, 100) if geometry.fits(size))
+    assert smallest == 32
+    assert geometry.chain(32) == [32, 16, 8, 4, 1]
+    with pytest.raises(UserError, match=r"28 -> 14 -> 7 -> 3 -> 0.*32 and above.*data.image_size"):
+        geometry.maps((1, 28, 28), "net")
+    with pytest.raises(UserError, match="none up to"):
+        ConvGeometry(30, 7, 2, 0).maps((1, 64, 64), "net")
+
+
+def test_wrong_lists_are_named():
+    with pytest.raises(UserError, match=r"stride=\[2, 2\] has 2 entries for 3 widths"):
+        ConvEncoder((1, 32, 32), 1, [4, 4, 4], stride=[2, 2])
+    with pytest.raises(UserError, match="unknown activation 'relo'"):
+        ConvEncoder((1, 32, 32), 1, [4], act="relo")
+    with pytest.raises(UserError, match="unknown norm 'middle'"):
+        ConvEncoder((1, 32, 32), 1, [4], norm="middle")
+    with pytest.raises(UserError, match="depth=0"):
+        LSTMEncoder((1, 28, 28), 0)
+
+
+def test_lstm_reads_rows_in_both_directions():
+    encoder = LSTMEncoder((1, 6, 5), 1, hidden=3)
+    x = torch.rand(1, 1, 6, 5)
+    base = encoder(x)
+    assert base.shape == (1, 6)
+    _, (state, _) = encoder.lstm(x[:, 0])
+    torch.testing.assert_close(base[:, :3], state[0])
+    flipped = encoder(x.flip(-1))  # columns turned round: another sequence of the same length
+    assert not torch.allclose(base, flipped)
+    assert LSTMEncoder((3, 40, 7), 2, hidden=3)(torch.rand(2, 3, 40, 7)).shape == (2, 6)
+
+
+def test_wide_linear_starts_as_linear_and_moves_no_further_than_a_narrow_one():
+    torch.manual_seed(0)
+    narrow, wide = WideLinear(256, 1), WideLinear(16_384, 1)
+    assert narrow.multiplier == 1
+    x = torch.rand(512, 16_384)
+    fresh = wide(x)
+    assert float(fresh.std()) == pytest.approx(float(nn.Linear(16_384, 1)(x).std()), rel=0.5)
+    moves = {}
+    for name, layer in (("wide", wide), ("plain", nn.Linear(16_384, 1))):
+        before = layer(x).detach()
+        optimizer = torch.optim.Adam(layer.parameters(), lr=1e-3)
+        layer(x).sum().backward()
+        optimizer.step()
+        moves[name] = float((layer(x) - before).abs().mean())
+    assert moves["plain"] > 5  # one Adam step: the documents' spike
+    assert moves["wide"] == pytest.approx(1e-3 * 256 * 0.5, rel=0.05)  # what 256 inputs of mean 1/2 would move
+
+
+def test_drawing_layer_starts_at_the_scale_of_its_input():
+    torch.manual_seed(0)
+    x = torch.randn(4, 64, 16, 16)
+    ours, pytorchs = (
+        DrawingLayer(64, 1, 3, 2, 1, output_padding=1),
+        nn.ConvTranspose2d(64, 1, 3, 2, 1, output_padding=1),
+    )
+    assert 0.2 < float(ours(x).std()) < 1
+    assert float(pytorchs(x).std()) > 2
+
+
+@pytest.mark.parametrize("norm", ["before", "after", "none"])
+def test_residual_convolution_starts_near_the_identity(norm):
+    torch.manual_seed(0)
+    x = torch.randn(8, 6, 10, 10)
+    change = ResidualConv(6, norm, "relu")(x) - x
+    assert 0 < float(change.std()) < 0.15

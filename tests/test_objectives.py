@@ -1,0 +1,143 @@
+"""The mathematics, against models whose evidence is known."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
+
+from src.likelihoods import GaussianLikelihood
+from src.models.base import MAX_LOG_VARIANCE
+from src.models.vae import VAE
+from src.objectives import Inference, elbo_terms, iwae_bound, linear_warmup, rate_per_latent, soft_bound
+from src.priors import StandardNormal
+
+SHAPE, PIXELS, LATENTS, NOISE = (1, 2, 3), 6, 2, 0.3
+
+
+class Flat(nn.Flatten):
+    """An encoder that passes the pixels on."""
+
+    out_features = PIXELS
+
+    def __init__(self, image_shape, depth):
+        super().__init__()
+
+
+class LinearDecoder(nn.Sequential):
+    """The decoder of probabilistic PCA."""
+
+    def __init__(self, latent_dim, image_shape, depth):
+        super().__init__(nn.Linear(latent_dim, PIXELS), nn.Unflatten(1, image_shape))
+
+
+@pytest.fixture
+def linear_gaussian() -> tuple[VAE, MultivariateNormal]:
+    """Probabilistic PCA as a VAE whose encoder is the exact posterior, and the exact evidence p(x).
+
+    x = W z + b + noise. With orthogonal columns of W the posterior N(M^-1 W'(x - b) / s^2, M^-1), M = I + W'W / s^2,
+    has a diagonal covariance (Tipping & Bishop 1999), so the VAE's posterior family holds it.
+    """
+    torch.manual_seed(0)
+    model = VAE(SHAPE, LATENTS, Flat, LinearDecoder, GaussianLikelihood(NOISE), torch.optim.Adam)
+    basis = torch.linalg.qr(torch.randn(PIXELS, LATENTS))[0] * torch.tensor([1.5, 0.7])
+    offset = torch.randn(PIXELS)
+    precision = torch.eye(LATENTS) + basis.T @ basis / NOISE**2
+    to_mean = torch.linalg.solve(precision, basis.T) / NOISE**2
+    log_variance = -precision.diagonal().log()
+    with torch.no_grad():
+        model.decoder[0].weight.copy_(basis)
+        model.decoder[0].bias.copy_(offset)
+        model.posterior_head.weight.copy_(torch.cat([to_mean, torch.zeros_like(to_mean)]))
+        unbounded = log_variance / torch.sqrt(1 - (log_variance / MAX_LOG_VARIANCE) ** 2)
+        model.posterior_head.bias.copy_(torch.cat([-to_mean @ offset, unbounded]))
+    return model, MultivariateNormal(offset, basis @ basis.T + NOISE**2 * torch.eye(PIXELS))
+
+
+@torch.no_grad()
+def test_elbo_of_the_exact_posterior_is_the_evidence(linear_gaussian):
+    model, evidence = linear_gaussian
+    x = evidence.sample((5,))
+    terms = elbo_terms(x.unflatten(1, SHAPE), model.infer(x.unflatten(1, SHAPE), num_samples=20_000), model.prior())
+    torch.testing.assert_close(terms.elbo, evidence.log_prob(x), atol=0.03, rtol=0)
+
+
+@torch.no_grad()
+def test_every_importance_weight_of_the_exact_posterior_is_the_evidence(linear_gaussian):
+    model, evidence = linear_gaussian
+    x = evidence.sample((5,))
+    for samples in (1, 7):
+        bound = iwae_bound(x.unflatten(1, SHAPE), model.infer(x.unflatten(1, SHAPE), samples), model.prior())
+        torch.testing.assert_close(bound.float(), evidence.log_prob(x), atol=1e-4, rtol=0)
+
+
+def worse(inference: Inference, model: VAE, samples: int) -> Inference:
+    """The same images under a posterior twice as wide."""
+    base = inference.posterior.base_dist
+    posterior = Independent(Normal(base.loc, 2 * base.scale), 1)
+    z = posterior.rsample((samples,))
+    return Inference(posterior, z, model.decode(z))
+
+
+@torch.no_grad()
+def test_elbo_falls_short_by_the_kl_to_the_true_posterior(linear_gaussian):
+    model, evidence = linear_gaussian
+    x = evidence.sample((4,))
+    exact = model.infer(x.unflatten(1, SHAPE))
+    wide = worse(exact, model, 20_000)
+    elbo = elbo_terms(x.unflatten(1, SHAPE), wide, model.prior()).elbo
+    gap = kl_divergence(wide.posterior, exact.posterior)
+    assert (gap > 0.5).all()
+    torch.testing.assert_close(elbo, evidence.log_prob(x) - gap, atol=0.1, rtol=0)
+
+
+@torch.no_grad()
+def test_iwae_bound_rises_with_k_from_the_elbo_to_the_evidence(linear_gaussian):
+    model, evidence = linear_gaussian
+    x = evidence.sample((4000,))
+    images = x.unflatten(1, SHAPE)
+    exact = model.infer(images)
+    elbo = elbo_terms(images, worse(exact, model, 100), model.prior()).elbo.mean()
+    bounds = [iwae_bound(images, worse(exact, model, k), model.prior()).mean() for k in (1, 4, 16, 256)]
+    values = [float(value) for value in (elbo, *bounds[1:], evidence.log_prob(x).mean())]
+    assert values == sorted(values)
+    assert values[-1] - values[-2] < 0.01  # K = 256 is all but tight
+    assert float(bounds[0]) == pytest.approx(values[0], abs=0.1)  # K = 1 is the ELBO
+
+
+def test_rate_is_the_monte_carlo_kl():
+    torch.manual_seed(0)
+    posterior = Independent(Normal(torch.randn(3, 4), torch.rand(3, 4) + 0.2), 1)
+    prior = StandardNormal(4)()
+    z = posterior.sample((200_000,))
+    monte_carlo = (posterior.log_prob(z) - prior.log_prob(z)).mean(0)
+    analytic = rate_per_latent(posterior, prior)
+    assert analytic.shape == (3, 4)
+    torch.testing.assert_close(analytic.sum(1), monte_carlo, atol=0.03, rtol=0)
+
+
+def test_rate_is_the_closed_form_and_not_document_003s():
+    mean, scale = torch.tensor([[0.5, -2.0]]), torch.tensor([[0.3, 1.7]])
+    rate = rate_per_latent(Independent(Normal(mean, scale), 1), StandardNormal(2)())
+    torch.testing.assert_close(rate, 0.5 * (mean**2 + scale**2 - 1) - scale.log())
+    # mu^2 + sigma^2 - log sigma - 1/2 is the KL to N(0, 1/2) plus half the logarithm of 2.
+    as_documented = mean**2 + scale**2 - scale.log() - 0.5
+    to_half = kl_divergence(Normal(mean, scale), Normal(0.0, 0.5**0.5))
+    torch.testing.assert_close(as_documented, to_half + 0.5 * math.log(2))
+    assert (as_documented - rate).abs().max() > 0.1
+
+
+def test_warmup_is_linear_and_ends():
+    assert [linear_warmup(step, 4) for step in (0, 1, 2, 4, 100)] == [0, 0.25, 0.5, 1, 1]
+    assert linear_warmup(0, 0) == 1
+
+
+def test_soft_bound_bounds_without_killing_the_gradient():
+    x = torch.tensor([-1e4, -60.0, -0.1, 0.0, 0.1, 60.0, 1e4], requires_grad=True)
+    y = soft_bound(x, 12.0)
+    assert (y.abs() <= 12).all()
+    torch.testing.assert_close(y[2:5], x[2:5], atol=1e-4, rtol=1e-3)
+    y.sum().backward()
+    assert (x.grad > 1e-10).all()
+    assert x.grad[1] > 1e-3  # tanh would leave 2e-4 there, a clamp nothing
