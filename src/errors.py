@@ -31,7 +31,9 @@ def explain(error: BaseException) -> str | None:
         if isinstance(link, UserError):
             return str(link)
         if isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT):
-            return f"the disk is full ({link.filename or 'while writing'}): free some space; a run resumes with ckpt_path=last"
+            return (
+                f"the disk is full ({link.filename or 'while writing'}): free some; a run resumes with ckpt_path=last"
+            )
     if isinstance(error, InstantiationException | OmegaConfBaseException):
         culprit = chain[-1] if isinstance(error, InstantiationException) else error
         where = [line.strip() for line in str(error).splitlines() if "full_key" in line or "target" in line]
@@ -42,8 +44,8 @@ def explain(error: BaseException) -> str | None:
 def reports_user_errors(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
     """Decorate an entry point: an error that the user can mend becomes one line and exit status 1.
 
-    Inside a multirun it is raised on, so that the sweep records the failed job and goes on. HYDRA_FULL_ERROR=1 shows the
-    whole traceback instead.
+    Inside a multirun it is raised on, so that the sweep records the failed job and goes on. HYDRA_FULL_ERROR=1
+    shows the whole traceback instead.
     """
 
     @functools.wraps(task)

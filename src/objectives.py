@@ -73,7 +73,7 @@ def iwae_bound(x: Tensor, inference: Inference, prior: Independent) -> Tensor:
 
 
 def linear_warmup(step: int, warmup_steps: int) -> float:
-    """Factor that rises from 0 at step 0 to 1 at ``warmup_steps`` and stays there (Bowman et al. 2016, KL annealing)."""
+    """Factor from 0 at step 0 to 1 at ``warmup_steps`` and on (KL annealing, Bowman et al. 2016, arXiv 1511.06349)."""
     return 1.0 if warmup_steps <= 0 else min(1.0, step / warmup_steps)
 
 

@@ -79,7 +79,7 @@ class RunFolder:
             before, after = then.get(key), now.get(key)
             if before != after and key.split(".")[0] not in FREE_TO_CHANGE:
                 raise UserError(
-                    f"{self.path} was trained with {key}={before}, this resume says {after}: repeat the run's overrides "
+                    f"{self.path} was trained with {key}={before}, this resume says {after}: repeat its overrides "
                     f"({self.path}/.hydra/overrides.yaml), or start a new run"
                 )
 

@@ -4,7 +4,7 @@ import gzip
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.error import URLError
 
 import numpy as np
@@ -74,9 +74,8 @@ class TorchvisionDataModule(ImageDataModule):
         except RuntimeError:
             pass  # not there: the next lines fetch it or say where it belongs
         except (OSError, ValueError, AssertionError, EOFError) as error:
-            raise UserError(
-                f"{self.name}: the files below {self.root} are damaged ({error}). {self.where_to_get}"
-            ) from error
+            message = f"{self.name}: the files below {self.root} are damaged ({error}). {self.where_to_get}"
+            raise UserError(message) from error
         if not self.download:
             raise UserError(f"{self.name} is not below {self.root} and data.download is false. {self.where_to_get}")
         try:
@@ -110,7 +109,7 @@ class BinarizedMNISTDataModule(ImageDataModule):
     binary_source = True
     SIDE = 28
     URL = "http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist"
-    SHA256 = {  # of the unpacked text
+    SHA256: ClassVar = {  # of the unpacked text
         "train": "ad693b29f94c14277b095f5238ddefbbdaaae0939789dd2f4f0205278cee3e4d",
         "valid": "1de3d397c40fe8eeb33dafd4099a1f665ec01e96d9be234aaeeac8a34930e2e2",
         "test": "e6687bfea3f820c174f33b7865140b2a2dd2930ef786f35d45795fc193b5ab2c",

@@ -133,7 +133,7 @@ def _carve(candidates: np.ndarray, together: np.ndarray, fraction: float, seed: 
     taken = order[: np.searchsorted(np.cumsum(sizes[order]), wanted) + 1]
     if len(taken) == len(groups):
         raise UserError(
-            f"cannot carve a {side} split out of {len(candidates)} images in {len(groups)} groups: more images are needed"
+            f"cannot carve a {side} split out of {len(candidates)} images in {len(groups)} groups: add images"
         )
     return candidates[np.isin(members, taken)]
 

@@ -1,0 +1,199 @@
+"""Every model, every experiment, every likelihood: composes, learns, reloads."""
+
+import pytest
+import torch
+
+from src import runs
+from src.data.base import Batch
+from src.errors import UserError
+from src.objectives import elbo_terms
+from tests.conftest import EXPERIMENTS, LIKELIHOODS, MODELS, built, composed
+
+
+def digits_batch(datamodule, size: int) -> Batch:
+    loader = datamodule.train_dataloader()
+    return datamodule.on_after_batch_transfer(Batch(*(part[:size] for part in next(iter(loader)))), 0)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("name", MODELS)
+def test_model_takes_a_step_and_reloads(name, depth, tmp_path):
+    overrides = (f"model={name}", f"model.depth={depth}", "model.latent_dim=3", "data=digits")
+    datamodule, model = built(*overrides)
+    batch = digits_batch(datamodule, 8)
+    optimizer = model.configure_optimizers()
+    loss = model.training_step(batch, 0)
+    loss.backward()
+    assert torch.isfinite(loss)
+    silent = [name for name, p in model.named_parameters() if p.grad is None or not (p.grad != 0).any()]
+    assert not silent, f"no gradient reaches {silent}"
+    optimizer.step()
+
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "weights.ckpt")
+    _, reloaded = built(*overrides, seed=99)
+    runs.check_checkpoint(tmp_path / "weights.ckpt", reloaded)
+    reloaded.load_state_dict(torch.load(tmp_path / "weights.ckpt", weights_only=True)["state_dict"])
+    for net in (model, reloaded):
+        net.eval()
+    z = torch.randn(5, 3)
+    torch.testing.assert_close(model.decode(z).mean, reloaded.decode(z).mean)
+    torch.testing.assert_close(model.posterior(batch.x).mean, reloaded.posterior(batch.x).mean)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_depth_and_latent_dim_change_every_model(name):
+    counts = {
+        key: sum(p.numel() for p in built(f"model={name}", *key)[1].parameters())
+        for key in (("model.depth=1",), ("model.depth=2",), ("model.depth=2", "model.latent_dim=5"))
+    }
+    assert len(set(counts.values())) == 3, counts
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiment_composes_and_builds(name):
+    cfg = composed(f"experiment={name}")
+    datamodule = runs.build_datamodule(cfg)
+    model = runs.build_model(cfg, datamodule)
+    assert model.decode(torch.zeros(2, cfg.model.latent_dim)).mean.shape == (2, *datamodule.image_shape)
+    assert type(model.configure_optimizers()).__name__ == "Adam"
+    assert cfg.optimizer.lr == 1e-3
+
+
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+def test_likelihood_trains(likelihood):
+    overrides = [f"likelihood@model.likelihood={likelihood}", "model=conv_tiny", "data.dequantize=true"]
+    if likelihood == "gaussian":
+        overrides.append("model.likelihood.learned=true")
+    datamodule, model = built(*overrides)
+    batch = digits_batch(datamodule, 64)
+    optimizer = model.configure_optimizers()
+    losses = []
+    for _ in range(40):
+        optimizer.zero_grad()
+        losses.append(model.training_step(batch, 0))
+        losses[-1].backward()
+        optimizer.step()
+    assert all(torch.isfinite(loss) for loss in losses)
+    first, last = losses[0].item(), losses[-1].item()
+    assert last < first - 0.05 * abs(first)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_first_steps_do_not_spike(name):
+    overrides = [f"model={name}"] + (["model.encoder.widths=[32,64,128,256]"] if name == "conv_wide" else [])
+    if name == "conv_wide":  # a quarter of its width: the same depth and norms in a tenth of the time
+        overrides.append("model.decoder.widths=[32,64,128,256,256]")
+    datamodule, model = built(*overrides)
+    batch = digits_batch(datamodule, 64)
+    optimizer = model.configure_optimizers()
+    losses = []
+    for _ in range(8):
+        optimizer.zero_grad()
+        loss = model.training_step(batch, 0)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    grey = 32 * 32 * 0.6931
+    assert losses[0] < 1.3 * grey, losses
+    assert max(losses[1:]) < 1.1 * losses[0], losses
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_five_deep_stages_train_at_once(precision):
+    """Document 000's original 5-stage network exploded or vanished; here 3 convolutions a stage at its rate."""
+    datamodule, model = built("model=conv_deep", "model.depth=3", "model.encoder.widths=[16,32,64,64,128]")
+    batch = digits_batch(datamodule, 32)
+    optimizer = model.configure_optimizers()
+    losses, first_layer = [], []
+    for _ in range(15):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            loss = model.training_step(batch, 0)
+        loss.backward()
+        first_layer.append(next(model.encoder.parameters()).grad.norm().item())
+        optimizer.step()
+        losses.append(loss.item())
+    assert max(losses[1:]) < 1.1 * losses[0], losses
+    assert losses[-1] < 0.9 * losses[0], losses
+    assert min(first_layer) > 1e-3, first_layer  # 1.6e-8 in the document's network without batch norm
+    assert max(first_layer) < 1e3, first_layer
+
+
+def test_dark_and_bright_pixels_can_both_be_drawn():
+    """Document 000's last batch norm and LeakyReLU before the sigmoid keep every pixel above about 0.48."""
+    _, model = built("model=conv_deep")
+    optimizer = torch.optim.Adam(model.decoder.parameters(), lr=1e-2)
+    z = torch.randn(4, 512)
+    target = torch.zeros(4, 1, 32, 32)
+    target[..., 16:] = 1
+    for _ in range(60):
+        optimizer.zero_grad()
+        (-model.decode(z).log_prob(target).mean()).backward()
+        optimizer.step()
+    drawn = model.decode(z).mean
+    assert drawn[..., :15].max() < 0.2
+    assert drawn[..., 17:].min() > 0.8
+
+
+def test_heads_and_losses_are_float32_under_autocast():
+    datamodule, model = built("model=conv_deep")
+    batch = digits_batch(datamodule, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model.encoder(batch.x).dtype == torch.bfloat16
+        inference = model.infer(batch.x)
+        assert inference.posterior.base_dist.scale.dtype == torch.float32
+        assert inference.likelihood.log_prob(batch.x).dtype == torch.float32
+
+
+def test_loss_weighs_the_rate_and_elbo_does_not():
+    datamodule, model = built("model=conv_tiny", "model.kl_weight=7")
+    batch = digits_batch(datamodule, 16)
+    inference = model.infer(batch.x, num_samples=3)
+    assert inference.z.shape == (3, 16, 2)
+    terms = elbo_terms(batch.x, inference, model.prior())
+    torch.testing.assert_close(model.objective(batch.x, inference, terms), terms.distortion + 7 * terms.rate)
+    torch.testing.assert_close(terms.elbo, -terms.distortion - terms.rate)
+
+
+def test_posterior_noise_is_reparameterized():
+    datamodule, model = built("model=lstm")
+    batch = digits_batch(datamodule, 4)
+    posterior = model.posterior(batch.x)
+    assert model.reparameterize(posterior, 2).requires_grad
+    z = model.reparameterize(posterior, 50_000)
+    torch.testing.assert_close(z.mean(0), posterior.mean, atol=0.03, rtol=0)
+    torch.testing.assert_close(z.std(0), posterior.stddev, atol=0.03, rtol=0)
+
+
+def test_warm_up_follows_the_step():
+    _, model = built("model=conv_tiny", "model.kl_weight=2", "model.kl_warmup_steps=10")
+    assert model.current_kl_weight == 0  # no trainer yet: step 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["model.latent_dim=0"], "latent_dim=0"),
+        (["model.kl_weight=-1"], "kl_weight=-1"),
+        (["model.depth=0"], "depth=0"),
+        (["model=lstm", "data.image_size=8"], "28 and above|25 and above"),
+        (["model=conv_dropout", "data.image_size=28"], "32 and above"),
+    ],
+)
+def test_impossible_models_are_refused(overrides, words):
+    with pytest.raises(Exception, match="") as caught:
+        built(*overrides)
+    error = caught.value if isinstance(caught.value, UserError) else caught.value.__cause__
+    assert isinstance(error, UserError)
+    assert any(word in str(error) for word in words.split("|")), error
+
+
+def test_sgd_and_schedules_build():
+    _, model = built("optimizer=sgd", "schedule=cosine")
+    made = model.configure_optimizers()
+    assert isinstance(made["optimizer"], torch.optim.SGD)
+    assert made["lr_scheduler"]["interval"] == "epoch"
+    _, model = built("schedule=plateau")
+    assert model.configure_optimizers()["lr_scheduler"]["monitor"] == "val/elbo"
+    _, model = built("schedule=warmup")
+    assert model.configure_optimizers()["lr_scheduler"]["interval"] == "step"

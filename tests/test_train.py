@@ -1,0 +1,246 @@
+"""The command line as a user types it."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.conftest import ROOT, assert_one_line_error, command, train_cli
+
+QUICK = ("model=conv_tiny", "data=digits", "data.image_size=16", "data.batch_size=128")
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
+    """A run of two epochs, with its output."""
+    run = tmp_path_factory.mktemp("runs") / "finished"
+    done = train_cli(*QUICK, "trainer.max_epochs=2", "seed=0", "tags=[quick]", f"hydra.run.dir={run}")
+    assert done.returncode == 0, done.stdout
+    return run, done
+
+
+def test_run_folder_is_complete(finished):
+    run, _ = finished
+    for name in (
+        ".hydra/config.yaml",
+        ".hydra/overrides.yaml",
+        "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt",
+        "metrics.json",
+        "train.log",
+    ):
+        assert (run / name).stat().st_size >= (0 if name == "train.log" else 1), name
+    for picture in ("reconstructions", "samples", "losses"):
+        with Image.open(run / "figures" / f"{picture}.png") as image:
+            assert min(image.size) > 300
+            assert image.convert("L").getextrema() != (255, 255)
+    assert "- seed=0" in (run / ".hydra" / "overrides.yaml").read_text()
+    assert OmegaConf.load(run / ".hydra" / "config.yaml").model.latent_dim == 2
+
+
+def test_metrics_say_what_was_measured(finished):
+    run, done = finished
+    metrics = json.loads((run / "metrics.json").read_text())
+    test = metrics["test"]
+    assert test["elbo"] == pytest.approx(-test["distortion"] - test["rate"], rel=1e-5)
+    assert metrics["unit"].startswith("nats per image")
+    assert metrics["pseudo_likelihood"] is True
+    assert "bits_per_dim" not in test
+    assert metrics["data"]["images"] == {"train": 1294, "val": 144, "test": 359}
+    assert re.fullmatch("[0-9a-f]{32}", metrics["data"]["fingerprint"])
+    assert (metrics["seed"], metrics["tags"], metrics["epochs"]) == (0, ["quick"], 2)
+    assert metrics["steps"] == 2 * (1294 // 128)
+    assert metrics["train_images_per_second"] > 0
+    assert metrics["peak_memory_mib"]["process"] > 100
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if commit.returncode == 0:
+        assert metrics["git_commit"].startswith(commit.stdout.strip())
+    assert f"test pseudo-elbo        {test['elbo']:.4f}" in done.stdout
+    assert "tensorboard --logdir" in done.stdout
+
+
+def test_tensorboard_shows_everything(finished):
+    run, _ = finished
+    tags: dict[str, set] = {}
+    for file in (run / "tensorboard").glob("events*"):
+        events = EventAccumulator(str(file)).Reload()
+        for kind, names in events.Tags().items():
+            if isinstance(names, list):
+                tags.setdefault(kind, set()).update(names)
+    assert {f"{s}/{m}" for s in ("train", "val", "test") for m in ("elbo", "distortion", "rate")} <= tags["scalars"]
+    assert {"step/loss", "step/grad_norm", "step/learning_rate"} <= tags["scalars"]
+    assert {"reconstructions", "samples"} <= tags["images"]
+    assert "rate_per_latent" in tags["histograms"]
+    assert {"config/text_summary", "model/text_summary", "custom_scalars__config__"} <= tags["tensors"]
+    assert "_hparams_/experiment" in tags["tensors"] | set(events.summary_metadata)
+
+
+def test_a_second_run_does_not_overwrite_the_first(finished):
+    run, _ = finished
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != "train.log"}
+    done = train_cli(*QUICK, "seed=5", f"hydra.run.dir={run}")
+    assert_one_line_error(done, "already holds a run", "ckpt_path=last")
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != "train.log"}
+
+
+def test_resume_refuses_other_settings_and_damaged_checkpoints(finished, tmp_path):
+    run, _ = finished
+    resume = (f"hydra.run.dir={run}", "ckpt_path=last", "seed=0")
+    assert_one_line_error(train_cli(*QUICK, *resume, "model.kl_weight=4"), "model.kl_weight=1.0", "this resume says 4")
+    assert_one_line_error(train_cli("ckpt_path=last", f"hydra.run.dir={tmp_path}"), "there is no checkpoint")
+    damaged = tmp_path / "damaged.ckpt"
+    damaged.write_bytes((run / "checkpoints" / "last.ckpt").read_bytes()[:5_000])
+    here = f"hydra.run.dir={tmp_path}/new"
+    assert_one_line_error(train_cli(*QUICK, f"ckpt_path={damaged}", here), "cannot read the checkpoint")
+    other = train_cli(*QUICK, "model.latent_dim=3", f"ckpt_path={run}/checkpoints/last.ckpt", here)
+    assert_one_line_error(other, "does not fit this model", "posterior_head")
+
+
+def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
+    """Dropout, dynamic binarization, a schedule and KL warm-up all go on as if nothing had happened."""
+    overrides = (
+        "model=conv_dropout",
+        "data.image_size=32",
+        "data.binarize=dynamic",
+        "schedule=cosine",
+        "model.kl_warmup_steps=50",
+        "trainer.max_epochs=4",
+        "seed=3",
+    )
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    done = train_cli(*overrides, f"hydra.run.dir={whole}")
+    assert done.returncode == 0, done.stdout
+
+    with subprocess.Popen(
+        command(*overrides, f"hydra.run.dir={killed}"),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        for line in process.stdout:
+            if line.startswith("epoch 1"):
+                break
+        time.sleep(0.3)
+        os.killpg(process.pid, signal.SIGKILL)
+    assert (killed / "checkpoints" / "last.ckpt").exists()
+    assert not (killed / "metrics.json").exists()
+
+    done = train_cli(*overrides, f"hydra.run.dir={killed}", "ckpt_path=last")
+    assert done.returncode == 0, done.stdout
+    assert "epoch 0:" not in done.stdout
+    expected, resumed = weights(whole), weights(killed)
+    assert all(torch.equal(expected[name], resumed[name]) for name in expected)
+    results = [json.loads((run / "metrics.json").read_text()) for run in (whole, killed)]
+    assert results[0]["test"] == results[1]["test"]
+    assert results[0]["steps"] == results[1]["steps"]
+
+
+def test_two_processes_train_as_one(tmp_path):
+    """DDP on two CPU processes ends with the weights of one process on the same global batches."""
+    overrides = (
+        *QUICK,
+        "model._target_=tests.mean_vae.MeanVAE",
+        # No batch norm: its statistics are of a process's own images.
+        "model.encoder.norm=none",
+        "model.encoder.hidden_norm=none",
+        "model.decoder.norm=none",
+        "model.decoder.dense_norm=none",
+        "trainer.max_epochs=2",
+    )
+    for name, extra in (("one", ()), ("two", ("trainer=ddp", "trainer.accelerator=cpu"))):
+        done = train_cli(*overrides, *extra, f"hydra.run.dir={tmp_path / name}", OMP_NUM_THREADS="1")
+        assert done.returncode == 0, done.stdout
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=2e-5, msg=name)
+    results = [json.loads((tmp_path / name / "metrics.json").read_text())["test"] for name in ("one", "two")]
+    assert results[1]["elbo"] == pytest.approx(results[0]["elbo"], rel=1e-4)
+    assert done.stdout.count("Result on the test split") == 1
+
+
+def test_a_batch_that_two_processes_cannot_share_is_refused(tmp_path):
+    done = train_cli(
+        *QUICK,
+        "trainer=ddp",
+        "trainer.accelerator=cpu",
+        "data.batch_size=33",
+        f"hydra.run.dir={tmp_path}",
+        OMP_NUM_THREADS="1",
+    )
+    assert done.returncode != 0
+    assert "choose a multiple of 2" in done.stdout
+
+
+def test_typos_are_answered_with_the_key_or_the_choices():
+    done = train_cli("model.latnet_dim=3")
+    assert done.returncode != 0
+    assert "model.latnet_dim" in done.stdout
+    assert "Traceback" not in done.stdout
+    done = train_cli("model=conv_depe")
+    assert done.returncode != 0
+    assert "conv_deep" in done.stdout
+
+
+def test_a_typo_is_answered_before_torch_is_imported():
+    code = "import sys, src.train; sys.exit('torch' in sys.modules or 'lightning' in sys.modules)"
+    assert subprocess.run([command()[0], "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["model=lstm", "data.image_size=8"], ["Sizes that work", "data.image_size"]),
+        (["data=chest_xray", "data.root=/nowhere"], ["there is no folder /nowhere", "Kaggle"]),
+        (["data=image_folder"], ["data.root"]),
+        (["trainer.precision=17"], ["17"]),
+    ],
+)
+def test_bad_input_is_one_line(overrides, words, tmp_path):
+    assert_one_line_error(train_cli(*overrides, f"hydra.run.dir={tmp_path}"), *words)
+
+
+def test_a_broken_picture_is_named(picture_folder, tmp_path):
+    root = picture_folder({f"{i}.png": (9, 9) for i in range(30)})
+    (root / "11.png").write_bytes(b"no picture")
+    overrides = ("data=image_folder", f"data.root={root}", f"data.cache_dir={tmp_path}/cache", "data.channels=1")
+    done = train_cli(*overrides, f"hydra.run.dir={tmp_path}/run")
+    assert_one_line_error(done, "11.png", "data.on_bad_image=skip")
+    done = train_cli(
+        *overrides, "data.on_bad_image=skip", "trainer=debug", "data.image_size=32", f"hydra.run.dir={tmp_path}/run"
+    )
+    assert done.returncode == 0, done.stdout
+    assert "1 undecodable images skipped" in done.stdout
+
+
+def test_divergence_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
+    done = train_cli(*QUICK, "optimizer=sgd", "optimizer.lr=1e30", f"hydra.run.dir={tmp_path}")
+    assert_one_line_error(done, "training stopped", "step 1", "optimizer.lr")
+    assert not (tmp_path / "checkpoints" / "last.ckpt").exists()
+
+
+def test_debug_trainer_sweep_and_sgd(tmp_path):
+    done = train_cli("-m", *QUICK, "trainer=debug", "optimizer=sgd", "seed=0,1", f"hydra.sweep.dir={tmp_path}")
+    assert done.returncode == 0, done.stdout
+    results = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("*/metrics.json"))]
+    assert [result["seed"] for result in results] == [0, 1]
+    assert results[0]["test"] != results[1]["test"]
+    assert results[0]["data"]["fingerprint"] == results[1]["data"]["fingerprint"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_missing_gpu_is_one_line(tmp_path):
+    assert_one_line_error(train_cli("trainer=gpu", f"hydra.run.dir={tmp_path}"), "gpu")
