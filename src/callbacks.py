@@ -338,7 +338,7 @@ class Figures(Callback):
             self._save("losses", figures.loss_curves(history.epochs, names))
 
     def _save(self, name: str, figure: figures.Figure) -> None:
-        figure.savefig(self.folder / f"{name}.png", dpi=120)
+        figure.savefig(self.folder / f"{name}.png", dpi=120, bbox_inches="tight")
 
 
 @torch.no_grad()

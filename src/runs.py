@@ -142,8 +142,8 @@ def fill_seed(cfg: DictConfig, run: RunFolder) -> None:
         cfg.seed = int.from_bytes(os.urandom(4), "big") >> 1
 
 
-def check_checkpoint(path: Path, model: BaseVAE) -> None:
-    """See that a checkpoint can be read without unpickling code, and fits the model.
+def read_weights(path: Path, model: BaseVAE) -> dict[str, torch.Tensor]:
+    """The weights of a checkpoint, read without unpickling code, once they are seen to fit the model.
 
     Raises:
         UserError: it is damaged, or its weights are another model's.
@@ -161,3 +161,4 @@ def check_checkpoint(path: Path, model: BaseVAE) -> None:
                 f"the checkpoint {path} does not fit this model: {name} is {then} in the file and {now} here. "
                 "Use the overrides that the run was trained with"
             )
+    return weights

@@ -33,7 +33,7 @@ def main(cfg: DictConfig) -> float | None:
     datamodule = runs.build_datamodule(cfg)
     model = runs.build_model(cfg, datamodule)
     if start is not None:
-        runs.check_checkpoint(start, model)
+        runs.read_weights(start, model)  # a damaged or foreign one is named before anything starts
     callbacks = instantiate(cfg.callbacks, _convert_="all")
     if dashboard := callbacks.get("dashboard"):
         dashboard.config = OmegaConf.to_yaml(cfg)
@@ -55,8 +55,10 @@ def main(cfg: DictConfig) -> float | None:
         raise
     checkpoint = callbacks.get("checkpoint")
     if cfg.test:
-        best = checkpoint.best_model_path if checkpoint else None
-        trainer.test(model, datamodule, ckpt_path=best or None, weights_only=True, verbose=False)
+        # Only the weights: trainer.test(ckpt_path=...) would also set the callbacks back to the best epoch.
+        if checkpoint:
+            model.load_state_dict(runs.read_weights(checkpoint.best_model_path, model))
+        trainer.test(model, datamodule, verbose=False)
     if trainer.is_global_zero:
         metrics = record.summarize(trainer, model, datamodule, started, list(cfg.tags), cfg.seed)
         run.write_metrics(metrics)

@@ -5,6 +5,7 @@ import math
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import Checkpoint
 
 from src import figures
 from src.callbacks import History, NonFiniteGuard, ReproducibleNoise, Throughput
@@ -19,7 +20,7 @@ def fit(model, datamodule, *callbacks, epochs: int = 1, **options):
         max_epochs=epochs,
         callbacks=list(callbacks),
         logger=False,
-        enable_checkpointing=False,
+        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,

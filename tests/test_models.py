@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from hydra.errors import InstantiationException
 
 from src import runs
 from src.data.base import Batch
-from src.errors import UserError
+from src.errors import UserError, explain
 from src.objectives import elbo_terms
 from tests.conftest import EXPERIMENTS, LIKELIHOODS, MODELS, built, composed
 
@@ -31,8 +32,7 @@ def test_model_takes_a_step_and_reloads(name, depth, tmp_path):
 
     torch.save({"state_dict": model.state_dict()}, tmp_path / "weights.ckpt")
     _, reloaded = built(*overrides, seed=99)
-    runs.check_checkpoint(tmp_path / "weights.ckpt", reloaded)
-    reloaded.load_state_dict(torch.load(tmp_path / "weights.ckpt", weights_only=True)["state_dict"])
+    reloaded.load_state_dict(runs.read_weights(tmp_path / "weights.ckpt", reloaded))
     for net in (model, reloaded):
         net.eval()
     z = torch.randn(5, 3)
@@ -176,16 +176,14 @@ def test_warm_up_follows_the_step():
         (["model.latent_dim=0"], "latent_dim=0"),
         (["model.kl_weight=-1"], "kl_weight=-1"),
         (["model.depth=0"], "depth=0"),
-        (["model=lstm", "data.image_size=8"], "28 and above|25 and above"),
+        (["model=lstm", "data.image_size=8"], "28 and above"),
         (["model=conv_dropout", "data.image_size=28"], "32 and above"),
     ],
 )
 def test_impossible_models_are_refused(overrides, words):
-    with pytest.raises(Exception, match="") as caught:
+    with pytest.raises((UserError, InstantiationException)) as caught:
         built(*overrides)
-    error = caught.value if isinstance(caught.value, UserError) else caught.value.__cause__
-    assert isinstance(error, UserError)
-    assert any(word in str(error) for word in words.split("|")), error
+    assert words in explain(caught.value)
 
 
 def test_sgd_and_schedules_build():
