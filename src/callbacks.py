@@ -20,8 +20,6 @@ from src.data.base import Batch, derive_seed
 from src.errors import UserError
 from src.models.base import BaseVAE
 
-COLUMNS = 8
-
 
 class NonFiniteGuard(Callback):
     """Stops a run whose loss or gradient is no longer a number, before the damage reaches a checkpoint.
@@ -299,9 +297,8 @@ class Dashboard(Callback):
         if (writer := self._writer(trainer)) is None or trainer.current_epoch % self.every_n_epochs:
             return
         originals, means, samples = draw(trainer, pl_module, "val", self.num_images)
-        pair = figures.interleave(originals, means, COLUMNS)
-        writer.add_image("reconstructions", figures.grid(pair, COLUMNS), trainer.global_step)
-        writer.add_image("samples", figures.grid(samples, COLUMNS), trainer.global_step)
+        writer.add_image("reconstructions", figures.pairs(originals, means), trainer.global_step)
+        writer.add_image("samples", figures.grid(samples), trainer.global_step)
 
     def on_validation_end(self, trainer: Trainer, pl_module: BaseVAE) -> None:
         """The module has the rates of the latents by now."""
@@ -327,11 +324,9 @@ class Figures(Callback):
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         originals, means, samples = draw(trainer, pl_module, "test", self.num_images)
-        pair = figures.grid(figures.interleave(originals, means, COLUMNS), COLUMNS)
-        self._save("reconstructions", figures.picture(pair, "Test images, each row over its reconstructions"))
-        self._save(
-            "samples", figures.picture(figures.grid(samples, COLUMNS), "Samples: mean of p(x|z), z from the prior")
-        )
+        pairs = figures.picture(figures.pairs(originals, means), "Test images, each row over its reconstructions")
+        self._save("reconstructions", pairs)
+        self._save("samples", figures.picture(figures.grid(samples), "Samples: mean of p(x|z), z from the prior"))
         history = next((c for c in trainer.callbacks if isinstance(c, History)), None)
         if history is not None and history.epochs:
             names = pl_module.metric_names(trainer.datamodule.pixels)
@@ -345,11 +340,9 @@ class Figures(Callback):
 def draw(trainer: Trainer, model: BaseVAE, part: str, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """Images of a split, their reconstructions, and samples: means of p(x|z), each ``[count, C, H, W]``.
 
-    The count is cut to whole rows of a small split. Reconstructions take z at the posterior mean.
+    Fewer where the split is smaller. Reconstructions take z at the posterior mean.
     """
     originals = trainer.datamodule.examples(part, count).to(model.device)
-    if len(originals) > COLUMNS:
-        originals = originals[: len(originals) // COLUMNS * COLUMNS]
     means = model.decode(model.posterior(originals).mean).mean
     samples = model.generate(count).mean
     return originals, means, samples

@@ -11,20 +11,26 @@ from torchvision.utils import make_grid
 # Okabe & Ito's palette: told apart with any colour vision.
 COLOURS = {"elbo": "#0072B2", "distortion": "#D55E00", "rate": "#009E73"}
 LEGEND = {"train": "training", "val": "validation"}
+COLUMNS = 8
 GAP = 1.0  # white between pictures: X-rays and digits have black borders
 
 
-def grid(images: Tensor, columns: int) -> Tensor:
+def grid(images: Tensor, columns: int = COLUMNS) -> Tensor:
     """Images ``[N, C, H, W]`` in [0, 1] as one picture ``[3, H', W']``; tiny ones are enlarged by whole pixels."""
     factor = max(1, 64 // images.shape[-1])
     large = images.clamp(0, 1).float().repeat_interleave(factor, -1).repeat_interleave(factor, -2)
     return make_grid(large, nrow=columns, padding=2, pad_value=GAP)
 
 
-def interleave(originals: Tensor, reconstructions: Tensor, columns: int) -> Tensor:
-    """Rows of originals, each over the row of its reconstructions, ``[2N, C, H, W]``; N a multiple of ``columns``."""
-    rows = zip(originals.split(columns), reconstructions.split(columns), strict=True)
-    return torch.cat([part for pair in rows for part in pair])
+def pairs(originals: Tensor, reconstructions: Tensor, columns: int = COLUMNS) -> Tensor:
+    """Rows of originals, each over the row of its reconstructions, as one picture.
+
+    Both ``[N, C, H, W]``; of more than one row only whole ones are shown.
+    """
+    columns = min(columns, len(originals))
+    whole = len(originals) // columns * columns
+    rows = zip(originals[:whole].split(columns), reconstructions[:whole].split(columns), strict=True)
+    return grid(torch.cat([part for pair in rows for part in pair]), columns)
 
 
 def picture(image: Tensor, title: str) -> Figure:

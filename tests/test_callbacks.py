@@ -156,15 +156,17 @@ def test_history_and_throughput_survive_a_checkpoint():
     assert other.images_per_second == throughput.images_per_second
 
 
-def test_pictures_pair_originals_with_reconstructions():
-    originals, drawn = torch.zeros(16, 1, 4, 4), torch.ones(16, 1, 4, 4)
-    pair = figures.interleave(originals, drawn, 8)
-    assert [row.mean().item() for row in pair.split(8)] == [0, 1, 0, 1]
-    grid = figures.grid(pair, 8)
-    assert grid.shape[0] == 3
-    assert grid.shape[1] > 4 * 64  # tiny pictures are enlarged
-    figure = figures.picture(grid, "title")
-    assert figure.axes[0].get_title() == "title"
+@pytest.mark.parametrize(("count", "rows", "columns"), [(16, 4, 8), (19, 4, 8), (3, 2, 3)])
+def test_pictures_pair_originals_with_reconstructions(count, rows, columns):
+    originals = torch.linspace(0, 0.4, count).view(-1, 1, 1, 1).expand(count, 1, 64, 64)
+    picture = figures.pairs(originals, originals + 0.5)
+    assert picture.shape == (3, rows * 66 + 2, columns * 66 + 2)
+    for row in range(0, rows, 2):  # each reconstruction is below its original
+        above, below = (picture[0, (row + i) * 66 + 30, 30::66] for i in (0, 1))
+        torch.testing.assert_close(below, above + 0.5)
+    enlarged = figures.grid(torch.rand(4, 1, 8, 8))
+    assert enlarged.shape[1] > 64
+    assert figures.picture(enlarged, "title").axes[0].get_title() == "title"
 
 
 def test_loss_curves_show_what_was_logged():
