@@ -219,8 +219,13 @@ class ImageDataModule(L.LightningDataModule):
         _ = self.splits
 
     def examples(self, part: Split, count: int) -> Tensor:
-        """The first ``count`` images of a split as the model sees them, ``[count, C, H, W]`` float."""
-        return self.scale(self.pool.images[getattr(self.splits, part)[:count]])
+        """``count`` images spread evenly over a split, as the model sees them: ``[count, C, H, W]`` float.
+
+        Fewer where the split is smaller. Evenly, because folders are sorted by class.
+        """
+        indices = getattr(self.splits, part)
+        count = min(count, len(indices))
+        return self.scale(self.pool.images[indices[torch.arange(count) * len(indices) // count]])
 
     def scale(self, images: Tensor) -> Tensor:
         """uint8 images to what the likelihood models, on the device they are on."""
