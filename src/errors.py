@@ -35,6 +35,8 @@ def explain(error: BaseException) -> str | None:
                 f"the disk is full ({link.filename or 'while writing'}): free some; a run resumes with ckpt_path=last"
             )
     if isinstance(error, InstantiationException | OmegaConfBaseException):
+        if "gpu backend" in str(error):
+            return "no GPU is to be seen on this machine: choose trainer=cpu"
         culprit = chain[-1] if isinstance(error, InstantiationException) else error
         where = [line.strip() for line in str(error).splitlines() if "full_key" in line or "target" in line]
         return " ".join(str(culprit).split("\n")[:1] + [f"({w.rstrip(':')})" for w in where[:1]])

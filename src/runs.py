@@ -22,6 +22,8 @@ from src.models.base import BaseVAE
 
 # Keys that may differ when a run is resumed: how long and on what it trains, not what is trained.
 FREE_TO_CHANGE = ("ckpt_path", "run_dir", "tags", "test", "trainer", "callbacks", "logger")
+# Keys of the data that name places, not properties of the images.
+ELSEWHERE = ("root", "cache_dir", "where_to_get", "dataset", "download", "name")
 
 
 class RunFolder:
@@ -100,15 +102,14 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 
 def hyperparameters(cfg: DictConfig) -> dict[str, str | int | float | bool]:
-    """Flat names and values of what shapes a run, for TensorBoard's HParams tab."""
+    """Flat names and values of what shapes a run, for TensorBoard's HParams tab: no class names, no paths."""
     tree = OmegaConf.to_container(cfg, resolve=True)
-    shaping = {
-        key: tree[key] for key in ("model", "data", "optimizer", "schedule", "trainer", "seed", "tags") if key in tree
-    }
-    plain = {
-        key: value if isinstance(value, str | int | float | bool) else str(value) for key, value in flatten(shaping)
-    }
-    return {key: value for key, value in plain.items() if not key.endswith(("_partial_", "where_to_get"))}
+    tree["trainer"] = {key: tree["trainer"].get(key) for key in ("max_epochs", "precision", "gradient_clip_val")}
+    tree["data"] = {key: value for key, value in tree["data"].items() if key not in ELSEWHERE}
+    names = {key: choice for key, choice in HydraConfig.get().runtime.choices.items() if key in ("model", "data")}
+    shaping = {key: tree[key] for key in ("model", "data", "optimizer", "schedule", "trainer", "seed") if key in tree}
+    plain = {key: v if isinstance(v, str | int | float | bool) else str(v) for key, v in flatten(shaping)}
+    return names | {key: value for key, value in plain.items() if not key.endswith(("_target_", "_partial_"))}
 
 
 def build_datamodule(cfg: DictConfig) -> ImageDataModule:

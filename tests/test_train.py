@@ -246,4 +246,4 @@ def test_debug_trainer_sweep_and_sgd(tmp_path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_missing_gpu_is_one_line(tmp_path):
-    assert_one_line_error(train_cli("trainer=gpu", f"hydra.run.dir={tmp_path}"), "gpu")
+    assert_one_line_error(train_cli("trainer=gpu", f"hydra.run.dir={tmp_path}"), "trainer=cpu")
