@@ -94,7 +94,8 @@ def report(run: RunFolder, metrics: dict[str, Any], names: dict[str, str]) -> st
         lines.append(
             "  pseudo-: grey pixels under a Bernoulli have no probability; compare such numbers with each other only"
         )
-    return "\n".join(["", "Result on the test split, in nats per image", *lines])
+    title = "Result on the test split, in nats per image" if metrics["test"] else "Not tested (test=false)"
+    return "\n".join(["", title, *lines])
 
 
 def git_commit() -> str | None:
