@@ -22,25 +22,42 @@ class UserError(Exception):
 
 
 def explain(error: BaseException) -> str | None:
-    """One line for an error that the user can mend, None for one that is ours."""
-    chain, cause = [], error
-    while cause is not None:
+    """One line for an error that the user can mend, None for one that is ours.
+
+    Follows causes, as libraries wrap what a constructor raises.
+    """
+    chain = [error]
+    while (
+        cause := chain[-1].__cause__ or (None if chain[-1].__suppress_context__ else chain[-1].__context__)
+    ) is not None:
         chain.append(cause)
-        cause = cause.__cause__ or cause.__context__
     for link in chain:
-        if isinstance(link, UserError):
-            return str(link)
         if isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT):
             return (
                 f"the disk is full ({link.filename or 'while writing'}): free some; a run resumes with ckpt_path=last"
             )
-    if isinstance(error, InstantiationException | OmegaConfBaseException):
-        if "gpu backend" in str(error):
-            return "no GPU is to be seen on this machine: choose trainer=cpu"
-        culprit = chain[-1] if isinstance(error, InstantiationException) else error
-        where = [line.strip() for line in str(error).splitlines() if "full_key" in line or "target" in line]
-        return " ".join(str(culprit).split("\n")[:1] + [f"({w.rstrip(':')})" for w in where[:1]])
-    return None
+    causes = [error]
+    while causes[-1].__cause__ is not None:
+        causes.append(causes[-1].__cause__)
+    for link in causes:
+        if isinstance(link, UserError):
+            return str(link)
+        if isinstance(link, OSError) and link.filename and link.strerror:
+            return f"{link.strerror}: {link.filename}"
+    return _library_error(error, causes[-1])
+
+
+def _library_error(error: BaseException, root: BaseException) -> str | None:
+    """One line for what Hydra, OmegaConf and Lightning refuse."""
+    text = " ".join(str(root).split())
+    if "gpu backend" in text:
+        return "no GPU is to be seen on this machine: choose trainer=cpu"
+    if isinstance(error, InstantiationException):
+        where = [line.strip().rstrip(":") for line in str(error).splitlines() if "full_key" in line or "target" in line]
+        return f"{text} ({'; '.join(where)}; HYDRA_FULL_ERROR=1 shows where)"
+    # Lightning says with these names that a config is impossible, such as a monitor that nobody logs.
+    refused = type(root).__name__ == "MisconfigurationException" or text.startswith("Early stopping conditioned on")
+    return text if refused or isinstance(error, OmegaConfBaseException) else None
 
 
 def reports_user_errors(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:

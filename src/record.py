@@ -4,7 +4,6 @@ import platform
 import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from src.callbacks import Throughput
+from src.callbacks.memory import Throughput
 from src.data.base import ImageDataModule
 from src.models.base import BaseVAE
 from src.runs import RunFolder
@@ -29,13 +28,12 @@ def describe_data(datamodule: ImageDataModule) -> str:
 
 
 def summarize(
-    trainer: L.Trainer, model: BaseVAE, datamodule: ImageDataModule, started: float, tags: list[str], seed: int
+    trainer: L.Trainer, model: BaseVAE, datamodule: ImageDataModule, tags: list[str], seed: int
 ) -> dict[str, Any]:
     """Everything ``metrics.json`` holds.
 
     Args:
         trainer: has just trained and tested ``model`` on ``datamodule``.
-        started: ``time.perf_counter()`` at the beginning.
         tags: the user's words.
         seed: the run's seed.
     """
@@ -51,6 +49,7 @@ def summarize(
         "likelihood": model.likelihood.name,
         "pixels": datamodule.pixels,
         "pseudo_likelihood": model.likelihood.is_pseudo(datamodule.pixels),
+        "names": model.metric_names(datamodule.pixels),
         "latent_dim": model.latent_dim,
         "kl_weight": model.kl_weight,
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
@@ -67,7 +66,7 @@ def summarize(
         "devices": f"{trainer.num_devices} x {trainer.accelerator.name()}",
         "seed": seed,
         "tags": tags,
-        "seconds": round(time.perf_counter() - started, 2),
+        "seconds": throughput and round(throughput.elapsed, 2),
         "train_images_per_second": throughput and throughput.images_per_second,
         "peak_memory_mib": peak_memory(),
         "git_commit": git_commit(),
@@ -79,12 +78,16 @@ def summarize(
     }
 
 
-def report(run: RunFolder, metrics: dict[str, Any], names: dict[str, str]) -> str:
-    """The table a run ends with; ``names`` as the model calls its metrics for these pixels."""
+def report(run: RunFolder, metrics: dict[str, Any]) -> str:
+    """The table a run ends with."""
+    names = metrics["names"]
     rows: list[tuple[str, Any]] = [(f"test {names.get(n, n)}", v) for n, v in metrics["test"].items()]
+    if metrics["train_images_per_second"]:
+        speed = f"{metrics['train_images_per_second']:,.0f} images/s"
+        rows.append(("training", f"{metrics['epochs']} epochs, {metrics['steps']} steps, {speed}"))
+    if run.best.exists():
+        rows.append(("best checkpoint", run.best))
     rows += [
-        ("training speed", f"{metrics['train_images_per_second'] or 0:,.0f} images/s, {metrics['epochs']} epochs"),
-        ("best checkpoint", run.best),
         ("run folder", run.path),
         ("look at it", f"tensorboard --logdir {run.path}"),
     ]

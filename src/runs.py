@@ -6,6 +6,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,11 @@ from src.data.base import ImageDataModule
 from src.errors import UserError
 from src.models.base import BaseVAE
 
-# Keys that may differ when a run is resumed: how long and on what it trains, not what is trained.
-FREE_TO_CHANGE = ("ckpt_path", "run_dir", "tags", "test", "trainer", "callbacks", "logger")
+# Keys that may differ when a run is resumed: how long, where and on what it trains, not what is trained.
+FREE_TO_CHANGE = re.compile(
+    r"(ckpt_path|run_dir|tags|test|callbacks|logger|data\.(root|cache_dir|where_to_get|download)"
+    r"|trainer\.(max_epochs|max_steps|accelerator|devices|num_nodes|strategy|log_every_n_steps|limit_test_batches))\b"
+)
 # Keys of the data that name places, not properties of the images.
 ELSEWHERE = ("root", "cache_dir", "where_to_get", "dataset", "download", "name")
 
@@ -35,12 +39,11 @@ class RunFolder:
         self.last = self.path / "checkpoints" / "last.ckpt"
         self.best = self.path / "checkpoints" / "best.ckpt"
         self.metrics = self.path / "metrics.json"
-        self.figures = self.path / "figures"
 
-    def claim(self, cfg: DictConfig) -> Path | None:
-        """Take the folder for this run and record its config; return the checkpoint to start from.
+    def start(self, cfg: DictConfig) -> Path | None:
+        """The checkpoint to start from, None for a fresh start, once it is seen that the folder is free for this run.
 
-        Of several processes of one run the first claims; the others only learn where to start.
+        Of several processes of one run only the first looks: the others come when it has claimed the folder.
 
         Raises:
             UserError: another run is in it and this is no resume of it; or there is nothing to resume; or what would be
@@ -51,16 +54,19 @@ class RunFolder:
             return start
         if start == self.last:
             self._refuse_other_settings(cfg)
-        elif self.last.exists() or self.metrics.exists():
-            raise UserError(
-                f"{self.path} already holds a run: resume it with ckpt_path=last, or choose another hydra.run.dir"
-            )
+        elif self.config.exists():
+            way = "resume it with ckpt_path=last" if self.last.exists() else "delete it (no epoch of it was completed)"
+            raise UserError(f"{self.path} already holds a run: {way}, or choose another hydra.run.dir")
+        return start
+
+    @rank_zero_only
+    def claim(self, cfg: DictConfig) -> None:
+        """Record the config: from now on the folder is this run's."""
         hydra = HydraConfig.get()
         self.config.parent.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(cfg, self.config)
         OmegaConf.save(hydra.overrides.task, self.config.with_name("overrides.yaml"))
         OmegaConf.save(OmegaConf.create({"hydra": hydra}), self.config.with_name("hydra.yaml"))
-        return start
 
     def _checkpoint_to_start_from(self, ckpt_path: str | None) -> Path | None:
         if ckpt_path is None:
@@ -76,10 +82,10 @@ class RunFolder:
     def _refuse_other_settings(self, cfg: DictConfig) -> None:
         if not self.config.exists():
             raise UserError(f"{self.config} is missing: {self.path} is no complete run folder and cannot be resumed")
-        then, now = (dict(flatten(OmegaConf.to_container(c))) for c in (OmegaConf.load(self.config), cfg))
+        then, now = (dict(flatten(OmegaConf.to_container(c, resolve=True))) for c in (OmegaConf.load(self.config), cfg))
         for key in sorted(then.keys() | now.keys()):
             before, after = then.get(key), now.get(key)
-            if before != after and key.split(".")[0] not in FREE_TO_CHANGE:
+            if before != after and not FREE_TO_CHANGE.match(key):
                 raise UserError(
                     f"{self.path} was trained with {key}={before}, this resume says {after}: repeat its overrides "
                     f"({self.path}/.hydra/overrides.yaml), or start a new run"

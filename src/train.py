@@ -3,8 +3,6 @@
 ``python -m src.train model=conv_deep data=chest_xray``; ``--help`` lists every group and key.
 """
 
-import time
-
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
@@ -23,47 +21,49 @@ def main(cfg: DictConfig) -> float | None:
     from src import record, runs
     from src.console import hush_libraries
 
-    started = time.perf_counter()
     hush_libraries()
     run = runs.RunFolder(cfg.run_dir)
     runs.fill_seed(cfg, run)
-    start = run.claim(cfg)
+    start = run.start(cfg)
 
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     datamodule = runs.build_datamodule(cfg)
     model = runs.build_model(cfg, datamodule)
     if start is not None:
         runs.read_weights(start, model)  # a damaged or foreign one is named before anything starts
-    callbacks = instantiate(cfg.callbacks, _convert_="all")
+    callbacks = instantiate(cfg.get("callbacks") or {}, _convert_="all")
     if dashboard := callbacks.get("dashboard"):
         dashboard.config = OmegaConf.to_yaml(cfg)
         dashboard.hyperparameters = runs.hyperparameters(cfg)
     trainer: L.Trainer = instantiate(
         cfg.trainer,
         callbacks=list(callbacks.values()),
-        logger=list(instantiate(cfg.logger, _convert_="all").values()),
+        logger=list(instantiate(cfg.get("logger") or {}, _convert_="all").values()),
         default_root_dir=str(run.path),
         _convert_="all",
     )
     say = rank_zero_only(print)
     datamodule.prepare_data()
     say(record.describe_data(datamodule), flush=True)
+    run.claim(cfg)
     try:
         trainer.fit(model, datamodule, ckpt_path=start, weights_only=True)
     except SystemExit:  # Lightning's answer to Ctrl-C
-        say(f"\nInterrupted. Go on with the same overrides, hydra.run.dir={run.path} and ckpt_path=last")
+        resume = f"Go on with the same overrides, hydra.run.dir={run.path} and ckpt_path=last"
+        again = f"No epoch was complete: delete {run.path} and start again"
+        say(f"\nInterrupted. {resume if run.last.exists() else again}")
         raise
-    checkpoint = callbacks.get("checkpoint")
     if cfg.test:
         # Only the weights: trainer.test(ckpt_path=...) would also set the callbacks back to the best epoch.
-        if checkpoint:
-            model.load_state_dict(runs.read_weights(checkpoint.best_model_path, model))
+        if run.best.exists():
+            model.load_state_dict(runs.read_weights(run.best, model))
         trainer.test(model, datamodule, verbose=False)
     if trainer.is_global_zero:
-        metrics = record.summarize(trainer, model, datamodule, started, list(cfg.tags), cfg.seed)
+        metrics = record.summarize(trainer, model, datamodule, list(cfg.tags), cfg.seed)
         run.write_metrics(metrics)
-        print(record.report(run, metrics, model.metric_names(datamodule.pixels)))
-    return float(checkpoint.best_model_score) if checkpoint else None
+        print(record.report(run, metrics))
+    score = getattr(callbacks.get("checkpoint"), "best_model_score", None)
+    return None if score is None else float(score)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,19 @@
 """Guard, noise, means and figures, without a subprocess."""
 
 import math
+import time
 
 import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from src import figures
-from src.callbacks import History, NonFiniteGuard, ReproducibleNoise, Throughput
+from src.callbacks.guard import NonFiniteGuard
+from src.callbacks.memory import History, Throughput
+from src.callbacks.resume import PatientEarlyStopping, ReproducibleNoise, RunCheckpoint
+from src.callbacks.show import Dashboard
 from src.errors import UserError
 from src.metrics.means import ExampleMean
 from tests.conftest import built
@@ -19,14 +24,13 @@ def fit(model, datamodule, *callbacks, epochs: int = 1, **options):
         accelerator="cpu",
         max_epochs=epochs,
         callbacks=list(callbacks),
-        logger=False,
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
         log_every_n_steps=1,
         use_distributed_sampler=False,
-        **options,
+        **{"logger": False, **options},
     )
     trainer.fit(model, datamodule)
     return trainer
@@ -81,45 +85,104 @@ class Poison(L.Callback):
                     pl_module.posterior_head.bias.fill_(1e30)
                 elif self.what == "weight":
                     next(pl_module.decoder.parameters())[0] = math.nan
+        if self.what == "gradient" and trainer.global_step == 3:
+            pl_module.posterior_head.weight.register_hook(lambda gradient: gradient * math.inf)
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        if self.what == "last" and trainer.is_last_batch:
+            with torch.no_grad():
+                for parameter in pl_module.parameters():
+                    parameter.fill_(math.nan)
 
 
 @pytest.mark.parametrize(
     ("what", "words"),
     [
-        ("rate", "the .*rate is not finite at step 3"),
-        ("weight", "decoder.layers.0.weight is no longer finite at step 3"),
+        ("rate", "the rate is not finite at step 3"),
+        ("weight", r"decoder\.layers\.0\.weight is not finite at step 3"),
+        ("gradient", r"the gradient of posterior_head\.weight is not finite at step 3"),
+        ("last", r"\(and of \d+ more\) is not finite after step 20"),
     ],
 )
-def test_guard_names_step_and_culprit(what, words):
+def test_guard_names_step_and_culprit(what, words, tmp_path):
+    datamodule, model = built(*SMALL)
+    logger = TensorBoardLogger(tmp_path)
+    with pytest.raises(UserError, match=words):
+        fit(model, datamodule, Poison(what), NonFiniteGuard(), Dashboard(), logger=logger)
+
+
+@pytest.mark.parametrize(
+    ("what", "words"), [("rate", "rate is not finite at step 3"), ("gradient", "gradient.* at step 3")]
+)
+def test_guard_that_reads_rarely_still_names_the_first_bad_step(what, words):
+    """As on a GPU, where no step waits for the guard."""
     datamodule, model = built(*SMALL)
     with pytest.raises(UserError, match=words):
-        fit(model, datamodule, Poison(what), NonFiniteGuard())
+        fit(model, datamodule, Poison(what), NonFiniteGuard(read_every=7))
 
 
-def test_guard_names_the_parameter_of_a_bad_gradient():
+def test_a_stopped_run_stays_stopped():
     datamodule, model = built(*SMALL)
-    weight = model.posterior_head.weight
-    weight.register_hook(lambda gradient: gradient * math.inf)
+    stopper = PatientEarlyStopping(monitor="val/elbo", mode="max", patience=2, min_delta=1e6)
+    assert fit(model, datamodule, stopper, epochs=9).current_epoch == 3
+    again = PatientEarlyStopping(monitor="val/elbo", mode="max", patience=2, min_delta=1e6)
 
-    class Measure(L.Callback):
-        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-            pl_module.step_terms["grad_norm"] = torch.nn.utils.get_total_norm([p.grad for p in pl_module.parameters()])
+    class Restore(L.Callback):  # what a checkpoint does
+        def on_fit_start(self, trainer, pl_module):
+            again.load_state_dict(stopper.state_dict())
 
-    with pytest.raises(UserError, match="gradient of posterior_head.weight is not finite at step 0"):
-        fit(model, datamodule, Measure(), NonFiniteGuard())
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    fit(model, datamodule, Restore(), again, epochs=9)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_guard_looks_at_the_weights_before_they_are_saved():
+def test_best_checkpoint_belongs_to_the_folder_it_is_in(tmp_path):
     datamodule, model = built(*SMALL)
 
-    class LastStep(L.Callback):
-        def on_train_batch_end(self, trainer, pl_module, *_):
-            if trainer.is_last_batch:
-                with torch.no_grad():
-                    model.posterior_head.weight[0, 0] = math.inf
+    def checkpoint(folder):
+        return RunCheckpoint(dirpath=folder, filename="best", monitor="val/elbo", mode="max", save_last=True)
 
-    with pytest.raises(UserError, match="posterior_head.weight is no longer finite"):
-        fit(model, datamodule, LastStep(), NonFiniteGuard(), limit_val_batches=0)
+    first = checkpoint(tmp_path / "here")
+    fit(model, datamodule, first)
+    (tmp_path / "here").rename(tmp_path / "there")
+    moved, fresh = checkpoint(tmp_path / "there"), checkpoint(tmp_path / "new")
+    for other in (moved, fresh):
+        other.load_state_dict(first.state_dict())
+    assert moved.best_model_path == str(tmp_path / "there" / "best.ckpt")
+    assert moved.best_model_score == first.best_model_score
+    assert list(moved.best_k_models) == [moved.best_model_path]
+    assert (fresh.best_model_path, fresh.best_model_score) == ("", None)
+
+
+def test_throughput_does_not_depend_on_when_validation_comes():
+    datamodule, model = built(*SMALL)
+    clocks = []
+    for interval in (1.0, 0.25):
+        throughput = Throughput()
+        created = time.perf_counter()
+        fit(model, datamodule, throughput, epochs=2, val_check_interval=interval)
+        clocks.append(throughput.seconds)
+        assert 0 < throughput.seconds < throughput.elapsed <= time.perf_counter() - created + 1
+    assert clocks[1] > clocks[0] / 3  # was a quarter when the clock stopped at the first validation
+
+
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_gradients_are_clipped_in_every_precision(precision, algorithm):
+    datamodule, model = built(*SMALL)
+    largest = []
+
+    class Listen(L.Callback):
+        def on_before_zero_grad(self, trainer, pl_module, optimizer):
+            gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+            if gradients:
+                biggest = max(g.abs().max() for g in gradients)
+                largest.append((torch.nn.utils.get_total_norm(gradients) if algorithm == "norm" else biggest).item())
+
+    clipping = {"gradient_clip_val": 0.5, "gradient_clip_algorithm": algorithm}
+    fit(model, datamodule, Listen(), precision=precision, limit_train_batches=4, limit_val_batches=0, **clipping)
+    assert largest
+    assert max(largest) == pytest.approx(0.5, rel=1e-3)
 
 
 def test_noise_of_an_epoch_does_not_depend_on_what_came_before():
@@ -151,9 +214,11 @@ def test_history_and_throughput_survive_a_checkpoint():
     assert [epoch["epoch"] for epoch in history.epochs] == [0, 1]
     assert all({"train/elbo", "val/elbo", "train/rate"} <= epoch.keys() for epoch in history.epochs)
     assert throughput.images == 2 * (len(datamodule.splits.train) // 64) * 64
-    other = Throughput()
+    other, later = Throughput(), History()
     other.load_state_dict(throughput.state_dict())
+    later.load_state_dict(history.state_dict())
     assert other.images_per_second == throughput.images_per_second
+    assert later.epochs == history.epochs
 
 
 @pytest.mark.parametrize(("count", "rows", "columns"), [(16, 4, 8), (19, 4, 8), (3, 2, 3)])

@@ -25,12 +25,25 @@ def test_bernoulli_is_the_summed_binary_cross_entropy():
     torch.testing.assert_close(-BernoulliLikelihood()(raw).log_prob(x), bce)
 
 
-@pytest.mark.parametrize("logit", [-8.0, -1.0, -1e-3, 0.0, 1e-4, 0.5, 3.0])
-def test_continuous_bernoulli_integrates_to_one(logit):
-    x = torch.linspace(0, 1, 20_001, dtype=torch.float64)
-    raw = torch.full((len(x), 1, 1, 1), logit, dtype=torch.float64)
-    density = ContinuousBernoulliLikelihood()(raw).log_prob(x.view(-1, 1, 1, 1)).exp()
-    assert float(torch.trapezoid(density, x)) == pytest.approx(1, abs=1e-5)
+@pytest.mark.parametrize("logit", [-60.0, -30.0, -16.0, -1.0, -0.1, -0.0999, -1e-3, 0.0, 1e-4, 0.5, 3.0, 60.0])
+def test_continuous_bernoulli_is_a_density_with_that_mean_in_float32(logit):
+    x = torch.linspace(0, 1, 200_001)
+    p = ContinuousBernoulliLikelihood()(torch.full((len(x), 1, 1, 1), logit))
+    density = p.log_prob(x.view(-1, 1, 1, 1)).exp().double()
+    assert torch.trapezoid(density, x.double()).item() == pytest.approx(1, abs=2e-5)
+    mean = torch.trapezoid(density * x, x.double()).item()
+    assert p.mean[0].item() == pytest.approx(mean, abs=2e-5)
+
+
+@pytest.mark.parametrize("logit", [-60.0, -16.0, -0.05, 0.0, 0.05, 2.0, 60.0])
+def test_continuous_bernoulli_gradient_is_the_exact_one(logit):
+    """d log p(x) / dh = x - mean(h): the family is exponential, the logit its natural parameter."""
+    raw = torch.full((1, 1, 1, 1), logit, requires_grad=True)
+    p = ContinuousBernoulliLikelihood()(raw)
+    p.log_prob(torch.full((1, 1, 1, 1), 0.25)).sum().backward()
+    exact = torch.tensor(logit, dtype=torch.float64)
+    mean = -1 / torch.expm1(-exact) - 1 / exact if logit else torch.tensor(0.5)
+    assert raw.grad.item() == pytest.approx(0.25 - mean.item(), abs=1e-4)
 
 
 def test_bernoulli_on_grey_pixels_is_no_density():

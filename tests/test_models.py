@@ -1,5 +1,6 @@
 """Every model, every experiment, every likelihood: composes, learns, reloads."""
 
+import lightning as L
 import pytest
 import torch
 from hydra.errors import InstantiationException
@@ -165,9 +166,20 @@ def test_posterior_noise_is_reparameterized():
     torch.testing.assert_close(z.std(0), posterior.stddev, atol=0.03, rtol=0)
 
 
-def test_warm_up_follows_the_step():
-    _, model = built("model=conv_tiny", "model.kl_weight=2", "model.kl_warmup_steps=10")
-    assert model.current_kl_weight == 0  # no trainer yet: step 0
+def test_warm_up_follows_the_optimizer_steps():
+    datamodule, model = built("model=conv_tiny", "data.image_size=8", "model.kl_weight=2", "model.kl_warmup_steps=10")
+    seen = []
+
+    class Listen(L.Callback):
+        def on_before_backward(self, trainer, pl_module, loss):
+            terms = pl_module.step_terms
+            seen.append(((terms["loss"] - terms["distortion"]) / terms["rate"]).item())
+
+    L.Trainer(
+        accelerator="cpu", max_steps=13, callbacks=[Listen()], logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0, use_distributed_sampler=False,
+    ).fit(model, datamodule)  # fmt: skip
+    assert seen == pytest.approx([2 * min(1, step / 10) for step in range(13)], abs=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,10 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.distributions import Independent
 
-from tests.conftest import ROOT, assert_one_line_error, command, train_cli
+from src.objectives import rate_per_latent
+from tests.conftest import ROOT, assert_one_line_error, built, command, train_cli
 
 QUICK = ("model=conv_tiny", "data=digits", "data.image_size=16", "data.batch_size=128")
 
@@ -35,6 +37,7 @@ def finished(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
 def test_run_folder_is_complete(finished):
     run, _ = finished
     for name in (
+        ".hydra/hydra.yaml",
         ".hydra/config.yaml",
         ".hydra/overrides.yaml",
         "checkpoints/best.ckpt",
@@ -58,6 +61,7 @@ def test_metrics_say_what_was_measured(finished):
     assert test["elbo"] == pytest.approx(-test["distortion"] - test["rate"], rel=1e-5)
     assert metrics["unit"].startswith("nats per image")
     assert metrics["pseudo_likelihood"] is True
+    assert metrics["names"] == {"elbo": "pseudo-elbo", "distortion": "pseudo-distortion"}
     assert "bits_per_dim" not in test
     assert metrics["data"]["images"] == {"train": 1294, "val": 144, "test": 359}
     assert re.fullmatch("[0-9a-f]{32}", metrics["data"]["fingerprint"])
@@ -110,6 +114,33 @@ def test_resume_refuses_other_settings_and_damaged_checkpoints(finished, tmp_pat
     assert_one_line_error(train_cli(*QUICK, f"ckpt_path={damaged}", here), "cannot read the checkpoint")
     other = train_cli(*QUICK, "model.latent_dim=3", f"ckpt_path={run}/checkpoints/last.ckpt", here)
     assert_one_line_error(other, "does not fit this model", "is [256, 2] in the file and [256, 3] here")
+
+
+def test_the_best_checkpoint_is_tested_and_training_stops_early(tmp_path):
+    """Selected by the lowest rate, the best epoch is an early one: its weights are tested, not the last."""
+    done = train_cli(
+        *QUICK,
+        "trainer.max_epochs=9",
+        "callbacks.checkpoint.monitor=val/rate",
+        "callbacks.checkpoint.mode=min",
+        "callbacks.early_stopping.patience=2",
+        "callbacks.early_stopping.min_delta=1e6",
+        "~logger",
+        f"hydra.run.dir={tmp_path}",
+    )
+    assert done.returncode == 0, done.stdout
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["epochs"] == 3  # the first sets the mark, two do not pass it
+    datamodule, model = built(*QUICK)
+    rates = {}
+    for name in ("best", "last"):
+        path = tmp_path / "checkpoints" / f"{name}.ckpt"
+        model.load_state_dict(torch.load(path, weights_only=True)["state_dict"])
+        posterior = model.eval().posterior(datamodule.examples("test", 10_000)).base_dist
+        rates[name] = rate_per_latent(Independent(posterior, 1), model.prior()).sum(1).mean().item()
+    assert metrics["test"]["rate"] == pytest.approx(rates["best"], rel=1e-4)
+    assert rates["last"] > 1.05 * rates["best"]
+    assert metrics["best"]["val/rate"] > 0
 
 
 def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
@@ -189,11 +220,12 @@ def test_a_batch_that_two_processes_cannot_share_is_refused(tmp_path):
 
 
 def test_typos_are_answered_with_the_key_or_the_choices():
-    done = train_cli("model.latnet_dim=3")
+    quiet = {"COVERAGE_PROCESS_CONFIG": ""}  # Hydra takes a coverage tracer for a debugger and shows it everything
+    done = train_cli("model.latnet_dim=3", **quiet)
     assert done.returncode != 0
     assert "model.latnet_dim" in done.stdout
     assert "Traceback" not in done.stdout
-    done = train_cli("model=conv_depe")
+    done = train_cli("model=conv_depe", **quiet)
     assert done.returncode != 0
     assert "conv_deep" in done.stdout
 
@@ -209,7 +241,8 @@ def test_a_typo_is_answered_before_torch_is_imported():
         (["model=lstm", "data.image_size=8"], ["Sizes that work", "data.image_size"]),
         (["data=chest_xray", "data.root=/nowhere"], ["there is no folder /nowhere", "Kaggle"]),
         (["data=image_folder"], ["data.root"]),
-        (["trainer.precision=17"], ["17"]),
+        (["trainer.precision=bf16-true", "data.image_size=16"], ["trainer.precision=bf16-true", "bf16-mixed"]),
+        (["callbacks.early_stopping.monitor=val/nothing", "data.image_size=16", "trainer=debug"], ["val/nothing"]),
     ],
 )
 def test_bad_input_is_one_line(overrides, words, tmp_path):
@@ -230,15 +263,39 @@ def test_a_broken_picture_is_named(picture_folder, tmp_path):
 
 
 def test_divergence_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
-    done = train_cli(*QUICK, "optimizer=sgd", "optimizer.lr=1e30", f"hydra.run.dir={tmp_path}")
-    assert_one_line_error(done, "training stopped", "step 1", "optimizer.lr")
-    assert not (tmp_path / "checkpoints" / "last.ckpt").exists()
+    """A learning rate that explodes at the second epoch."""
+    explode = (
+        "schedule=warmup",
+        "schedule.interval=epoch",
+        "schedule.factory.start_factor=1e-30",
+        "schedule.factory.total_iters=1",
+        "optimizer.lr=1e27",
+    )
+    done = train_cli(*QUICK, *explode, f"hydra.run.dir={tmp_path}")
+    assert_one_line_error(done, "training stopped in epoch 1", "at step 11", "last.ckpt", "optimizer.lr")
+    state = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert state["epoch"] == 0
+    assert all(torch.isfinite(value).all() for value in state["state_dict"].values())
+
+
+def test_nothing_trained_is_still_a_run(tmp_path):
+    done = train_cli(*QUICK, "trainer.max_epochs=0", f"hydra.run.dir={tmp_path}")
+    assert done.returncode == 0, done.stdout
+    assert json.loads((tmp_path / "metrics.json").read_text())["steps"] == 0
 
 
 def test_debug_trainer_sweep_and_sgd(tmp_path):
-    done = train_cli("-m", *QUICK, "trainer=debug", "optimizer=sgd", "seed=0,1", f"hydra.sweep.dir={tmp_path}")
-    assert done.returncode == 0, done.stdout
-    results = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("*/metrics.json"))]
+    """With the default sweep folder, which is below the working directory."""
+    done = subprocess.run(
+        command("-m", *QUICK, "trainer=debug", "optimizer=sgd", "seed=0,1"),
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("outputs/multirun/*/*/metrics.json"))]
     assert [result["seed"] for result in results] == [0, 1]
     assert results[0]["test"] != results[1]["test"]
     assert results[0]["data"]["fingerprint"] == results[1]["data"]["fingerprint"]

@@ -88,10 +88,7 @@ class TorchvisionDataModule(ImageDataModule):
     def _images(self, part: Any) -> Tensor:
         """``[N, C, H, W]`` uint8 from ``[N, H, W]`` or ``[N, H, W, C]``."""
         data = torch.as_tensor(part.data)
-        images = data.unsqueeze(1) if data.ndim == 3 else data.movedim(-1, 1)
-        if images.shape[1] != self.channels:
-            raise UserError(f"{self.name} has {images.shape[1]} channels: set data.channels={images.shape[1]}")
-        return images.contiguous()
+        return (data.unsqueeze(1) if data.ndim == 3 else data.movedim(-1, 1)).contiguous()
 
 
 class BinarizedMNISTDataModule(ImageDataModule):

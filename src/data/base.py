@@ -190,6 +190,9 @@ class ImageDataModule(L.LightningDataModule):
         """All images, read at first use."""
         if self._pool is None:
             self._pool = self.load_pool()
+            if self._pool.images.shape[1] != self.channels:
+                stored = self._pool.images.shape[1]
+                raise UserError(f"{self.name} has {stored}-channel images: set data.channels={stored}")
         return self._pool
 
     @property

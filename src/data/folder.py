@@ -42,6 +42,10 @@ class FolderDataModule(ImageDataModule):
         **common: Any,
     ) -> None:
         super().__init__(**common)
+        if on_bad_image not in ("raise", "skip"):
+            raise UserError(f"data.on_bad_image={on_bad_image}: choose raise or skip")
+        if group_pattern is not None and _groups(group_pattern) != 1:
+            raise UserError(f"data.group_pattern={group_pattern}: give a regular expression with one (group)")
         self.root = Path(root)
         self.cache_dir = Path(cache_dir)
         self.on_bad_image = on_bad_image
@@ -55,17 +59,18 @@ class FolderDataModule(ImageDataModule):
             self.root, files, self.image_size, self.channels, self.cache_dir, self.name, self.on_bad_image
         )
         published, class_names = zip(*(self._place(f) for f in files), strict=True)
+        names = [str(f.relative_to(self.root)) for f in files]
         classes = sorted(set(class_names) - {""})
         return ImagePool(
             images=store.images,
             labels=torch.tensor([classes.index(c) if c else -1 for c in class_names]),
             classes=classes,
             published=np.array(
-                ["skipped" if str(f) in store.bad else side for f, side in zip(files, published, strict=True)]
+                ["skipped" if name in store.bad else side for name, side in zip(names, published, strict=True)]
             ),
             digests=store.digests,
             groups=None if self.group_pattern is None else [self._group(f) for f in files],
-            names=[str(f.relative_to(self.root)) for f in files],
+            names=names,
         )
 
     def _files(self) -> list[Path]:
@@ -88,3 +93,11 @@ class FolderDataModule(ImageDataModule):
         """What the file's name says must stay together; the file alone where the pattern does not match."""
         match = re.search(self.group_pattern, file.name)
         return match.group(1) if match else str(file)
+
+
+def _groups(pattern: str) -> int | None:
+    """How many groups a regular expression has; None if it is none."""
+    try:
+        return re.compile(pattern).groups
+    except re.error:
+        return None

@@ -85,6 +85,7 @@ def split(pool: ImagePool, val_fraction: float | None, test_fraction: float, see
         test = _carve(usable, together, test_fraction, seed, "test")
     rest = np.setdiff1d(usable, test)
     rest = _without_copies(rest, test, pool, "test", notes)
+    notes += _shared_groups(rest, test, pool)
 
     if val_fraction is None:
         val = rest[pool.published[rest] == "val"]
@@ -112,7 +113,7 @@ def _components(pool: ImagePool) -> tuple[np.ndarray, list[str]]:
         )
     if pool.groups is not None:
         keys.append(np.unique(np.array(pool.groups), return_inverse=True)[1])
-        notes.append(f"{keys[1].max() + 1} patients (groups) kept together")
+        notes.append(f"{keys[1].max() + 1} groups (patients) kept together")
     # A graph whose nodes are the images, then the keys; every image is linked to its keys.
     count, links = len(pool), []
     offset = count
@@ -122,6 +123,20 @@ def _components(pool: ImagePool) -> tuple[np.ndarray, list[str]]:
     rows, columns = (np.concatenate(side) for side in zip(*links, strict=True))
     graph = coo_array((np.ones(len(rows), dtype=np.int8), (rows, columns)), shape=(offset, offset))
     return connected_components(graph, directed=False)[1][:count], notes
+
+
+def _shared_groups(rest: np.ndarray, test: np.ndarray, pool: ImagePool) -> list[str]:
+    """What to say where a published test split has groups of other images too: it is left as it is."""
+    if pool.groups is None:
+        return []
+    tested = {pool.groups[i] for i in test}
+    shared = [pool.groups[i] for i in rest if pool.groups[i] in tested]
+    if not shared:
+        return []
+    return [
+        f"{len(set(shared))} groups also occur in the published test split ({len(shared)} other images), "
+        "which is left as it is"
+    ]
 
 
 def _carve(candidates: np.ndarray, together: np.ndarray, fraction: float, seed: int, side: str) -> np.ndarray:

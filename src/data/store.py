@@ -21,7 +21,7 @@ from src.data.splits import content_digest
 from src.errors import UserError
 
 OnBadImage = Literal["raise", "skip"]
-FORMAT = 1  # raise it when decoding changes, so that old caches are not read
+FORMAT = 2  # raise it when decoding changes, so that old caches are not read
 
 
 class Store(NamedTuple):
@@ -29,7 +29,7 @@ class Store(NamedTuple):
 
     images: Tensor  # uint8 [N, C, S, S], memory-mapped
     digests: list[bytes]  # of each file's bytes
-    bad: dict[str, str]  # path: why it could not be decoded (its row is black)
+    bad: dict[str, str]  # path below the root: why it could not be decoded (its row is black)
 
 
 def resize_images(images: Tensor, size: int) -> Tensor:
@@ -74,17 +74,17 @@ def open_store(
     key = blake2b(json.dumps(recipe).encode(), digest_size=8).hexdigest()
     folder = cache_dir / f"{name}-{size}px-{key}"
     if not folder.exists():
-        _build(folder, files, (len(files), channels, size, size), on_bad_image)
+        _build(folder, root, files, (len(files), channels, size, size), on_bad_image)
     try:
         index = json.loads((folder / "index.json").read_text())
         images = torch.from_numpy(np.load(folder / "images.npy", mmap_mode="c"))
     except (OSError, ValueError) as error:
         raise UserError(f"the image cache {folder} is damaged ({error}): delete that folder and run again") from error
-    _refuse_bad(index["bad"], on_bad_image)
+    _refuse_bad(root, index["bad"], on_bad_image)
     return Store(images, [bytes.fromhex(d) for d in index["digests"]], index["bad"])
 
 
-def _build(folder: Path, files: Sequence[Path], shape: tuple[int, ...], on_bad_image: OnBadImage) -> None:
+def _build(folder: Path, root: Path, files: Sequence[Path], shape: tuple[int, ...], on_bad_image: OnBadImage) -> None:
     """Decode into a temporary folder, then rename it: a cache is there whole or not at all."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".decoding-"))
@@ -93,7 +93,7 @@ def _build(folder: Path, files: Sequence[Path], shape: tuple[int, ...], on_bad_i
         with open(temporary / "images.npy", "r+b") as file:
             # Claim the space now: writing to a mapped file on a full disk would kill the process without a word.
             os.posix_fallocate(file.fileno(), 0, os.path.getsize(file.name))
-        digests, bad = _decode_all(files, array, on_bad_image)
+        digests, bad = _decode_all(root, files, array, on_bad_image)
         array.flush()
         (temporary / "index.json").write_text(json.dumps({"digests": [d.hex() for d in digests], "bad": bad}))
         try:
@@ -106,7 +106,7 @@ def _build(folder: Path, files: Sequence[Path], shape: tuple[int, ...], on_bad_i
 
 
 def _decode_all(
-    files: Sequence[Path], array: np.ndarray, on_bad_image: OnBadImage
+    root: Path, files: Sequence[Path], array: np.ndarray, on_bad_image: OnBadImage
 ) -> tuple[list[bytes], dict[str, str]]:
     """Fill the rows of ``array``; return the digests and the files that cannot be decoded."""
     _, channels, size, _ = array.shape
@@ -118,9 +118,10 @@ def _decode_all(
             array[i], digests[i] = decode(files[i], size, channels)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             reason = "zero bytes" if files[i].stat().st_size == 0 else str(error).split(" '/")[0]
-            bad[str(files[i])] = reason
-            digests[i] = content_digest(str(files[i]).encode())
-            _refuse_bad(bad, on_bad_image)
+            name = str(files[i].relative_to(root))
+            bad[name] = reason
+            digests[i] = content_digest(name.encode())
+            _refuse_bad(root, bad, on_bad_image)
 
     pool = ThreadPoolExecutor(os.cpu_count())  # Pillow decodes and resizes outside the interpreter lock
     try:
@@ -130,9 +131,7 @@ def _decode_all(
     return digests, dict(sorted(bad.items()))
 
 
-def _refuse_bad(bad: dict[str, str], on_bad_image: OnBadImage) -> None:
-    if on_bad_image not in ("raise", "skip"):
-        raise UserError(f"data.on_bad_image={on_bad_image}: choose raise or skip")
+def _refuse_bad(root: Path, bad: dict[str, str], on_bad_image: OnBadImage) -> None:
     if bad and on_bad_image == "raise":
-        path, reason = next(iter(bad.items()))
-        raise UserError(f"cannot decode {path}: {reason}. Repair or remove it, or set data.on_bad_image=skip")
+        name, reason = next(iter(bad.items()))
+        raise UserError(f"cannot decode {root / name}: {reason}. Repair or remove it, or set data.on_bad_image=skip")

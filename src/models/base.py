@@ -16,6 +16,7 @@ from src.networks.blocks import WideLinear
 from src.objectives import ElboTerms, Inference, elbo_terms, linear_warmup, soft_bound
 from src.priors import StandardNormal
 
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 MAX_LOG_VARIANCE = 12.0  # posterior standard deviations stay within exp(+-6)
 
 
@@ -136,6 +137,21 @@ class BaseVAE(L.LightningModule):
 
     # ---- the loops -------------------------------------------------------------------------------------------
 
+    def on_fit_start(self) -> None:
+        """See that precision and batch size are ones that this model can be trained with.
+
+        Raises:
+            UserError: they are not.
+        """
+        if self.trainer.precision not in PRECISIONS:
+            raise UserError(f"trainer.precision={self.trainer.precision}: choose one of {', '.join(PRECISIONS)}")
+        normalized = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.modules())
+        if normalized and self.trainer.datamodule.batch_size < 2 * self.trainer.world_size:
+            raise UserError(
+                f"data.batch_size={self.trainer.datamodule.batch_size}: this model has batch norm, "
+                "which needs at least 2 images in each process"
+            )
+
     def _step(self, batch: Batch, stage: str) -> tuple[Tensor, ElboTerms]:
         """Loss per image and ELBO terms of one batch, added to the stage's means."""
         inference = self.infer(batch.x)
@@ -190,9 +206,35 @@ class BaseVAE(L.LightningModule):
         for name, value in named.items():
             self.log(f"{tag}/{name}", value, prog_bar=bar and name == "elbo", sync_dist=True)  # equal in all processes
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as ``trainer.gradient_clip_val`` says, also with a fused optimizer under bf16.
+
+        Lightning refuses a fused optimizer under any mixed precision because of float16's loss scaler; bf16 has none.
+        """
+        if not gradient_clip_val:
+            return
+        if self.trainer.precision == "16-mixed":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_algorithm == "value":
+            nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
+        else:
+            nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+
     def configure_optimizers(self) -> Any:
-        """The optimizer, and its learning-rate schedule where there is one."""
-        optimizer = self._make_optimizer(self.parameters())
+        """The optimizer, and its learning-rate schedule where there is one.
+
+        Raises:
+            UserError: the optimizer refuses its settings.
+        """
+        try:
+            optimizer = self._make_optimizer(self.parameters())
+        except (ValueError, RuntimeError) as error:
+            raise UserError(f"the optimizer refuses its settings: {error}") from error
         if self._schedule is None:
             return optimizer
         schedule = {"scheduler": self._schedule.factory(optimizer), "interval": self._schedule.interval}

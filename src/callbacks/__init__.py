@@ -1,0 +1,1 @@
+"""Lightning callbacks: guard, reproducibility, what a run remembers, what it shows."""

@@ -1,0 +1,76 @@
+"""What makes a resumed run end as the uninterrupted one."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from torch import Tensor
+
+from src.data.base import derive_seed
+from src.models.base import BaseVAE
+
+
+class ReproducibleNoise(Callback):
+    """Latent noise, dropout and dynamic binarization as a function of seed and epoch.
+
+    So a resumed run draws what the uninterrupted one draws, every validation sees the same noise, and what the
+    dashboard samples does not disturb training.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self._stream: tuple[Tensor, list[Tensor]] | None = None
+
+    def _start(self, trainer: Trainer, *what: object) -> None:
+        torch.manual_seed(derive_seed(self.seed, *what, trainer.global_rank))
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: BaseVAE) -> None:
+        """A stream of its own for each epoch and process."""
+        self._start(trainer, "train", trainer.current_epoch)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: BaseVAE) -> None:
+        """The same stream at every validation; the training stream is put aside."""
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+        self._stream = (torch.get_rng_state(), cuda)
+        self._start(trainer, "validation")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: BaseVAE) -> None:
+        """Training goes on where it was."""
+        if self._stream is not None:
+            cpu, cuda = self._stream
+            torch.set_rng_state(cpu)
+            torch.cuda.set_rng_state_all(cuda)
+
+    def on_test_start(self, trainer: Trainer, pl_module: BaseVAE) -> None:
+        """The same stream at every test."""
+        self._start(trainer, "test")
+
+
+class PatientEarlyStopping(EarlyStopping):
+    """Lightning's early stopping, which also stays stopped: a run that had stopped does not train on when resumed."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: BaseVAE) -> None:
+        """Its counter has been restored by now."""
+        trainer.should_stop = trainer.should_stop or self.wait_count >= self.patience
+
+
+class RunCheckpoint(ModelCheckpoint):
+    """Lightning's checkpoints, whose memory of the best one belongs to the run folder and moves with it.
+
+    A run that starts from another folder's checkpoint has no best one yet.
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Remember this folder's files, wherever the folder was when they were written."""
+        best, last = (str(Path(self.dirpath) / f"{name}.ckpt") for name in ("best", "last"))
+        if Path(best).exists():
+            score = state_dict["best_model_score"]
+            moved = {
+                "dirpath": self.dirpath,
+                "best_model_path": best,
+                "kth_best_model_path": best,
+                "last_model_path": last,
+            }
+            super().load_state_dict({**state_dict, **moved, "best_k_models": {best: score}})

@@ -1,0 +1,143 @@
+"""What a run shows: TensorBoard while it trains, pictures when it ends."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.model_summary import ModelSummary
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+from src import figures
+from src.callbacks.memory import History
+from src.data.base import Split
+from src.models.base import BaseVAE
+
+
+class Dashboard(Callback):
+    """Everything in TensorBoard that is no metric of a split.
+
+    Charts with training and validation together, step-wise loss, gradient norm and learning rate, reconstructions and
+    samples as images, the rate of each latent as a histogram, hyperparameters with ``val/elbo``, config and summary.
+
+    Args:
+        every_n_epochs: how often images are drawn.
+        num_images: how many of each, a multiple of 8.
+        hyperparameters: flat names and values for the HParams tab; set by the entry point.
+        config: the run's config as YAML text; set by the entry point.
+    """
+
+    def __init__(
+        self,
+        every_n_epochs: int = 1,
+        num_images: int = 16,
+        hyperparameters: dict[str, Any] | None = None,
+        config: str = "",
+    ) -> None:
+        self.every_n_epochs = every_n_epochs
+        self.num_images = num_images
+        self.hyperparameters = hyperparameters or {}
+        self.config = config
+
+    def _writer(self, trainer: Trainer) -> SummaryWriter | None:
+        board = next((logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
+        return board.experiment if board is not None and trainer.is_global_zero else None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: BaseVAE) -> None:
+        """Hyperparameters, config, summary and the layout of the charts."""
+        if (writer := self._writer(trainer)) is None:
+            return
+        names = pl_module.metric_names(trainer.datamodule.pixels)
+        writer.add_custom_scalars(
+            {
+                "nats per image": {
+                    names.get(metric, metric): ["Multiline", [f"train/{metric}", f"val/{metric}"]]
+                    for metric in ("elbo", "distortion", "rate", "loss")
+                }
+            }
+        )
+        # torch's own add_hparams would open a second run; this writes the three records into this one.
+        metrics = dict.fromkeys(("val/elbo", "test/elbo"))
+        for record in hparams(self.hyperparameters, metrics):
+            writer.file_writer.add_summary(record)
+        writer.add_text("config", f"```yaml\n{self.config}\n```")
+        writer.add_text("model", f"```\n{ModelSummary(pl_module, max_depth=3)}\n```")
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: BaseVAE, optimizer: torch.optim.Optimizer) -> None:
+        """Terms of the loss, gradient norm (the guard's), learning rate and KL weight, every ``log_every_n_steps``."""
+        if trainer.log_every_n_steps and trainer.global_step % trainer.log_every_n_steps == 0:
+            step = {f"step/{name}": float(value) for name, value in pl_module.step_terms.items()}
+            step["step/learning_rate"] = optimizer.param_groups[0]["lr"]
+            step["step/kl_weight"] = pl_module.current_kl_weight
+            for logger in trainer.loggers:
+                logger.log_metrics(step, trainer.global_step)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: BaseVAE) -> None:
+        """Images and the histogram of the rates."""
+        if (writer := self._writer(trainer)) is None or trainer.current_epoch % self.every_n_epochs:
+            return
+        originals, means, samples = draw(trainer, pl_module, "val", self.num_images)
+        writer.add_image("reconstructions", figures.pairs(originals, means), trainer.global_step)
+        writer.add_image("samples", figures.grid(samples), trainer.global_step)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: BaseVAE) -> None:
+        """The module has the rates of the latents by now."""
+        if (writer := self._writer(trainer)) is not None:
+            writer.add_histogram("rate_per_latent", pl_module.rate_per_latent, trainer.global_step)
+
+
+class Figures(Callback):
+    """Writes the run's pictures: reconstructions, samples, loss curves.
+
+    With validation images when training ends; with test images and the tested weights when it has been tested.
+
+    Args:
+        folder: where the PNG files go.
+        num_images: images in each picture, a multiple of 8.
+    """
+
+    def __init__(self, folder: str, num_images: int = 32) -> None:
+        self.folder = Path(folder)
+        self.num_images = num_images
+
+    def on_fit_end(self, trainer: Trainer, pl_module: BaseVAE) -> None:
+        """Draw with the last weights."""
+        training = pl_module.training
+        pl_module.eval()
+        self._draw(trainer, pl_module, "val", "Validation")
+        pl_module.train(training)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: BaseVAE) -> None:
+        """Draw with the tested weights."""
+        self._draw(trainer, pl_module, "test", "Test")
+
+    def _draw(self, trainer: Trainer, model: BaseVAE, part: Split, name: str) -> None:
+        if not trainer.is_global_zero:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        originals, means, samples = draw(trainer, model, part, self.num_images)
+        title = f"{name} images, each row over its reconstructions"
+        self._save("reconstructions", figures.picture(figures.pairs(originals, means), title))
+        self._save("samples", figures.picture(figures.grid(samples), "Samples: mean of p(x|z), z from the prior"))
+        history = next((c for c in trainer.callbacks if isinstance(c, History)), None)
+        if history is not None and history.epochs:
+            names = model.metric_names(trainer.datamodule.pixels)
+            self._save("losses", figures.loss_curves(history.epochs, names))
+
+    def _save(self, name: str, figure: figures.Figure) -> None:
+        figure.savefig(self.folder / f"{name}.png", dpi=120, bbox_inches="tight")
+
+
+@torch.no_grad()
+def draw(trainer: Trainer, model: BaseVAE, part: Split, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Images of a split, their reconstructions, and samples: means of p(x|z), each ``[count, C, H, W]``.
+
+    Fewer where the split is smaller. Reconstructions take z at the posterior mean.
+    """
+    originals = trainer.datamodule.examples(part, count).to(model.device)
+    means = model.decode(model.posterior(originals).mean).mean
+    samples = model.generate(count).mean
+    return originals, means, samples
