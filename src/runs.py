@@ -52,7 +52,7 @@ class RunFolder:
         start = self._checkpoint_to_start_from(cfg.ckpt_path)
         if rank_zero_only.rank != 0:
             return start
-        if start == self.last:
+        if start is not None and start.resolve() == self.last.resolve():
             self._refuse_other_settings(cfg)
         elif self.config.exists():
             way = "resume it with ckpt_path=last" if self.last.exists() else "delete it (no epoch of it was completed)"

@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from src import figures
 from src.callbacks.guard import NonFiniteGuard
 from src.callbacks.memory import History, Throughput
-from src.callbacks.resume import PatientEarlyStopping, ReproducibleNoise, RunCheckpoint
+from src.callbacks.resume import BestCheckpoint, PatientEarlyStopping, ReproducibleNoise
 from src.callbacks.show import Dashboard
 from src.errors import UserError
 from src.metrics.means import ExampleMean
@@ -140,7 +140,7 @@ def test_best_checkpoint_belongs_to_the_folder_it_is_in(tmp_path):
     datamodule, model = built(*SMALL)
 
     def checkpoint(folder):
-        return RunCheckpoint(dirpath=folder, filename="best", monitor="val/elbo", mode="max", save_last=True)
+        return BestCheckpoint(dirpath=folder, filename="best", monitor="val/elbo", mode="max")
 
     first = checkpoint(tmp_path / "here")
     fit(model, datamodule, first)

@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -133,6 +134,13 @@ def test_order_depends_on_seed_and_epoch_alone():
 def test_a_split_smaller_than_a_batch_is_one_batch():
     assert [len(batch) for batch in BatchIndices(5, 64, shuffle=True)] == [5]
     assert [len(batch) for batch in BatchIndices(5, 64, shuffle=True, rank=1, world_size=2)] == [2]
+
+
+def test_a_batch_that_processes_cannot_share_is_refused():
+    datamodule = data("data=digits", "data.batch_size=33")
+    datamodule.trainer = SimpleNamespace(global_rank=1, world_size=2)
+    with pytest.raises(UserError, match="choose a multiple of 2"):
+        datamodule.train_dataloader()
 
 
 def test_loading_draws_nothing_from_the_noise_stream():

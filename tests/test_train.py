@@ -15,7 +15,9 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.distributions import Independent
 
+from src.errors import UserError
 from src.objectives import rate_per_latent
+from src.runs import RunFolder, read_weights
 from tests.conftest import ROOT, assert_one_line_error, built, command, train_cli
 
 QUICK = ("model=conv_tiny", "data=digits", "data.image_size=16", "data.batch_size=128")
@@ -103,26 +105,34 @@ def test_a_second_run_does_not_overwrite_the_first(finished):
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != "train.log"}
 
 
-def test_resume_refuses_other_settings_and_damaged_checkpoints(finished, tmp_path):
+def test_resume_refuses_other_settings(finished):
     run, _ = finished
-    resume = (f"hydra.run.dir={run}", "ckpt_path=last", "seed=0")
-    assert_one_line_error(train_cli(*QUICK, *resume, "model.kl_weight=4"), "model.kl_weight=1.0", "this resume says 4")
-    assert_one_line_error(train_cli("ckpt_path=last", f"hydra.run.dir={tmp_path}"), "there is no checkpoint")
+    done = train_cli(*QUICK, f"hydra.run.dir={run}", "ckpt_path=last", "seed=0", "model.kl_weight=4")
+    assert_one_line_error(done, "model.kl_weight=1.0", "this resume says 4")
+
+
+def test_checkpoints_that_are_missing_damaged_or_of_another_model_are_named(finished, tmp_path):
+    last = finished[0] / "checkpoints" / "last.ckpt"
+    _, model = built(*QUICK)
+    assert read_weights(last, model)
+    with pytest.raises(UserError, match="there is no checkpoint .*last.ckpt: hydra.run.dir must name"):
+        RunFolder(tmp_path).start(OmegaConf.create({"ckpt_path": "last"}))
     damaged = tmp_path / "damaged.ckpt"
-    damaged.write_bytes((run / "checkpoints" / "last.ckpt").read_bytes()[:5_000])
-    here = f"hydra.run.dir={tmp_path}/new"
-    assert_one_line_error(train_cli(*QUICK, f"ckpt_path={damaged}", here), "cannot read the checkpoint")
-    other = train_cli(*QUICK, "model.latent_dim=3", f"ckpt_path={run}/checkpoints/last.ckpt", here)
-    assert_one_line_error(other, "does not fit this model", "is [256, 2] in the file and [256, 3] here")
+    damaged.write_bytes(last.read_bytes()[:5_000])
+    with pytest.raises(UserError, match="cannot read the checkpoint .*damaged"):
+        read_weights(damaged, model)
+    _, other = built(*QUICK, "model.latent_dim=3")
+    with pytest.raises(UserError, match=r"does not fit this model: .* is \[256, 2\] in the file and \[256, 3\] here"):
+        read_weights(last, other)
 
 
 def test_the_best_checkpoint_is_tested_and_training_stops_early(tmp_path):
-    """Selected by the lowest rate, the best epoch is an early one: its weights are tested, not the last."""
+    """Selected by the highest distortion, the best epoch is the first: its weights are tested, not the last."""
     done = train_cli(
         *QUICK,
         "trainer.max_epochs=9",
-        "callbacks.checkpoint.monitor=val/rate",
-        "callbacks.checkpoint.mode=min",
+        "callbacks.checkpoint.monitor=val/distortion",
+        "callbacks.checkpoint.mode=max",
         "callbacks.early_stopping.patience=2",
         "callbacks.early_stopping.min_delta=1e6",
         "~logger",
@@ -139,8 +149,8 @@ def test_the_best_checkpoint_is_tested_and_training_stops_early(tmp_path):
         posterior = model.eval().posterior(datamodule.examples("test", 10_000)).base_dist
         rates[name] = rate_per_latent(Independent(posterior, 1), model.prior()).sum(1).mean().item()
     assert metrics["test"]["rate"] == pytest.approx(rates["best"], rel=1e-4)
-    assert rates["last"] > 1.05 * rates["best"]
-    assert metrics["best"]["val/rate"] > 0
+    assert abs(rates["last"] / rates["best"] - 1) > 0.05
+    assert metrics["best"]["val/distortion"] > metrics["test"]["distortion"] / 2
 
 
 def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
@@ -206,19 +216,6 @@ def test_two_processes_train_as_one(tmp_path):
     assert done.stdout.count("Result on the test split") == 1
 
 
-def test_a_batch_that_two_processes_cannot_share_is_refused(tmp_path):
-    done = train_cli(
-        *QUICK,
-        "trainer=ddp",
-        "trainer.accelerator=cpu",
-        "data.batch_size=33",
-        f"hydra.run.dir={tmp_path}",
-        OMP_NUM_THREADS="1",
-    )
-    assert done.returncode != 0
-    assert "choose a multiple of 2" in done.stdout
-
-
 def test_typos_are_answered_with_the_key_or_the_choices():
     quiet = {"COVERAGE_PROCESS_CONFIG": ""}  # Hydra takes a coverage tracer for a debugger and shows it everything
     done = train_cli("model.latnet_dim=3", **quiet)
@@ -238,8 +235,6 @@ def test_a_typo_is_answered_before_torch_is_imported():
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["model=lstm", "data.image_size=8"], ["Sizes that work", "data.image_size"]),
-        (["data=chest_xray", "data.root=/nowhere"], ["there is no folder /nowhere", "Kaggle"]),
         (["data=image_folder"], ["data.root"]),
         (["trainer.precision=bf16-true", "data.image_size=16"], ["trainer.precision=bf16-true", "bf16-mixed"]),
         (["callbacks.early_stopping.monitor=val/nothing", "data.image_size=16", "trainer=debug"], ["val/nothing"]),

@@ -1,6 +1,7 @@
 """Stop a run that has stopped making sense."""
 
 import math
+from pathlib import Path
 
 import torch
 from lightning import Callback, Trainer
@@ -91,8 +92,9 @@ class NonFiniteGuard(Callback):
             self._stop(trainer, f"{_some(weights)} is not finite after step {trainer.global_step}")
 
     def _stop(self, trainer: Trainer, what: str) -> None:
-        saved = [c.last_model_path for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
-        kept = f"the last good checkpoint is {saved[0]}" if saved and saved[0] else "no epoch was complete yet"
+        folders = [Path(c.dirpath) for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+        saved = [folder / "last.ckpt" for folder in folders if (folder / "last.ckpt").exists()]
+        kept = f"the last good checkpoint is {saved[0]}" if saved else "no epoch was complete yet"
         raise UserError(
             f"training stopped in epoch {trainer.current_epoch}: {what}; {kept}. "
             "Lower optimizer.lr or set trainer.gradient_clip_val"

@@ -56,21 +56,15 @@ class PatientEarlyStopping(EarlyStopping):
         trainer.should_stop = trainer.should_stop or self.wait_count >= self.patience
 
 
-class RunCheckpoint(ModelCheckpoint):
-    """Lightning's checkpoints, whose memory of the best one belongs to the run folder and moves with it.
+class BestCheckpoint(ModelCheckpoint):
+    """Lightning's checkpoint of the best epoch, whose memory of it belongs to the run folder and moves with that.
 
     A run that starts from another folder's checkpoint has no best one yet.
     """
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Remember this folder's files, wherever the folder was when they were written."""
-        best, last = (str(Path(self.dirpath) / f"{name}.ckpt") for name in ("best", "last"))
-        if Path(best).exists():
-            score = state_dict["best_model_score"]
-            moved = {
-                "dirpath": self.dirpath,
-                "best_model_path": best,
-                "kth_best_model_path": best,
-                "last_model_path": last,
-            }
-            super().load_state_dict({**state_dict, **moved, "best_k_models": {best: score}})
+        """Remember this folder's file, wherever the folder was when it was written."""
+        best = str(Path(self.dirpath) / Path(state_dict["best_model_path"]).name)
+        if Path(best).is_file():
+            moved = {"dirpath": self.dirpath, "best_model_path": best, "kth_best_model_path": best}
+            super().load_state_dict({**state_dict, **moved, "best_k_models": {best: state_dict["best_model_score"]}})
