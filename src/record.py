@@ -9,9 +9,9 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 
 from src.callbacks.memory import Throughput
+from src.callbacks.resume import BestCheckpoint
 from src.data.base import ImageDataModule
 from src.models.base import BaseVAE
 from src.runs import RunFolder
@@ -27,6 +27,12 @@ def describe_data(datamodule: ImageDataModule) -> str:
     return "; ".join([f"{datamodule.name}: {counts}", *notes])
 
 
+def best(trainer: L.Trainer) -> dict[str, float]:
+    """Name and value of the monitored metric at the best epoch; empty where none was kept."""
+    kept = [c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint) and c.best_model_score is not None]
+    return {c.monitor: float(c.best_model_score) for c in kept}
+
+
 def summarize(
     trainer: L.Trainer, model: BaseVAE, datamodule: ImageDataModule, tags: list[str], seed: int
 ) -> dict[str, Any]:
@@ -38,13 +44,11 @@ def summarize(
         seed: the run's seed.
     """
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    checkpoint = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), None)
     throughput = next((c for c in trainer.callbacks if isinstance(c, Throughput)), None)
     train, val, test, notes = datamodule.splits
-    best = checkpoint.best_model_score if checkpoint else None
     return {
         "test": {name.removeprefix("test/"): value for name, value in metrics.items() if name.startswith("test/")},
-        "best": {checkpoint.monitor: float(best)} if best is not None else None,
+        "best": best(trainer),
         "unit": UNIT,
         "likelihood": model.likelihood.name,
         "pixels": datamodule.pixels,

@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
+from src.callbacks.show import Dashboard
 from src.data.base import ImageDataModule
 from src.errors import UserError
 from src.models.base import BaseVAE
@@ -130,6 +132,21 @@ def build_model(cfg: DictConfig, datamodule: ImageDataModule) -> BaseVAE:
         image_shape=list(datamodule.image_shape),
         optimizer=instantiate(cfg.optimizer, _convert_="all"),
         schedule=instantiate(cfg.schedule, _convert_="all") if cfg.get("schedule") else None,
+        _convert_="all",
+    )
+
+
+def build_trainer(cfg: DictConfig) -> L.Trainer:
+    """The trainer that a config describes, with its callbacks and loggers."""
+    callbacks = instantiate(cfg.get("callbacks") or {}, _convert_="all")
+    for dashboard in (c for c in callbacks.values() if isinstance(c, Dashboard)):
+        dashboard.config = OmegaConf.to_yaml(cfg)
+        dashboard.hyperparameters = hyperparameters(cfg)
+    return instantiate(
+        cfg.trainer,
+        callbacks=list(callbacks.values()),
+        logger=list(instantiate(cfg.get("logger") or {}, _convert_="all").values()),
+        default_root_dir=cfg.run_dir,
         _convert_="all",
     )
 

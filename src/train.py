@@ -4,7 +4,7 @@
 """
 
 import hydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from src.errors import reports_user_errors
 
@@ -15,7 +15,6 @@ def main(cfg: DictConfig) -> float | None:
     """Run one training; return the best monitored value, for whoever optimises it."""
     # torch and Lightning come after the config is composed: a typo is answered at once.
     import lightning as L
-    from hydra.utils import instantiate
     from lightning.pytorch.utilities import rank_zero_only
 
     from src import record, runs
@@ -31,17 +30,7 @@ def main(cfg: DictConfig) -> float | None:
     model = runs.build_model(cfg, datamodule)
     if start is not None:
         runs.read_weights(start, model)  # a damaged or foreign one is named before anything starts
-    callbacks = instantiate(cfg.get("callbacks") or {}, _convert_="all")
-    if dashboard := callbacks.get("dashboard"):
-        dashboard.config = OmegaConf.to_yaml(cfg)
-        dashboard.hyperparameters = runs.hyperparameters(cfg)
-    trainer: L.Trainer = instantiate(
-        cfg.trainer,
-        callbacks=list(callbacks.values()),
-        logger=list(instantiate(cfg.get("logger") or {}, _convert_="all").values()),
-        default_root_dir=str(run.path),
-        _convert_="all",
-    )
+    trainer = runs.build_trainer(cfg)
     say = rank_zero_only(print)
     datamodule.prepare_data()
     say(record.describe_data(datamodule), flush=True)
@@ -62,8 +51,7 @@ def main(cfg: DictConfig) -> float | None:
         metrics = record.summarize(trainer, model, datamodule, list(cfg.tags), cfg.seed)
         run.write_metrics(metrics)
         print(record.report(run, metrics))
-    score = getattr(callbacks.get("checkpoint"), "best_model_score", None)
-    return None if score is None else float(score)
+    return next(iter(record.best(trainer).values()), None)
 
 
 if __name__ == "__main__":

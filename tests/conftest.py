@@ -87,3 +87,24 @@ def picture_folder(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path / "pictures"
 
     return write
+
+
+def data(*overrides: str):
+    """The data module of a command line, nothing read yet."""
+    return runs.build_datamodule(composed(*overrides))
+
+
+def sides(splits) -> dict[int, str]:
+    """Which split each image is in; fails where one is in two."""
+    found = {}
+    for side in ("train", "val", "test"):
+        for index in getattr(splits, side).tolist():
+            assert index not in found
+            found[index] = side
+    return found
+
+
+def folder_data(root, tmp_path, *overrides: str):
+    return data(
+        "data=image_folder", f"data.root={root}", f"data.cache_dir={tmp_path}/cache", "data.image_size=16", *overrides
+    )

@@ -6,7 +6,7 @@ import torch
 from hydra.errors import InstantiationException
 
 from src import runs
-from src.data.base import Batch
+from src.data.batches import Batch
 from src.errors import UserError, explain
 from src.objectives import elbo_terms
 from tests.conftest import EXPERIMENTS, LIKELIHOODS, MODELS, built, composed

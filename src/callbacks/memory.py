@@ -7,7 +7,7 @@ from typing import Any
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint, TQDMProgressBar
 
-from src.data.base import Batch
+from src.data.batches import Batch
 from src.models.base import BaseVAE
 
 

@@ -8,7 +8,7 @@ from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor
 
-from src.data.base import derive_seed
+from src.data.batches import derive_seed
 from src.models.base import BaseVAE
 
 

@@ -1,97 +1,21 @@
-"""From a pool of decoded images to batches: splits, index-gathered loading, scaling on the device."""
+"""From a pool of decoded images to batches: splits, loaders, scaling on the device."""
 
 import hashlib
 import json
 from abc import abstractmethod
-from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import lightning as L
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader
 
+from src.data.batches import Batch, BatchIndices, StoredImages
 from src.data.splits import ImagePool, Splits, split
 from src.errors import UserError
 from src.likelihoods import Pixels
 
 Split = Literal["train", "val", "test"]
-
-
-class Batch(NamedTuple):
-    """Images ``[B, C, H, W]`` and class labels ``[B]`` (-1 where unknown).
-
-    uint8 as stored; float in [0, 1] once the data module has prepared it on the device.
-    """
-
-    x: Tensor
-    label: Tensor
-
-
-class StoredImages(Dataset):
-    """Some images of a pool, read many at a time: ``dataset[indices]`` is one gather, not a loop."""
-
-    def __init__(self, pool: ImagePool, indices: Tensor) -> None:
-        self.pool = pool
-        self.indices = indices
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, positions: Tensor) -> Batch:
-        chosen = self.indices[positions]
-        return Batch(self.pool.images[chosen], self.pool.labels[chosen])
-
-
-class BatchIndices(Sampler[Tensor]):
-    """Positions of each batch, as a function of seed and epoch alone, shared out among processes.
-
-    ``batch_size`` counts the images of one optimizer step over all processes: rank r takes every ``world_size``-th
-    position of each batch from r on, so training on several processes sees the batches that one process sees.
-    In training the incomplete last batch is left out (batch norm and averaged gradients want equal batches); for
-    evaluation every image comes exactly once.
-    """
-
-    def __init__(
-        self, num_images: int, batch_size: int, *, shuffle: bool, seed: int = 0, rank: int = 0, world_size: int = 1
-    ) -> None:
-        super().__init__()
-        self.num_images = num_images
-        self.shuffle = shuffle
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
-        self.epoch = 0
-        if shuffle:
-            self.batch_size = min(batch_size, num_images - num_images % world_size)
-            stop = num_images - num_images % self.batch_size
-        else:
-            self.batch_size, stop = batch_size, num_images
-        self.starts = range(0, stop, self.batch_size)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Lightning calls this before each epoch, also when it resumes."""
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[Tensor]:
-        order = torch.arange(self.num_images)
-        if self.shuffle:
-            generator = torch.Generator().manual_seed(derive_seed(self.seed, "shuffle", self.epoch))
-            order = torch.randperm(self.num_images, generator=generator)
-        for start in self.starts:
-            mine = order[start : start + self.batch_size][self.rank :: self.world_size]
-            if len(mine):
-                yield mine
-
-    def __len__(self) -> int:
-        last = self.num_images - self.starts[-1]  # images in the last evaluation batch: fewer than processes, maybe
-        return len(self.starts) - int(not self.shuffle and last <= self.rank)
-
-
-def derive_seed(*parts: object) -> int:
-    """One 63-bit seed from several values, equal on every machine and Python run."""
-    digest = hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
 
 
 class ImageDataModule(L.LightningDataModule):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
-from src.data.base import Batch
+from src.data.batches import Batch
 from src.errors import UserError
 from src.likelihoods import Likelihood, Pixels
 from src.metrics.means import ExampleMean

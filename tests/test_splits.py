@@ -1,0 +1,63 @@
+"""Splits that leak nothing."""
+
+import numpy as np
+import pytest
+import torch
+
+from src.data.splits import ImagePool, split
+from src.errors import UserError
+from tests.conftest import sides
+
+
+def pool(content: list[int], groups: list[str] | None = None, published: list[str] | None = None) -> ImagePool:
+    """One-pixel images of these values."""
+    images = torch.tensor(content, dtype=torch.uint8).view(-1, 1, 1, 1)
+    return ImagePool(
+        images,
+        torch.full((len(content),), -1),
+        [],
+        np.array(published or [""] * len(content)),
+        [bytes([value]) for value in content],
+        groups,
+    )
+
+
+def test_splits_are_disjoint_complete_and_deterministic():
+    images = pool(list(range(100)))
+    first, again, other = (split(images, 0.1, 0.2, seed) for seed in (0, 0, 1))
+    assert len(sides(first)) == 100
+    assert [len(part) for part in first[:3]] == [72, 8, 20]
+    assert all(torch.equal(a, b) for a, b in zip(first[:3], again[:3], strict=True))
+    assert not torch.equal(first.val, other.val)
+
+
+def test_identical_images_and_patients_stay_together():
+    content = [i // 2 for i in range(120)]  # pairs of identical images
+    groups = [f"patient{i % 40 // 3}" for i in range(120)]  # linked with them into larger components
+    found = sides(split(pool(content, groups), 0.2, 0.2, 3))
+    for a in range(120):
+        for b in range(a):
+            if content[a] == content[b] or groups[a] == groups[b]:
+                assert found[a] == found[b]
+    assert set(found.values()) == {"train", "val", "test"}
+
+
+def test_published_test_stays_and_its_copies_leave_training():
+    images = pool([1, 2, 3, 4, 5, 6, 3], published=["train"] * 6 + ["test"])
+    splits = split(images, 0.3, 0.5, 0)
+    assert splits.test.tolist() == [6]
+    assert 2 not in sides(splits)
+    assert any("1 images left out because they are identical to test images" in note for note in splits.notes)
+
+
+def test_published_validation_on_request():
+    images = pool([1, 2, 3, 3, 5], published=["train", "train", "train", "val", "test"])
+    splits = split(images, None, 0.5, 0)
+    assert (splits.train.tolist(), splits.val.tolist()) == ([0, 1], [3])
+    with pytest.raises(UserError, match="val_fraction=null"):
+        split(pool(list(range(9))), None, 0.3, 0)
+
+
+def test_too_few_groups_are_refused():
+    with pytest.raises(UserError, match="cannot carve a test split"):
+        split(pool([1, 2, 3], groups=["a", "a", "a"]), 0.3, 0.3, 0)
