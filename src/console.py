@@ -7,6 +7,7 @@ QUIET = (
     ".*LeafSpec.*",  # a deprecation inside Lightning
     ".*does not have many workers.*",  # batches are gathered from one tensor: workers would only copy
     ".*exists and is not empty.*",  # a resumed run's checkpoints folder
+    ".*is smaller than the logging interval.*",  # epochs are logged whatever their length
     ".*not supported by the model summary.*",  # it only estimates megabytes
 )
 

@@ -4,15 +4,17 @@ import errno
 import functools
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +52,8 @@ def explain(error: BaseException) -> str | None:
 def _library_error(error: BaseException, root: BaseException) -> str | None:
     """One line for what Hydra, OmegaConf and Lightning refuse."""
     text = " ".join(str(root).split())
+    if isinstance(root, MissingMandatoryValue):
+        return f"{root.full_key} has no value: set it on the command line"
     if "gpu backend" in text:
         return "no GPU is to be seen on this machine: choose trainer=cpu"
     if isinstance(error, InstantiationException):
@@ -78,6 +82,13 @@ def reports_user_errors(task: Callable[[DictConfig], Any]) -> Callable[[DictConf
             log.error("error: %s", line)
             if HydraConfig.get().mode is RunMode.MULTIRUN:
                 raise
+            _leave_no_empty_folder(Path(HydraConfig.get().runtime.output_dir))
             sys.exit(1)
 
     return wrapped
+
+
+def _leave_no_empty_folder(folder: Path) -> None:
+    """Remove the folder of a run that never began: one that holds its log alone."""
+    if {path.suffix for path in folder.iterdir()} == {".log"}:
+        shutil.rmtree(folder, ignore_errors=True)

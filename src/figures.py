@@ -6,12 +6,14 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
+from torch.nn.functional import pad
 from torchvision.utils import make_grid
 
 # Okabe & Ito's palette: told apart with any colour vision.
 COLOURS = {"elbo": "#0072B2", "distortion": "#D55E00", "rate": "#009E73"}
 LEGEND = {"train": "training", "val": "validation"}
 COLUMNS = 8
+PAIR_GAP = 14  # pixels between a row of reconstructions and the next originals
 GAP = 1.0  # white between pictures: X-rays and digits have black borders
 
 
@@ -30,7 +32,8 @@ def pairs(originals: Tensor, reconstructions: Tensor, columns: int = COLUMNS) ->
     columns = min(columns, len(originals))
     whole = len(originals) // columns * columns
     rows = zip(originals[:whole].split(columns), reconstructions[:whole].split(columns), strict=True)
-    return grid(torch.cat([part for pair in rows for part in pair]), columns)
+    grids = [pad(grid(torch.cat(pair), columns), (0, 0, 0, PAIR_GAP), value=GAP) for pair in rows]
+    return torch.cat(grids, dim=1)
 
 
 def picture(image: Tensor, title: str) -> Figure:

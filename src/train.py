@@ -3,10 +3,14 @@
 ``python -m src.train model=conv_deep data=chest_xray``; ``--help`` lists every group and key.
 """
 
+import logging
+
 import hydra
 from omegaconf import DictConfig
 
 from src.errors import reports_user_errors
+
+log = logging.getLogger(__name__)
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
@@ -31,9 +35,9 @@ def main(cfg: DictConfig) -> float | None:
     if start is not None:
         runs.read_weights(start, model)  # a damaged or foreign one is named before anything starts
     trainer = runs.build_trainer(cfg)
-    say = rank_zero_only(print)
+    say = rank_zero_only(log.info)  # to the terminal and train.log
     datamodule.prepare_data()
-    say(record.describe_data(datamodule), flush=True)
+    say(record.describe_data(datamodule))
     run.claim(cfg)
     try:
         trainer.fit(model, datamodule, ckpt_path=start, weights_only=True)
@@ -50,7 +54,7 @@ def main(cfg: DictConfig) -> float | None:
     if trainer.is_global_zero:
         metrics = record.summarize(trainer, model, datamodule, list(cfg.tags), cfg.seed)
         run.write_metrics(metrics)
-        print(record.report(run, metrics))
+        say(record.report(run, metrics))
     return next(iter(record.best(trainer).values()), None)
 
 

@@ -225,9 +225,10 @@ def test_history_and_throughput_survive_a_checkpoint():
 def test_pictures_pair_originals_with_reconstructions(count, rows, columns):
     originals = torch.linspace(0, 0.4, count).view(-1, 1, 1, 1).expand(count, 1, 64, 64)
     picture = figures.pairs(originals, originals + 0.5)
-    assert picture.shape == (3, rows * 66 + 2, columns * 66 + 2)
-    for row in range(0, rows, 2):  # each reconstruction is below its original
-        above, below = (picture[0, (row + i) * 66 + 30, 30::66] for i in (0, 1))
+    pair = 2 * 66 + 2 + figures.PAIR_GAP
+    assert picture.shape == (3, rows // 2 * pair, columns * 66 + 2)
+    for top in range(0, picture.shape[1], pair):  # each reconstruction is below its original
+        above, below = (picture[0, top + i * 66 + 30, 30::66] for i in (0, 1))
         torch.testing.assert_close(below, above + 0.5)
     enlarged = figures.grid(torch.rand(4, 1, 8, 8))
     assert enlarged.shape[1] > 64

@@ -188,6 +188,8 @@ def test_warm_up_follows_the_optimizer_steps():
         (["model.latent_dim=0"], "latent_dim=0"),
         (["model.kl_weight=-1"], "kl_weight=-1"),
         (["model.depth=0"], "depth=0"),
+        (["model.latent_dim=two"], "model.latent_dim=two: give a whole number"),
+        (["model.kl_weight=much"], "model.kl_weight=much: give a number"),
         (["model=lstm", "data.image_size=8"], "28 and above"),
         (["model=conv_dropout", "data.image_size=28"], "32 and above"),
     ],

@@ -92,8 +92,6 @@ def test_wrong_lists_are_named():
         ConvEncoder((1, 32, 32), 1, [4], act="relo")
     with pytest.raises(UserError, match="unknown norm 'middle'"):
         ConvEncoder((1, 32, 32), 1, [4], norm="middle")
-    with pytest.raises(UserError, match="depth=0"):
-        LSTMEncoder((1, 28, 28), 0)
 
 
 def test_lstm_reads_rows_in_both_directions():

@@ -1,5 +1,6 @@
 """What a run remembers of itself, over interruptions, and what it says while it trains."""
 
+import logging
 import sys
 import time
 from typing import Any
@@ -9,6 +10,8 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, TQDMProgressBar
 
 from src.data.batches import Batch
 from src.models.base import BaseVAE
+
+log = logging.getLogger(__name__)
 
 
 class Throughput(Callback):
@@ -90,7 +93,7 @@ class History(Checkpoint):
                 for stage, name in (("train", "elbo"), ("val", "elbo"), ("val", "distortion"), ("val", "rate"))
                 if f"{stage}/{name}" in metrics
             ]
-            print(f"epoch {trainer.current_epoch}: {', '.join(shown)}", flush=True)
+            log.info("epoch %d: %s", trainer.current_epoch, ", ".join(shown))
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run goes on from."""

@@ -65,12 +65,12 @@ class BaseVAE(L.LightningModule):
         depth: int = 1,
     ) -> None:
         super().__init__()
-        if latent_dim < 1:
-            raise UserError(f"model.latent_dim={latent_dim}: a latent space has at least 1 dimension")
-        if kl_weight < 0 or kl_warmup_steps < 0:
-            raise UserError(
-                f"model.kl_weight={kl_weight}, model.kl_warmup_steps={kl_warmup_steps}: neither may be negative"
-            )
+        for key, value in (("latent_dim", latent_dim), ("depth", depth)):
+            if not isinstance(value, int) or value < 1:
+                raise UserError(f"model.{key}={value}: give a whole number of at least 1")
+        for key, value in (("kl_weight", kl_weight), ("kl_warmup_steps", kl_warmup_steps)):
+            if not isinstance(value, int | float) or value < 0:
+                raise UserError(f"model.{key}={value}: give a number that is not negative")
         channels, height, width = image_shape
         self.image_shape = tuple(image_shape)
         self.latent_dim = latent_dim

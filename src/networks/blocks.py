@@ -105,13 +105,6 @@ def per_stage(value: int | Sequence[int], stages: int, name: str) -> list[int]:
     return values
 
 
-def check_depth(depth: int) -> int:
-    """``depth`` itself, once it is known to be a number of layers."""
-    if depth < 1:
-        raise UserError(f"model.depth={depth}: a stage needs at least 1 layer")
-    return depth
-
-
 class ConvGeometry:
     """Kernel, stride and padding of a stack of convolutions, and the map sizes that follow from them.
 

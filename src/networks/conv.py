@@ -15,7 +15,6 @@ from src.networks.blocks import (
     Norm,
     ResidualConv,
     WideLinear,
-    check_depth,
     flat,
     norm_and_activation,
 )
@@ -60,7 +59,7 @@ class ConvEncoder(nn.Module):
             layers += [
                 nn.Conv2d(channels[i], width, geometry.kernels[i], geometry.strides[i], geometry.paddings[i]),
                 *norm_and_activation(width, norm, act),
-                *(ResidualConv(width, norm, act) for _ in range(check_depth(depth) - 1)),
+                *(ResidualConv(width, norm, act) for _ in range(depth - 1)),
             ]
         layers.append(nn.Flatten())
         self.out_features = flat((widths[-1], *maps[-1]))
@@ -124,7 +123,7 @@ class ConvDecoder(nn.Module):
         ]
         channels = [image_shape[0], *widths[:-1]]
         for i in reversed(range(len(widths))):
-            layers += [ResidualConv(widths[i], norm, act) for _ in range(check_depth(depth) - 1)]
+            layers += [ResidualConv(widths[i], norm, act) for _ in range(depth - 1)]
             layer = DrawingLayer if i == 0 else nn.ConvTranspose2d
             layers.append(
                 layer(

@@ -5,8 +5,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from src.networks.blocks import check_depth
-
 
 class LSTMEncoder(nn.Module):
     """Rows of an image as a sequence through a bidirectional LSTM; the last state of each direction is kept.
@@ -22,7 +20,7 @@ class LSTMEncoder(nn.Module):
     def __init__(self, image_shape: Sequence[int], depth: int, hidden: int = 64) -> None:
         super().__init__()
         channels, _, width = image_shape
-        self.lstm = nn.LSTM(channels * width, hidden, check_depth(depth), batch_first=True, bidirectional=True)
+        self.lstm = nn.LSTM(channels * width, hidden, depth, batch_first=True, bidirectional=True)
         self.out_features = 2 * hidden
 
     def forward(self, x: Tensor) -> Tensor:
