@@ -52,8 +52,8 @@ def explain(error: BaseException) -> str | None:
 def _library_error(error: BaseException, root: BaseException) -> str | None:
     """One line for what Hydra, OmegaConf and Lightning refuse."""
     text = " ".join(str(root).split())
-    if isinstance(root, MissingMandatoryValue):
-        return f"{root.full_key} has no value: set it on the command line"
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key} has no value: set it on the command line"
     if "gpu backend" in text:
         return "no GPU is to be seen on this machine: choose trainer=cpu"
     if isinstance(error, InstantiationException):
