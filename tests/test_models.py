@@ -1,5 +1,7 @@
 """Every model, every experiment, every likelihood: composes, learns, reloads."""
 
+import math
+
 import lightning as L
 import pytest
 import torch
@@ -15,6 +17,19 @@ from tests.conftest import EXPERIMENTS, LIKELIHOODS, MODELS, built, composed
 def digits_batch(datamodule, size: int) -> Batch:
     loader = datamodule.train_dataloader()
     return datamodule.on_after_batch_transfer(Batch(*(part[:size] for part in next(iter(loader)))), 0)
+
+
+def descend(model, batch: Batch, steps: int) -> list[float]:
+    """Loss before each of ``steps`` optimizer steps on one batch, in nats per image."""
+    optimizer = model.configure_optimizers()
+    losses = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = model.training_step(batch, 0)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
 
 
 @pytest.mark.parametrize("depth", [1, 2])
@@ -66,16 +81,9 @@ def test_likelihood_trains(likelihood):
     if likelihood == "gaussian":
         overrides.append("model.likelihood.learned=true")
     datamodule, model = built(*overrides)
-    batch = digits_batch(datamodule, 64)
-    optimizer = model.configure_optimizers()
-    losses = []
-    for _ in range(40):
-        optimizer.zero_grad()
-        losses.append(model.training_step(batch, 0))
-        losses[-1].backward()
-        optimizer.step()
-    assert all(torch.isfinite(loss) for loss in losses)
-    first, last = losses[0].item(), losses[-1].item()
+    losses = descend(model, digits_batch(datamodule, 64), 40)
+    assert all(math.isfinite(loss) for loss in losses)
+    first, last = losses[0], losses[-1]
     assert last < first - 0.05 * abs(first)
 
 
@@ -85,15 +93,7 @@ def test_first_steps_do_not_spike(name):
     if name == "conv_wide":  # a quarter of its width: the same depth and norms in a tenth of the time
         overrides.append("model.decoder.widths=[32,64,128,256,256]")
     datamodule, model = built(*overrides)
-    batch = digits_batch(datamodule, 64)
-    optimizer = model.configure_optimizers()
-    losses = []
-    for _ in range(8):
-        optimizer.zero_grad()
-        loss = model.training_step(batch, 0)
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = descend(model, digits_batch(datamodule, 64), 8)
     grey = 32 * 32 * 0.6931
     assert losses[0] < 1.3 * grey, losses
     assert max(losses[1:]) < 1.1 * losses[0], losses
