@@ -1,7 +1,13 @@
-"""Less of the libraries' noise on the terminal."""
+"""The terminal: less of the libraries' noise, and progress bars."""
 
 import logging
 import warnings
+from collections.abc import Iterable
+from typing import TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
 
 QUIET = (
     ".*LeafSpec.*",  # a deprecation inside Lightning
@@ -21,3 +27,8 @@ def hush_libraries() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in QUIET:
         warnings.filterwarnings("ignore", message=message)
+
+
+def progress(items: Iterable[T], what: str) -> Iterable[T]:
+    """The items, with a progress bar where there is a terminal to show it."""
+    return tqdm(items, what, leave=False, disable=None)

@@ -90,5 +90,5 @@ def reports_user_errors(task: Callable[[DictConfig], Any]) -> Callable[[DictConf
 
 def _leave_no_empty_folder(folder: Path) -> None:
     """Remove the folder of a run that never began: one that holds its log alone."""
-    if {path.suffix for path in folder.iterdir()} == {".log"}:
+    if folder != Path.cwd() and {path.suffix for path in folder.iterdir()} == {".log"}:
         shutil.rmtree(folder, ignore_errors=True)

@@ -59,17 +59,21 @@ def elbo_terms(x: Tensor, inference: Inference, prior: Independent) -> ElboTerms
     )
 
 
-def iwae_bound(x: Tensor, inference: Inference, prior: Independent) -> Tensor:
-    """Importance-weighted bound on log p(x), ``[B]``, in nats; rises to log p(x) with K.
-
-    ``log 1/K sum_k p(x|z_k) p(z_k) / q(z_k|x)`` in float64 (Burda et al. 2016, arXiv 1509.00519, eq. 8).
-    """
-    log_weights = (
+def log_weights(x: Tensor, inference: Inference, prior: Independent) -> Tensor:
+    """Importance weights ``log p(x|z_k) + log p(z_k) - log q(z_k|x)``, ``[K, B]``, in nats and float64."""
+    return (
         inference.likelihood.log_prob(x).double()
         + prior.log_prob(inference.z).double()
         - inference.posterior.log_prob(inference.z).double()
     )
-    return torch.logsumexp(log_weights, dim=0) - math.log(len(log_weights))
+
+
+def iwae_bound(weights: Tensor) -> Tensor:
+    """Importance-weighted bound on log p(x), ``[B]``, in nats, from :func:`log_weights`; rises to log p(x) with K.
+
+    ``log 1/K sum_k w_k`` (Burda et al. 2016, arXiv 1509.00519, eq. 8).
+    """
+    return torch.logsumexp(weights, dim=0) - math.log(len(weights))
 
 
 def linear_warmup(step: int, warmup_steps: int) -> float:

@@ -9,14 +9,18 @@ from typing import Any
 
 import lightning as L
 import torch
+from torch.utils.tensorboard import SummaryWriter
 
 from src.callbacks.memory import Throughput
 from src.callbacks.resume import BestCheckpoint
 from src.data.base import ImageDataModule
+from src.loading import LoadedRun
 from src.models.base import BaseVAE
-from src.runs import RunFolder
+from src.runs import RunFolder, flatten
+from src.subject import Subject
 
 UNIT = "nats per image: summed over pixels, averaged over the images of the split"
+PSEUDO = "pseudo-: grey pixels under a Bernoulli have no probability; compare such numbers with each other only"
 
 
 def describe_data(datamodule: ImageDataModule) -> str:
@@ -34,20 +38,25 @@ def best(trainer: L.Trainer) -> dict[str, float]:
 
 
 def summarize(
-    trainer: L.Trainer, model: BaseVAE, datamodule: ImageDataModule, tags: list[str], seed: int
+    trainer: L.Trainer,
+    model: BaseVAE,
+    datamodule: ImageDataModule,
+    test: dict[str, float],
+    tags: list[str],
+    seed: int,
 ) -> dict[str, Any]:
-    """Everything ``metrics.json`` holds.
+    """Everything ``metrics.json`` holds when training ends.
 
     Args:
-        trainer: has just trained and tested ``model`` on ``datamodule``.
+        trainer: has just trained ``model`` on ``datamodule``.
+        test: figures of the test split; empty where it was not tested.
         tags: the user's words.
         seed: the run's seed.
     """
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     throughput = next((c for c in trainer.callbacks if isinstance(c, Throughput)), None)
     train, val, test, notes = datamodule.splits
     return {
-        "test": {name.removeprefix("test/"): value for name, value in metrics.items() if name.startswith("test/")},
+        "test": test,
         "best": best(trainer),
         "unit": UNIT,
         "likelihood": model.likelihood.name,
@@ -98,11 +107,31 @@ def report(run: RunFolder, metrics: dict[str, Any]) -> str:
     width = max(len(name) for name, _ in rows)
     lines = [f"  {name:<{width}}  {f'{value:.4f}' if isinstance(value, float) else value}" for name, value in rows]
     if metrics["pseudo_likelihood"]:
-        lines.append(
-            "  pseudo-: grey pixels under a Bernoulli have no probability; compare such numbers with each other only"
-        )
+        lines.append(f"  {PSEUDO}")
     title = "Result on the test split, in nats per image" if metrics["test"] else "Not tested (test=false)"
     return "\n".join(["", title, *lines])
+
+
+def on_what(subject: Subject) -> str:
+    """The images of an evaluation, in words."""
+    return f"{subject.split} split of {describe_data(subject.datamodule)}; seed {subject.seed}"
+
+
+def keep_evaluation(run: LoadedRun, split: str, parts: dict[str, dict[str, Any]]) -> None:
+    """Put an evaluation into the run's ``metrics.json`` and TensorBoard.
+
+    Parts that were evaluated before stay, if they are of the same weights and images.
+    """
+    stamp = ("checkpoint", "data")
+    then = run.record.get("evaluation", {}).get(split, {})
+    new = next(iter(parts.values()), {})
+    kept = {name: of for name, of in then.items() if [of.get(k) for k in stamp] == [new.get(k) for k in stamp]}
+    evaluation = {**run.record.get("evaluation", {}), split: {**kept, **parts}}
+    run.folder.write_metrics({**run.record, "evaluation": evaluation})
+    with SummaryWriter(run.folder.tensorboard) as writer:
+        for name, value in flatten({"evaluation": {split: parts}}):
+            if isinstance(value, int | float) and not name.endswith("seed"):
+                writer.add_scalar(name.replace(".", "/"), value, run.record.get("steps", 0))
 
 
 def git_commit() -> str | None:

@@ -41,6 +41,8 @@ class RunFolder:
         self.last = self.path / "checkpoints" / "last.ckpt"
         self.best = self.path / "checkpoints" / "best.ckpt"
         self.metrics = self.path / "metrics.json"
+        self.figures = self.path / "figures"
+        self.tensorboard = self.path / "tensorboard"
 
     def start(self, cfg: DictConfig) -> Path | None:
         """The checkpoint to start from, None for a fresh start, once it is seen that the folder is free for this run.
@@ -166,23 +168,35 @@ def fill_seed(cfg: DictConfig, run: RunFolder) -> None:
         cfg.seed = int.from_bytes(os.urandom(4), "big") >> 1
 
 
-def read_weights(path: Path, model: BaseVAE) -> dict[str, torch.Tensor]:
-    """The weights of a checkpoint, read without unpickling code, once they are seen to fit the model.
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint, read without unpickling code.
 
     Raises:
-        UserError: it is damaged, or its weights are another model's.
+        UserError: it is damaged, or holds more than tensors and plain values.
     """
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        _ = checkpoint["state_dict"].keys()
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, KeyError, zip errors
         reason = str(error).split("\n")[0]
         raise UserError(f"cannot read the checkpoint {path} ({reason}): it is damaged or from elsewhere") from error
+    return checkpoint
+
+
+def read_weights(
+    path: Path, model: BaseVAE, advice: str = "Use the overrides that the run was trained with"
+) -> dict[str, torch.Tensor]:
+    """The weights of a checkpoint, once they are seen to fit the model.
+
+    Raises:
+        UserError: it is damaged, or its weights are another model's; the message ends with ``advice``.
+    """
+    weights = read_checkpoint(path)["state_dict"]
     ours = model.state_dict()
     for name in sorted(weights.keys() | ours.keys()):
         then, now = (list(w[name].shape) if name in w else "absent" for w in (weights, ours))
         if then != now:
             raise UserError(
-                f"the checkpoint {path} does not fit this model: {name} is {then} in the file and {now} here. "
-                "Use the overrides that the run was trained with"
+                f"the checkpoint {path} does not fit this model: {name} is {then} in the file and {now} here. {advice}"
             )
     return weights

@@ -23,6 +23,7 @@ def main(cfg: DictConfig) -> float | None:
 
     from src import record, runs
     from src.console import hush_libraries
+    from src.evaluation import tested
 
     hush_libraries()
     run = runs.RunFolder(cfg.run_dir)
@@ -46,13 +47,14 @@ def main(cfg: DictConfig) -> float | None:
         again = f"No epoch was complete: delete {run.path} and start again"
         say(f"\nInterrupted. {resume if run.last.exists() else again}")
         raise
+    test = {}
     if cfg.test:
         # Only the weights: trainer.test(ckpt_path=...) would also set the callbacks back to the best epoch.
         if run.best.exists():
             model.load_state_dict(runs.read_weights(run.best, model))
-        trainer.test(model, datamodule, verbose=False)
+        test = tested(trainer, model, datamodule)
     if trainer.is_global_zero:
-        metrics = record.summarize(trainer, model, datamodule, list(cfg.tags), cfg.seed)
+        metrics = record.summarize(trainer, model, datamodule, test, list(cfg.tags), cfg.seed)
         run.write_metrics(metrics)
         say(record.report(run, metrics))
     return next(iter(record.best(trainer).values()), None)

@@ -8,8 +8,8 @@ from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor
 
-from src.data.batches import derive_seed
 from src.models.base import BaseVAE
+from src.randomness import derive_seed
 
 
 class ReproducibleNoise(Callback):

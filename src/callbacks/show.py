@@ -7,14 +7,15 @@ import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.model_summary import ModelSummary
-from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from src import figures
+from src import exploration
 from src.callbacks.memory import History
 from src.data.base import Split
+from src.figures import grids
 from src.models.base import BaseVAE
+from src.subject import Subject
 
 
 class Dashboard(Callback):
@@ -79,9 +80,12 @@ class Dashboard(Callback):
         """Images and the histogram of the rates."""
         if (writer := self._writer(trainer)) is None or trainer.current_epoch % self.every_n_epochs:
             return
-        originals, means, samples = draw(trainer, pl_module, "val", self.num_images)
-        writer.add_image("reconstructions", figures.pairs(originals, means), trainer.global_step)
-        writer.add_image("samples", figures.grid(samples), trainer.global_step)
+        subject = Subject(pl_module, trainer.datamodule, "val", seed=trainer.datamodule.seed)
+        originals = exploration.originals_of(subject, self.num_images)
+        means = exploration.whole(subject.reconstruct([originals]))
+        samples = exploration.whole(subject.generate(self.num_images))
+        writer.add_image("reconstructions", grids.stacks([originals, means]), trainer.global_step)
+        writer.add_image("samples", grids.grid(samples), trainer.global_step)
 
     def on_validation_end(self, trainer: Trainer, pl_module: BaseVAE) -> None:
         """The module has the rates of the latents by now."""
@@ -96,48 +100,28 @@ class Figures(Callback):
 
     Args:
         folder: where the PNG files go.
-        num_images: images in each picture, a multiple of 8.
     """
 
-    def __init__(self, folder: str, num_images: int = 32) -> None:
+    def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
-        self.num_images = num_images
 
     def on_fit_end(self, trainer: Trainer, pl_module: BaseVAE) -> None:
         """Draw with the last weights."""
         training = pl_module.training
         pl_module.eval()
-        self._draw(trainer, pl_module, "val", "Validation")
+        self._draw(trainer, pl_module, "val")
         pl_module.train(training)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: BaseVAE) -> None:
         """Draw with the tested weights."""
-        self._draw(trainer, pl_module, "test", "Test")
+        self._draw(trainer, pl_module, trainer.datamodule.tested)
 
-    def _draw(self, trainer: Trainer, model: BaseVAE, part: Split, name: str) -> None:
+    def _draw(self, trainer: Trainer, model: BaseVAE, split: Split) -> None:
         if not trainer.is_global_zero:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        originals, means, samples = draw(trainer, model, part, self.num_images)
-        title = f"{name} images, each row over its reconstructions"
-        self._save("reconstructions", figures.picture(figures.pairs(originals, means), title))
-        self._save("samples", figures.picture(figures.grid(samples), "Samples: mean of p(x|z), z from the prior"))
         history = next((c for c in trainer.callbacks if isinstance(c, History)), None)
-        if history is not None and history.epochs:
-            names = model.metric_names(trainer.datamodule.pixels)
-            self._save("losses", figures.loss_curves(history.epochs, names))
-
-    def _save(self, name: str, figure: figures.Figure) -> None:
-        figure.savefig(self.folder / f"{name}.png", dpi=120, bbox_inches="tight")
-
-
-@torch.no_grad()
-def draw(trainer: Trainer, model: BaseVAE, part: Split, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Images of a split, their reconstructions, and samples: means of p(x|z), each ``[count, C, H, W]``.
-
-    Fewer where the split is smaller. Reconstructions take z at the posterior mean.
-    """
-    originals = trainer.datamodule.examples(part, count).to(model.device)
-    means = model.decode(model.posterior(originals).mean).mean
-    samples = model.generate(count).mean
-    return originals, means, samples
+        epochs = history.epochs if history is not None else []
+        subject = Subject(model, trainer.datamodule, split, seed=trainer.datamodule.seed, epochs=epochs)
+        pictures = exploration.SHORT if epochs else exploration.SHORT[:-1]
+        for name in pictures:
+            exploration.write(exploration.PICTURES[name](subject), self.folder / f"{name}.png")

@@ -77,6 +77,7 @@ class ImageDataModule(L.LightningDataModule):
             raise UserError(
                 "data.dequantize=true adds noise to grey levels, but these pixels are binary: set it to false"
             )
+        self.tested: Split = "test"  # what trainer.test runs on
         self._pool: ImagePool | None = None
         self._splits: Splits | None = None
 
@@ -145,14 +146,18 @@ class ImageDataModule(L.LightningDataModule):
         """Open the images and split them, in every process."""
         _ = self.splits
 
-    def examples(self, part: Split, count: int) -> Tensor:
-        """``count`` images spread evenly over a split, as the model sees them: ``[count, C, H, W]`` float.
+    def spread(self, part: Split, count: int | None = None) -> Tensor:
+        """Pool indices of ``count`` images spread evenly over a split; all of them by default, or where it has fewer.
 
-        Fewer where the split is smaller. Evenly, because folders are sorted by class.
+        Evenly, because folders are sorted by class.
         """
         indices = getattr(self.splits, part)
-        count = min(count, len(indices))
-        return self.scale(self.pool.images[indices[torch.arange(count) * len(indices) // count]])
+        count = len(indices) if count is None else min(count, len(indices))
+        return indices[torch.arange(count) * len(indices) // count]
+
+    def examples(self, part: Split, count: int) -> Tensor:
+        """``count`` images of a split (see :meth:`spread`), as the model sees them: ``[count, C, H, W]`` float."""
+        return self.scale(self.pool.images[self.spread(part, count)])
 
     def scale(self, images: Tensor) -> Tensor:
         """uint8 images to what the likelihood models, on the device they are on."""
@@ -203,5 +208,5 @@ class ImageDataModule(L.LightningDataModule):
         return self._loader("val")
 
     def test_dataloader(self) -> DataLoader:
-        """Every test image once."""
-        return self._loader("test")
+        """Every test image once, or every image of the split that is to stand in for the test split."""
+        return self._loader(self.tested)

@@ -1,7 +1,5 @@
 """Batches of stored images: index-gathered, shared out among processes, the same at every run of a seed."""
 
-import hashlib
-import json
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -10,6 +8,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from src.data.splits import ImagePool
+from src.randomness import derive_seed
 
 
 class Batch(NamedTuple):
@@ -80,9 +79,3 @@ class BatchIndices(Sampler[Tensor]):
     def __len__(self) -> int:
         last = self.num_images - self.starts[-1]  # images in the last evaluation batch: fewer than processes, maybe
         return len(self.starts) - int(not self.shuffle and last <= self.rank)
-
-
-def derive_seed(*parts: object) -> int:
-    """One 63-bit seed from several values, equal on every machine and Python run."""
-    digest = hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1

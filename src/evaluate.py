@@ -1,0 +1,41 @@
+"""Figures of a trained run: likelihoods, latents, samples, reconstructions, representation.
+
+``python -m src.evaluate run=outputs/...`` needs the run folder alone. It prints a table and writes
+``metrics.json`` (under ``evaluation``) and TensorBoard scalars into that folder.
+"""
+
+import logging
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from src.errors import reports_user_errors
+
+log = logging.getLogger(__name__)
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="evaluate")
+@reports_user_errors
+def main(cfg: DictConfig) -> None:
+    """Evaluate one run."""
+    from src import record
+    from src.console import hush_libraries
+    from src.evaluation import evaluate
+    from src.loading import load_run, subject_of
+    from src.tables import evaluation_table
+
+    hush_libraries()
+    run = load_run(cfg.run, cfg.checkpoint, cfg.data, cfg.other_data)
+    subject = subject_of(run, cfg.split, cfg.seed, cfg.device, cfg.cache_dir)
+    log.info("%s, %s weights %s, %s", run.folder.path, cfg.checkpoint, run.checkpoint_hash, record.on_what(subject))
+    options = {name: OmegaConf.to_container(cfg[name], resolve=True) if name in cfg else {} for name in cfg.parts}
+    parts = evaluate(subject, options)
+    names = run.model.metric_names(run.datamodule.pixels)
+    record.keep_evaluation(run, cfg.split, parts)
+    log.info("\n%s\n\nWritten to %s", evaluation_table(parts, names), run.folder.metrics)
+    if names["elbo"] != "elbo":
+        log.info(record.PSEUDO)
+
+
+if __name__ == "__main__":
+    main()

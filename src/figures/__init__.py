@@ -1,0 +1,1 @@
+"""Pictures: tensors in, matplotlib figures or image grids out. Knows no Trainer, no model and no file."""

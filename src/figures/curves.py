@@ -1,0 +1,37 @@
+"""Curves over training."""
+
+from collections.abc import Mapping, Sequence
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+# Okabe & Ito's palette: told apart with any colour vision.
+COLOURS = {"elbo": "#0072B2", "distortion": "#D55E00", "rate": "#009E73"}
+LEGEND = {"train": "training", "val": "validation"}
+
+
+def loss_curves(epochs: Sequence[Mapping[str, float]], names: Mapping[str, str]) -> Figure:
+    """Negative elbo and distortion by epoch, and beside them the rate, which is far smaller.
+
+    Args:
+        epochs: one mapping an epoch from ``epoch``, ``train/elbo``, ``val/rate`` and so on to nats per image.
+        names: what to call ``elbo`` and ``distortion`` (a pseudo-likelihood is called one).
+    """
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    panels = figure.subplots(1, 2)
+    for axes, title, quantities in zip(
+        panels, ("Negative ELBO and distortion", "Rate"), (("elbo", "distortion"), ("rate",)), strict=True
+    ):
+        for quantity in quantities:
+            sign, name = (-1, f"−{names['elbo']}") if quantity == "elbo" else (1, names.get(quantity, quantity))
+            for stage, style in (("train", "--"), ("val", "-")):
+                tag = f"{stage}/{quantity}"
+                points = [(epoch["epoch"], sign * epoch[tag]) for epoch in epochs if tag in epoch]
+                if points:
+                    label = f"{name}, {LEGEND[stage]}"
+                    axes.plot(*zip(*points, strict=True), style, color=COLOURS[quantity], label=label, marker=".")
+        axes.set(xlabel="epoch", ylabel="nats per image", title=title)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=9)
+    return figure

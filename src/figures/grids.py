@@ -1,0 +1,91 @@
+"""Grids of images, alone and as figures with labelled rows and columns."""
+
+from collections.abc import Sequence
+from textwrap import fill
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch.nn.functional import pad
+from torchvision.utils import make_grid
+
+COLUMNS = 8
+PADDING = 2  # pixels between the images of a grid
+PAIR_GAP = 14  # pixels between a row of reconstructions and the next originals
+GAP = 1.0  # white between pictures: X-rays and digits have black borders
+INCH = 110  # pixels of a grid that an inch of a figure holds
+
+
+def enlarge(images: Tensor) -> Tensor:
+    """Images ``[N, C, H, W]`` clipped to [0, 1]; tiny ones enlarged by whole pixels to about 64 across."""
+    factor = max(1, 64 // images.shape[-1])
+    return images.clamp(0, 1).float().repeat_interleave(factor, -1).repeat_interleave(factor, -2)
+
+
+def grid(images: Tensor, columns: int = COLUMNS) -> Tensor:
+    """Images ``[N, C, H, W]`` in [0, 1] as one picture ``[3, H', W']``."""
+    return make_grid(enlarge(images), nrow=columns, padding=PADDING, pad_value=GAP)
+
+
+def stacks(rows: Sequence[Tensor], columns: int = COLUMNS) -> Tensor:
+    """Several rows of images that belong together column by column, such as originals over reconstructions.
+
+    Each of ``rows`` is ``[N, C, H, W]``; where N exceeds ``columns`` more stacks follow below, and of those only
+    whole ones are shown.
+    """
+    columns = min(columns, len(rows[0]))
+    whole = len(rows[0]) // columns * columns
+    cut = zip(*(row[:whole].split(columns) for row in rows), strict=True)
+    grids = [pad(grid(torch.cat(stack), columns), (0, 0, 0, PAIR_GAP), value=GAP) for stack in cut]
+    return torch.cat(grids, dim=1)
+
+
+def picture(image: Tensor, title: str) -> Figure:
+    """One grid ``[3, H, W]`` with a title, at its own proportions."""
+    _, height, width = image.shape
+    inches = _inches(width)
+    figure = Figure(figsize=(inches, inches * height / width + 0.6), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(image.permute(1, 2, 0).cpu().numpy(), interpolation="nearest")
+    axes.set_title(fill(title, int(inches * 12)), fontsize=11)
+    axes.axis("off")
+    return figure
+
+
+def labelled(
+    images: Tensor,
+    title: str,
+    rows: Sequence[str] = (),
+    columns: Sequence[str] = (),
+    xlabel: str = "",
+    ylabel: str = "",
+) -> Figure:
+    """A table of images ``[R, K, C, H, W]`` with names of its rows and columns, and of both axes."""
+    figure = captioned([images], title, rows, [columns])
+    figure.axes[0].set(xlabel=xlabel, ylabel=ylabel)
+    return figure
+
+
+def captioned(tables: Sequence[Tensor], title: str, rows: Sequence[str], captions: Sequence[Sequence[str]]) -> Figure:
+    """Tables of images ``[R, K, C, H, W]`` below each other, all with the same rows, each with its own captions."""
+    grids = [grid(table.flatten(0, 1), table.shape[1]) for table in tables]
+    width = grids[0].shape[2]
+    scale = _inches(width) / width
+    heights = [g.shape[1] * scale + (0.35 if names else 0.1) for g, names in zip(grids, captions, strict=True)]
+    figure = Figure(figsize=(_inches(width) + (1.4 if rows else 0.6), sum(heights) + 0.9), layout="constrained")
+    panels = figure.subplots(len(tables), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for axes, image, table, columns in zip(panels, grids, tables, captions, strict=True):
+        axes.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
+        axes.spines[:].set_visible(False)
+        tall, wide = (side + PADDING for side in enlarge(table[0]).shape[-2:])
+        for axis, names, size in ((axes.yaxis, rows, tall), (axes.xaxis, columns, wide)):
+            ticks = [PADDING / 2 + (i + 0.5) * size for i in range(len(names))]
+            axis.set_ticks(ticks, labels=list(names), fontsize=9)
+            axis.set_tick_params(length=0)
+    figure.suptitle(fill(title, int(figure.get_figwidth() * 11)), fontsize=11)
+    return figure
+
+
+def _inches(pixels: int) -> float:
+    """Width of a figure whose grid is so many pixels wide."""
+    return min(max(pixels / INCH, 5.0), 14.0)

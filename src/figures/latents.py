@@ -1,0 +1,102 @@
+"""Figures of codes and latents."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Ellipse
+from torch import Tensor
+
+from src.metrics.posterior import ACTIVE_VARIANCE, Agreement
+
+# Paul Tol's "muted" palette and black: told apart with any colour vision.
+CLASS_COLOURS = (
+    "#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499", "#000000",
+)  # fmt: skip
+MARKERS = ("o", "^", "s", "D")  # for the classes beyond the tenth
+ACTIVE, PASSIVE = "#0072B2", "#BBBBBB"
+AGREES = 0.05  # Kolmogorov-Smirnov distance to N(0, 1) up to which codes count as standard normal
+BINS = 50  # document 003
+
+
+def scatter(points: Tensor, labels: Tensor, classes: Sequence[str], title: str, axes_names: tuple[str, str]) -> Figure:
+    """Points ``[N, 2]`` coloured by class (label -1: none), each class named at its median too."""
+    figure = Figure(figsize=(8.5, 7), layout="constrained")
+    axes = figure.subplots()
+    size = float(np.clip(20_000 / len(points), 4, 30))
+    for label in sorted(set(labels.tolist())):
+        mine = points[labels == label]
+        number = max(label, 0)
+        name = classes[label] if label >= 0 else "no class"
+        colour = CLASS_COLOURS[number % 10]
+        marker = MARKERS[number // 10 % len(MARKERS)]
+        axes.scatter(*mine.T, s=size, c=colour, marker=marker, alpha=0.5, linewidths=0, label=name)
+        if label >= 0:
+            box = {"boxstyle": "round,pad=0.15", "fc": "white", "ec": colour, "alpha": 0.85}
+            axes.text(*mine.median(0).values.tolist(), name, fontsize=9, ha="center", va="center", bbox=box)
+    axes.set(title=title, xlabel=axes_names[0], ylabel=axes_names[1], aspect="equal")
+    axes.grid(alpha=0.3)
+    if len(set(labels.tolist())) > 1:
+        legend = axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9, frameon=False)
+        for handle in legend.legend_handles:
+            handle.set_alpha(1)
+            handle.set_sizes([30])
+    return figure
+
+
+def rate_bars(rate: Tensor, variance: Tensor, title: str) -> Figure:
+    """Rate of each latent ``[D]``, largest first, active ones coloured."""
+    order = torch.argsort(rate, descending=True)
+    active = variance[order] > ACTIVE_VARIANCE
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    axes = figure.subplots()
+    places = np.arange(len(order))
+    width = 0.8 if len(order) <= 100 else 1.0
+    for mask, colour, name in ((active, ACTIVE, "active"), (~active, PASSIVE, "not active")):
+        if mask.any():
+            axes.bar(
+                places[mask.numpy()], rate[order][mask].numpy(), width, color=colour, label=f"{name}: {mask.sum()}"
+            )
+    if len(order) <= 32:
+        axes.set_xticks(places, [str(i) for i in order.tolist()], fontsize=8)
+        axes.set_xlabel("latent")
+    else:
+        axes.set_xlabel("latents, by rate")
+    axes.set(ylabel="rate, nats per image", title=title)
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend()
+    return figure
+
+
+def against_normal(z: Tensor, latents: tuple[int, int], agreements: Sequence[Agreement]) -> Figure:
+    """2-D histogram of codes ``[N, 2]`` of two latents with 50 bins, beside as many draws of N(0, I)."""
+    limit = max(4.0, z.abs().quantile(0.999).item())
+    edges = np.linspace(-limit, limit, BINS + 1)
+    normal = np.random.default_rng(0).standard_normal(z.shape)
+    counts = [np.histogram2d(*pair.T, bins=edges)[0].T for pair in (z.numpy(), normal)]
+    figure = Figure(figsize=(11.5, 6), layout="constrained")
+    panels = figure.subplots(1, 2, sharex=True, sharey=True)
+    for axes, count, title in zip(panels, counts, ("codes: draws from q(z|x)", "standard normal"), strict=True):
+        mesh = axes.pcolormesh(edges, edges, count, cmap="viridis", vmax=max(c.max() for c in counts))
+        _circles(axes)
+        axes.set(title=title, xlabel=f"latent {latents[0]}", aspect="equal")
+    panels[0].set_ylabel(f"latent {latents[1]}")
+    figure.colorbar(mesh, ax=panels, label=f"images a bin, of {len(z):,}", shrink=0.8)
+    differ = any(a.ks > AGREES for a in agreements)
+    figures = "; ".join(
+        f"latent {latent}: mean {a.mean:+.2f}, std {a.std:.2f}, KS {a.ks:.3f}"
+        for latent, a in zip(latents, agreements, strict=True)
+    )
+    word = "The codes DISAGREE with the prior" if differ else "The codes agree with the prior"
+    figure.suptitle(
+        f"The two latents with the largest rate. {word} (KS {'>' if differ else '≤'} {AGREES})\n{figures}", fontsize=11
+    )
+    return figure
+
+
+def _circles(axes: Axes) -> None:
+    """One and two standard deviations of the prior."""
+    for radius in (1, 2):
+        axes.add_patch(Ellipse((0, 0), 2 * radius, 2 * radius, fill=False, ec="white", ls="--", lw=0.8))

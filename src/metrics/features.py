@@ -1,0 +1,223 @@
+"""Feature networks that are there offline, for distances between sets of images.
+
+A small classifier trained here on the data set's own training split; a random network where images have no labels;
+the Inception network of FID where torch-fidelity and its weights are installed. A distance is named for its network:
+numbers in different features do not compare.
+"""
+
+import hashlib
+import importlib.util
+import io
+import logging
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from src.console import progress
+from src.data.base import ImageDataModule
+from src.data.batches import BatchIndices
+from src.errors import UserError
+from src.randomness import stream
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1  # raise it when the networks or their training change, so that old files are not read
+DIMENSIONS = 64
+STEPS, BATCH, MAX_EPOCHS, RATE = 1_500, 128, 30, 3e-3
+INCEPTION_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"  # the file torch-fidelity downloads
+
+
+class FeatureNetwork(nn.Module):
+    """Images ``[N, C, H, W]`` to 64 features and, of them, class logits: 3x3 convolutions of stride 2, then a mean.
+
+    Args:
+        channels: C.
+        side: H = W, pixels; convolutions follow until at most 4 are left.
+        classes: classes to tell apart.
+    """
+
+    def __init__(self, channels: int, side: int, classes: int) -> None:
+        super().__init__()
+        layers, width = _block(channels, 16, stride=1), 16
+        while side > 4 or width < DIMENSIONS:
+            layers += _block(width, min(2 * width, DIMENSIONS), stride=2)
+            width, side = min(2 * width, DIMENSIONS), -(-side // 2)
+        self.body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.head = nn.Linear(DIMENSIONS, classes)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Features ``[N, 64]`` and logits ``[N, classes]``."""
+        features = self.body(x)
+        return features, self.head(features)
+
+
+def _block(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
+    return [nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+
+
+class Inception(nn.Module):
+    """FID's Inception-v3 (Heusel et al. 2017), as torch-fidelity has it: 2,048 features and 1,008 logits."""
+
+    def __init__(self, weights: Path) -> None:
+        super().__init__()
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+        self.network = FeatureExtractorInceptionV3(
+            "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(weights)
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Features and logits of images in [0, 1], grey or colour."""
+        levels = (x * 255).round().to(torch.uint8)
+        return self.network(levels.expand(-1, 3, -1, -1))
+
+
+@dataclass
+class Features:
+    """A frozen feature network and what there is to say of it.
+
+    Attributes:
+        name: ``classifier``, ``random network`` or ``inception-v3``; metrics are named for it.
+        network: images to features and logits.
+        facts: where it comes from, for the record.
+        has_classes: whether its logits mean something.
+    """
+
+    name: str
+    network: nn.Module
+    facts: dict[str, Any]
+    has_classes: bool
+
+    @torch.no_grad()
+    def __call__(self, batches: Iterable[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
+        """Features and logits of batches ``[B, C, H, W]`` in [0, 1]: ``[N, F]`` each, float64 on the CPU."""
+        network = self.network.to(device).eval()
+        parts = [network(batch.to(device).clamp(0, 1)) for batch in batches]
+        features, logits = (torch.cat([side.double().cpu() for side in column]) for column in zip(*parts, strict=True))
+        return features, logits
+
+
+def own_features(datamodule: ImageDataModule, cache_dir: Path, device: torch.device) -> Features:
+    """The data set's classifier, or a random network where its training images have fewer than two classes.
+
+    Made once for a data fingerprint and kept in ``cache_dir``; neither depends on the seed of an evaluation.
+    """
+    labels = datamodule.pool.labels[datamodule.splits.train]
+    labelled = bool((labels >= 0).all()) and len(labels.unique()) > 1
+    channels, side, _ = datamodule.image_shape
+    network = FeatureNetwork(channels, side, len(datamodule.pool.classes) if labelled else 1)
+    kind = "classifier" if labelled else "random network"
+    path = (
+        cache_dir / f"features-{datamodule.name}-{datamodule.fingerprint[:16]}-{kind.split(maxsplit=1)[0]}{FORMAT}.pt"
+    )
+    facts = _read(path, network)
+    if facts is None:
+        log.info("Making the feature network of %s (once; kept in %s)", datamodule.name, path)
+        with stream("features", FORMAT):
+            network = FeatureNetwork(channels, side, network.head.out_features).to(device)
+            facts = _train(network, datamodule) if labelled else _calibrate(network, datamodule)
+        _write(path, network, facts)
+    weights = torch.cat([w.detach().cpu().double().flatten() for w in network.state_dict().values()])
+    facts["hash"] = hashlib.sha256(weights.numpy().tobytes()).hexdigest()[:16]
+    return Features(kind, network, {"trained_on": datamodule.name if labelled else None, **facts}, labelled)
+
+
+def _train(network: FeatureNetwork, datamodule: ImageDataModule) -> dict[str, Any]:
+    """Train on the training split; return the accuracy on the validation split."""
+    pool, train, val = datamodule.pool, datamodule.splits.train, datamodule.splits.val
+    device = next(network.parameters()).device
+    sampler = BatchIndices(len(train), BATCH, shuffle=True)
+    steps = min(STEPS, MAX_EPOCHS * len(sampler))
+    optimizer = torch.optim.AdamW(network.parameters(), lr=RATE)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps)
+    for _ in progress(range(-(-steps // len(sampler))), "training the classifier"):
+        for positions in sampler:
+            if schedule.last_epoch >= steps:
+                break
+            index = train[positions]
+            _, logits = network(datamodule.scale(pool.images[index].to(device)))
+            loss = cross_entropy(logits, pool.labels[index].to(device))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+        sampler.set_epoch(sampler.epoch + 1)
+    network.eval()
+    with torch.no_grad():
+        right = [
+            network(datamodule.scale(pool.images[index].to(device)))[1].argmax(1).cpu() == pool.labels[index]
+            for index in val.split(250)
+        ]
+    return {"validation_accuracy": torch.cat(right).double().mean().item()}
+
+
+@torch.no_grad()
+def _calibrate(network: FeatureNetwork, datamodule: ImageDataModule) -> dict[str, Any]:
+    """Leave the weights random and take the scales of the layers from training images.
+
+    Random networks compare sets well where nothing was trained for such images (Naeem et al. 2020, section 5).
+    """
+    for norm in (m for m in network.modules() if isinstance(m, nn.BatchNorm2d)):
+        norm.momentum = None  # a plain mean over the batches
+    device = next(network.parameters()).device
+    for index in datamodule.spread("train", 2_000).split(BATCH):
+        network(datamodule.scale(datamodule.pool.images[index].to(device)))
+    network.eval()
+    return {"validation_accuracy": None}
+
+
+def _read(path: Path, network: FeatureNetwork) -> dict[str, Any] | None:
+    """Fill ``network`` from a file; None where there is none, or none that can be read."""
+    if not path.is_file():
+        return None
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        network.load_state_dict(saved["weights"])
+        return dict(saved["facts"])
+    except Exception as error:  # whatever a damaged file raises: it is made anew
+        log.warning("%s cannot be read (%s): it is made anew", path, str(error).split("\n")[0])
+        return None
+
+
+def _write(path: Path, network: FeatureNetwork, facts: dict[str, Any]) -> None:
+    """Write the file whole, or not at all."""
+    buffer = io.BytesIO()
+    torch.save({"weights": {k: v.cpu() for k, v in network.state_dict().items()}, "facts": facts}, buffer)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(buffer.getvalue())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def inception_features(wanted: bool | None) -> Features | None:
+    """FID's own network; None where it is not installed, or not wanted.
+
+    Args:
+        wanted: True to insist, None to take it where it is.
+
+    Raises:
+        UserError: it was insisted on and is not here.
+    """
+    weights = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_WEIGHTS
+    missing = [
+        what
+        for what, here in (
+            ("the package torch-fidelity (pip install torch-fidelity)", importlib.util.find_spec("torch_fidelity")),
+            (f"its weights {weights}", weights.is_file()),
+        )
+        if not here
+    ]
+    if wanted is False or (wanted is None and missing):
+        return None
+    if missing:
+        raise UserError(f"samples.inception=true needs {' and '.join(missing)}: not found")
+    return Features("inception-v3", Inception(weights), {"trained_on": "ImageNet", "weights": weights.name}, True)

@@ -1,0 +1,152 @@
+"""What the posteriors of a split say about the use of the latents. Shapes: N images, D latents; unit: nats."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy.stats import kstest
+from sklearn.mixture import GaussianMixture
+from torch import Tensor
+from torch.distributions import Normal
+
+ACTIVE_VARIANCE = 0.01  # Burda et al. 2016, section 5
+FULL_COVARIANCE_IMAGES = 10  # images a latent and component below which a mixture gets diagonal covariances
+
+
+def variance_of_means(mean: Tensor) -> Tensor:
+    """Variance over the data of each latent's posterior mean ``[D]``, in float64.
+
+    Unlike the variance of *sampled* codes, which is 1 for a latent that carries nothing, this is 0 for it.
+    """
+    return mean.double().var(0, correction=0)
+
+
+def active_units(mean: Tensor) -> Tensor:
+    """Which latents are active ``[D]``: variance of the posterior mean above 0.01 (Burda et al. 2016, section 5)."""
+    return variance_of_means(mean) > ACTIVE_VARIANCE
+
+
+def most_informative(rate_per_latent: Tensor, count: int) -> list[int]:
+    """The latents with the largest mean rate, best first."""
+    return torch.argsort(rate_per_latent, descending=True)[:count].tolist()
+
+
+def rates(mean: Tensor, scale: Tensor) -> Tensor:
+    """Mean rate of each latent ``[D]``, ``KL(q(z_d|x) || N(0, 1))`` averaged over the images, in float64."""
+    mean, scale = mean.double(), scale.double()
+    return (0.5 * (mean**2 + scale**2 - 1) - scale.log()).mean(0)
+
+
+def log_aggregate(z: Tensor, mean: Tensor, scale: Tensor, at_once: int = 2**22) -> Tensor:
+    """Density ``log 1/N sum_j q(z_i|x_j)`` of the aggregate posterior at codes ``[M, D]``: ``[M]``, float64.
+
+    The squares are multiplied out, so that all pairs cost one matrix product.
+    """
+    z, mean, precision = z.double(), mean.double(), scale.double() ** -2
+    constant = -0.5 * (precision.log().neg() + math.log(2 * math.pi) + mean**2 * precision).sum(1)
+    rows = []
+    for part in z.split(max(1, at_once // len(mean))):
+        pairs = constant - 0.5 * (part**2 @ precision.T) + part @ (mean * precision).T
+        rows.append(torch.logsumexp(pairs, 1) - math.log(len(mean)))
+    return torch.cat(rows)
+
+
+class Surgery(NamedTuple):
+    """The mean rate cut in two: ``rate = I(x; z) + KL(q(z) || p(z))``, each between two bounds, in nats.
+
+    Hoffman & Johnson 2016, "ELBO surgery"; q(z) is the aggregate posterior.
+    """
+
+    information: tuple[float, float]  # mutual information of image and code under q
+    gap: tuple[float, float]  # KL of the aggregate posterior to the prior
+    ceiling: float  # log N, which the lower bound on the information cannot pass
+
+
+def surgery(mean: Tensor, scale: Tensor, z: Tensor, mixture: GaussianMixture) -> Surgery:
+    """Bounds on both parts from the posteriors of N images and a draw ``z`` ``[N, D]`` from each.
+
+    Lower bound on the information: InfoNCE with the posterior itself as critic, at most log N (Poole et al. 2019,
+    arXiv 1905.06922, eq. 12). Lower bound on the gap: any density r gives ``E_q[log r(z) - log p(z)]`` as
+    ``KL(q||p) - KL(q||r)``; r is a mixture fitted to *other* images' codes. Each bounds the other from above.
+    """
+    rate = rates(mean, scale).sum().item()
+    own = Normal(mean.double(), scale.double()).log_prob(z.double()).sum(1)
+    information = max(0.0, (own - log_aggregate(z, mean, scale)).mean().item())
+    prior = Normal(0.0, 1.0).log_prob(z.double()).sum(1)
+    r = torch.from_numpy(mixture.score_samples(z.double().numpy()))
+    gap = max(0.0, (r - prior).mean().item())
+    return Surgery((information, max(information, rate - gap)), (gap, max(gap, rate - information)), math.log(len(z)))
+
+
+def fit_mixture(z: Tensor, components: int, seed: int) -> GaussianMixture:
+    """A Gaussian mixture fitted to codes ``[N, D]``: ex-post density estimation (Ghosh et al. 2020, arXiv 1903.12436).
+
+    Full covariances where there are ten codes for each latent of each component, else diagonal ones. Fewer components
+    where there are fewer codes.
+    """
+    count, dims = z.shape
+    components = min(components, count)
+    full = count >= FULL_COVARIANCE_IMAGES * dims * components
+    mixture = GaussianMixture(
+        components,
+        covariance_type="full" if full else "diag",
+        reg_covar=1e-4,  # a collapsed direction stays one
+        random_state=seed % 2**32,
+        max_iter=200,
+    )
+    return mixture.fit(z.double().numpy())
+
+
+def draw_mixture(mixture: GaussianMixture, count: int, seed: int) -> Tensor:
+    """``count`` codes ``[count, D]`` from a fitted mixture, float32, in random order."""
+    mixture.random_state = np.random.RandomState(seed % 2**32)
+    codes, _ = mixture.sample(count)
+    shuffled = np.random.default_rng(seed).permutation(codes)
+    return torch.from_numpy(shuffled).float()
+
+
+class Agreement(NamedTuple):
+    """How one latent's codes compare with the standard normal."""
+
+    mean: float
+    std: float
+    ks: float  # Kolmogorov-Smirnov distance, 0 to 1
+
+
+def agreement(z: Tensor) -> Agreement:
+    """Mean, standard deviation and Kolmogorov-Smirnov distance to N(0, 1) of codes ``[N]`` of one latent."""
+    return Agreement(z.mean().item(), z.std(correction=0).item(), float(kstest(z.double().numpy(), "norm").statistic))
+
+
+def verdict(active: int, latent_dim: int, rate: float, gap: tuple[float, float], kl_weight: float) -> str:
+    """What these figures mean, and what to try, in plain words.
+
+    Args:
+        active: active latents.
+        latent_dim: all latents.
+        rate: mean rate, nats per image.
+        gap: bounds on the aggregate posterior's KL to the prior, nats.
+        kl_weight: the weight it was trained with.
+    """
+    lower = f"model.kl_weight={kl_weight / 4:g}" if kl_weight > 0 else "another learning rate"
+    if active == 0:
+        return (
+            f"0 of {latent_dim} latents active: complete posterior collapse, every image gets the same picture; "
+            f"try {lower}, model.kl_warmup_steps=5000 or a smaller optimizer.lr"
+        )
+    if active < latent_dim / 4:
+        text = (
+            f"{active} of {latent_dim} latents active: posterior collapse of the others; try {lower} or "
+            f"model.kl_warmup_steps=5000 for more, or model.latent_dim={active} for the same with less"
+        )
+    elif active < latent_dim:
+        text = f"{active} of {latent_dim} latents active; the others cost nothing and carry nothing"
+    else:
+        text = f"all {latent_dim} latents active"
+    if gap[0] > max(1.0, 0.1 * rate):
+        text += (
+            f". The codes are at least {gap[0]:.1f} nats from the prior: draw from the mixture, "
+            f"or try model.kl_weight={max(1.0, 2 * kl_weight):g}"
+        )
+    return text

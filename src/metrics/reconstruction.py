@@ -1,0 +1,40 @@
+"""How near reconstructions are to their originals, by torchmetrics."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics.image import (
+    MultiScaleStructuralSimilarityIndexMeasure,
+    PeakSignalNoiseRatio,
+    StructuralSimilarityIndexMeasure,
+)
+
+SSIM_SIDE = 11  # pixels of SSIM's window (Wang et al. 2004)
+MS_SSIM_SIDE = 161  # smallest side whose fifth scale still holds that window
+
+
+class Similarity:
+    """PSNR in dB, SSIM and MS-SSIM of images in [0, 1], means over images; one batch after the other.
+
+    SSIM needs images of 11 pixels, MS-SSIM with its five published scales of 161; where they are smaller, None.
+    """
+
+    def __init__(self, side: int) -> None:
+        self.metrics: dict[str, Any] = {"psnr": PeakSignalNoiseRatio(data_range=1.0, dim=(1, 2, 3))}
+        if side >= SSIM_SIDE:
+            self.metrics["ssim"] = StructuralSimilarityIndexMeasure(data_range=1.0)
+        if side >= MS_SSIM_SIDE:
+            self.metrics["ms_ssim"] = MultiScaleStructuralSimilarityIndexMeasure(data_range=1.0)
+
+    def update(self, reconstructions: Tensor, originals: Tensor) -> None:
+        """Add a batch of pairs ``[B, C, H, W]``."""
+        for metric in self.metrics.values():
+            metric.update(reconstructions.clamp(0, 1), originals)
+
+    def compute(self) -> dict[str, float | None]:
+        """``psnr``, ``ssim`` and ``ms_ssim``."""
+        return {
+            name: torch.as_tensor(self.metrics[name].compute()).item() if name in self.metrics else None
+            for name in ("psnr", "ssim", "ms_ssim")
+        }

@@ -1,0 +1,125 @@
+"""A user's own pictures through a trained model, and noise taken out of images."""
+
+from collections.abc import Iterator
+from glob import glob
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from src.data.base import ImageDataModule
+from src.data.store import decode
+from src.errors import UserError
+from src.exploration import originals_of, whole
+from src.figures import grids
+from src.likelihoods import Pixels
+from src.randomness import stream
+from src.subject import Subject
+
+COLUMNS, ROWS = 8, 4  # pictures in a figure
+LONGEST = 13  # characters of a file name below a picture
+SHOWN = 16  # images of the split in the figure of denoising
+
+
+class Pictures(NamedTuple):
+    """Decoded files, as the model sees them."""
+
+    names: list[str]
+    x: Tensor  # [N, C, H, W]
+
+
+def read(where: str | list[str], datamodule: ImageDataModule) -> Pictures:
+    """A file, a folder, a glob or a list of them, with the preprocessing of the run's data.
+
+    Raises:
+        UserError: there are no pictures, or one cannot be decoded.
+    """
+    files = [file for place in ([where] if isinstance(where, str) else where) for file in _files(place)]
+    levels = []
+    for file in files:
+        try:
+            levels.append(torch.from_numpy(decode(file, datamodule.image_size, datamodule.channels)[0].copy()))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            reason = "zero bytes" if file.stat().st_size == 0 else str(error).split(" '/")[0]
+            raise UserError(f"cannot decode {file}: {reason}. Repair or remove it") from error
+    with stream(datamodule.seed, "pictures"):
+        return Pictures([str(file) for file in files], datamodule.scale(torch.stack(levels)))
+
+
+def _files(place: str) -> list[Path]:
+    path = Path(place).expanduser()
+    if path.is_dir():
+        files = sorted(f for f in path.rglob("*") if f.suffix.lower() in IMG_EXTENSIONS and f.is_file())
+    else:
+        files = [path] if path.is_file() else [Path(f) for f in sorted(glob(str(path), recursive=True))]
+        files = [f for f in files if f.is_file()]
+    if not files:
+        raise UserError(f"images={place}: no picture there; give a file, a folder or a glob such as 'scans/*.png'")
+    return files
+
+
+def check_noise(noise: float | None, datamodule: ImageDataModule) -> None:
+    """Raise a UserError unless ``noise`` is an amount that such pixels can have."""
+    if noise is None:
+        return
+    limit = 0.5 if datamodule.pixels is Pixels.BINARY else 10
+    if not isinstance(noise, int | float) or not 0 < noise <= limit:
+        what = "share of flipped pixels" if limit == 0.5 else "standard deviation, where 1 is the full range,"
+        raise UserError(f"noise={noise}: give a {what} above 0 and up to {limit}")
+
+
+def add_noise(x: Tensor, noise: float, pixels: Pixels) -> Tensor:
+    """Images with Gaussian noise, clipped to [0, 1]; binary ones with that share of their pixels flipped."""
+    if pixels is Pixels.BINARY:
+        return torch.where(torch.rand_like(x) < noise, 1 - x, x)
+    return (x + noise * torch.randn_like(x)).clamp(0, 1)
+
+
+def draw(subject: Subject, own: Pictures | None, noise: float | None) -> Iterator[tuple[str, Figure]]:
+    """Figures of the user's pictures, or of denoised images of the split where only ``noise`` is given, by name."""
+    if own is not None:
+        size = COLUMNS * ROWS
+        for page, start in enumerate(range(0, len(own.names), size), 1):
+            name = "pictures" if len(own.names) <= size else f"pictures_{page}"
+            yield name, _figure(subject, own.x[start : start + size], own.names[start : start + size], noise)
+    elif noise is not None:
+        yield "denoising", _figure(subject, originals_of(subject, SHOWN), None, noise)
+
+
+def _figure(subject: Subject, x: Tensor, names: list[str] | None, noise: float | None) -> Figure:
+    """Originals over (noisy inputs over) reconstructions, with file names; the title says how near they are."""
+    seen = x
+    if noise is not None:
+        with stream(subject.seed, "noise"):
+            seen = add_noise(x, noise, subject.datamodule.pixels)
+    drawn = whole(subject.reconstruct([seen]))
+    stack = [("original", x), ("noisy", seen), ("reconstruction", drawn)]
+    if noise is None:
+        stack.pop(1)
+    columns = min(COLUMNS, len(x))
+    tables, captions = [], []
+    for start in range(0, len(x), columns):
+        here = slice(start, start + columns)
+        blank = torch.ones(columns - len(x[here]), *x.shape[1:])
+        tables.append(torch.stack([torch.cat([images[here], blank]) for _, images in stack]))
+        captions.append([_short(name) for name in names[here]] if names else [])
+    title = f"Reconstructions, PSNR {_psnr(drawn, x):.1f} dB"
+    if noise is not None:
+        title = f"Denoising, noise {noise:g}: PSNR {_psnr(seen, x):.1f} dB before, {_psnr(drawn, x):.1f} dB after"
+    return grids.captioned(tables, title, [label for label, _ in stack], captions)
+
+
+def _short(name: str) -> str:
+    """A file's name, its beginning left out where it is long."""
+    name = Path(name).name
+    return name if len(name) <= LONGEST else f"…{name[1 - LONGEST :]}"
+
+
+def _psnr(images: Tensor, originals: Tensor) -> float:
+    """Mean peak signal-to-noise ratio over images, in dB."""
+    error = (images.clamp(0, 1) - originals).square().flatten(1).mean(1).clamp_min(1e-10)
+    return (-10 * error.log10()).mean().item()
