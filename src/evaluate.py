@@ -20,15 +20,15 @@ def main(cfg: DictConfig) -> None:
     """Evaluate one run."""
     from src import record
     from src.console import hush_libraries
-    from src.evaluation import evaluate
+    from src.evaluation import evaluate, parts_of
     from src.loading import load_run, subject_of
     from src.tables import evaluation_table
 
     hush_libraries()
+    options = {name: OmegaConf.to_container(cfg[name], resolve=True) for name in parts_of(cfg.parts)}
     run = load_run(cfg.run, cfg.checkpoint, cfg.data, cfg.other_data)
     subject = subject_of(run, cfg.split, cfg.seed, cfg.device, cfg.cache_dir)
     log.info("%s, %s weights %s, %s", run.folder.path, cfg.checkpoint, run.checkpoint_hash, record.on_what(subject))
-    options = {name: OmegaConf.to_container(cfg[name], resolve=True) if name in cfg else {} for name in cfg.parts}
     parts = evaluate(subject, options)
     names = run.model.metric_names(run.datamodule.pixels)
     record.keep_evaluation(run, cfg.split, parts)

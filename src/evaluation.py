@@ -6,7 +6,7 @@ images, the checkpoint's hash and the data fingerprint; a part that cannot be co
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import lightning as L
@@ -121,20 +121,20 @@ def latents(subject: Subject, components: int) -> Figures:
     rate = posterior.rates(mean, scale)
     active = posterior.active_units(mean)
     cut = posterior.surgery(mean, scale, z, subject.mixture(components))
-    total = rate.sum().item()
     return {
         "images": len(label),
-        "rate": total,
+        "rate": rate.sum().item(),
         "rate_per_latent": rate.tolist(),
         "variance_of_means": posterior.variance_of_means(mean).tolist(),
         "active": int(active.sum()),
+        "carry_99_percent": posterior.carriers(rate),
         "latent_dim": len(rate),
         "mutual_information": list(cut.information),
         "aggregate_gap": list(cut.gap),
         "information_ceiling": cut.ceiling,
         "aggregate_mean": z.mean(0).tolist(),
         "aggregate_std": z.std(0, correction=0).tolist(),
-        "verdict": posterior.verdict(int(active.sum()), len(rate), total, cut.gap, subject.model.kl_weight),
+        "verdict": posterior.verdict(int(active.sum()), rate, cut.gap, subject.model.kl_weight),
     }
 
 
@@ -279,11 +279,21 @@ PARTS: dict[str, Callable[..., Figures]] = {
 }
 
 
+def parts_of(wanted: str | Sequence[str]) -> list[str]:
+    """Names of parts from one name or several.
+
+    Raises:
+        UserError: there is no such part.
+    """
+    names = [wanted] if isinstance(wanted, str) else [*wanted]
+    unknown = [name for name in names if name not in PARTS]
+    if unknown:
+        raise UserError(f"parts={', '.join(unknown)}: choose from {', '.join(PARTS)}")
+    return names
+
+
 def evaluate(subject: Subject, options: dict[str, dict[str, Any]]) -> dict[str, Figures]:
     """The parts that ``options`` names, each called with its values, stamped with what they belong to."""
-    unknown = options.keys() - PARTS.keys()
-    if unknown:
-        raise UserError(f"parts={sorted(unknown)}: choose from {', '.join(PARTS)}")
     stamp = {"seed": subject.seed, "checkpoint": subject.checkpoint, "data": subject.datamodule.fingerprint}
     results = {}
     for number, (name, values) in enumerate(options.items(), 1):

@@ -26,6 +26,7 @@ QUANTILES = torch.linspace(0.05, 0.95, 7)  # document 003
 SIDE = 20  # pictures along a side of the manifold
 ROWS = 10  # latents in the figure of traversals
 PAIRS, STEPS = 4, 8  # interpolations, and pictures in each
+CLASSES_A_ROW = 5
 COMPONENTS = 10  # of the mixture
 
 
@@ -186,7 +187,7 @@ def spherical(a: Tensor, b: Tensor, steps: int) -> Tensor:
     t = torch.linspace(0, 1, steps)[:, None]
     unit_a, unit_b = normalize(a, dim=0), normalize(b, dim=0)
     angle = torch.acos((unit_a @ unit_b).clamp(-1, 1))
-    if angle.sin().abs() < 1e-4:
+    if angle.sin().abs() < 1e-4 or min(a.norm(), b.norm()) == 0:
         return linear(a, b, steps)
     direction = (torch.sin((1 - t) * angle) * unit_a + torch.sin(t * angle) * unit_b) / angle.sin()
     return direction * torch.lerp(a.norm(), b.norm(), t)
@@ -200,9 +201,14 @@ def class_means(subject: Subject) -> Figure:
         raise NotApplicable("the images have no class labels")
     z = torch.stack([codes.mean[codes.label == label].mean(0) for label in present])
     title = "Decoded mean of the codes of each class"
-    if len(present) > 12:
-        return grids.picture(grids.grid(whole(subject.decode(z)), 10), f"{title}, in order of the labels")
-    return grids.labelled(whole(subject.decode(z))[None], title, columns=[classes[label] for label in present])
+    images = whole(subject.decode(z))
+    rows = range(0, len(present), CLASSES_A_ROW)
+    tables = [images[None, start : start + CLASSES_A_ROW] for start in rows]
+    short = images.new_ones(1, CLASSES_A_ROW - tables[-1].shape[1], *images.shape[1:])
+    if len(tables) > 1:
+        tables[-1] = torch.cat([tables[-1], short], 1)
+    names = [[classes[label] for label in present[start : start + CLASSES_A_ROW]] for start in rows]
+    return grids.captioned(tables, title, [], names)
 
 
 def neighbours(subject: Subject) -> Figure:

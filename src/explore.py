@@ -25,12 +25,11 @@ def main(cfg: DictConfig) -> None:
     from src.loading import load_run, subject_of
 
     hush_libraries()
+    chosen, form = exploration.choose(cfg.figures), embedding.form_of(cfg.embed)
     run = load_run(cfg.run, cfg.checkpoint, cfg.data, cfg.other_data)
     subject = subject_of(run, cfg.split, cfg.seed, cfg.device, cfg.cache_dir)
     log.info("%s, %s weights %s, %s", run.folder.path, cfg.checkpoint, run.checkpoint_hash, record.on_what(subject))
     own = pictures.read(cfg.images, subject.datamodule) if cfg.images else None
-    chosen = exploration.choose(cfg.figures)
-    form = embedding.form_of(cfg.embed)
     pictures.check_noise(cfg.noise, subject.datamodule)
 
     with SummaryWriter(run.folder.tensorboard) as writer:

@@ -54,7 +54,7 @@ def summarize(
         seed: the run's seed.
     """
     throughput = next((c for c in trainer.callbacks if isinstance(c, Throughput)), None)
-    train, val, test, notes = datamodule.splits
+    splits = datamodule.splits
     return {
         "test": test,
         "best": best(trainer),
@@ -70,8 +70,8 @@ def summarize(
             "name": datamodule.name,
             "fingerprint": datamodule.fingerprint,
             "image_shape": list(datamodule.image_shape),
-            "images": {"train": len(train), "val": len(val), "test": len(test)},
-            "notes": notes,
+            "images": {part: len(getattr(splits, part)) for part in ("train", "val", "test")},
+            "notes": splits.notes,
         },
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,

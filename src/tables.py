@@ -58,7 +58,8 @@ def _bound(figures: dict[str, Any], names: dict[str, str]) -> list[str]:
 def _latents(figures: dict[str, Any], names: dict[str, str]) -> list[str]:
     information, gap = figures["mutual_information"], figures["aggregate_gap"]
     return [
-        f"active             {figures['active']} of {figures['latent_dim']}",
+        f"active             {figures['active']} of {figures['latent_dim']}; "
+        f"99 % of the rate in {figures['carry_99_percent']}",
         f"rate               {figures['rate']:.2f} nats = mutual information + gap of aggregate posterior and prior",
         f"mutual information {information[0]:.2f} to {information[1]:.2f} nats (the lower bound cannot pass "
         f"log of the images, {figures['information_ceiling']:.2f})",

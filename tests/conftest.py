@@ -32,6 +32,9 @@ needs_binarized = pytest.mark.skipif(
 )
 
 
+QUICK = ("model=conv_tiny", "data=digits", "data.image_size=16", "data.batch_size=128")
+
+
 def composed(*overrides: str) -> DictConfig:
     """The config of ``python -m src.train <overrides>``."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
@@ -50,10 +53,10 @@ def command(*overrides: str, module: str = "src.train") -> list[str]:
     return [sys.executable, "-m", module, *overrides]
 
 
-def train_cli(*overrides: str, **env: str) -> subprocess.CompletedProcess:
+def train_cli(*overrides: str, module: str = "src.train", **env: str) -> subprocess.CompletedProcess:
     """Run the command line; stdout and stderr together in ``.stdout``."""
     return subprocess.run(
-        command(*overrides),
+        command(*overrides, module=module),
         cwd=ROOT,
         env={**os.environ, **env},
         stdout=subprocess.PIPE,
@@ -72,6 +75,15 @@ def assert_one_line_error(done: subprocess.CompletedProcess, *words: str) -> Non
     assert lines[-1].startswith("error: "), done.stdout
     for word in words:
         assert word in lines[-1], lines[-1]
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
+    """A run of two epochs, with its output; not to be written into."""
+    run = tmp_path_factory.mktemp("runs") / "finished"
+    done = train_cli(*QUICK, "trainer.max_epochs=2", "seed=0", "tags=[quick]", f"hydra.run.dir={run}")
+    assert done.returncode == 0, done.stdout
+    return run, done
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Guard, noise, means and figures, without a subprocess."""
+"""Guard, noise and means, without a subprocess."""
 
 import math
 import time
@@ -9,7 +9,6 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from src import figures
 from src.callbacks.guard import NonFiniteGuard
 from src.callbacks.memory import History, Throughput
 from src.callbacks.resume import BestCheckpoint, PatientEarlyStopping, ReproducibleNoise
@@ -219,27 +218,3 @@ def test_history_and_throughput_survive_a_checkpoint():
     later.load_state_dict(history.state_dict())
     assert other.images_per_second == throughput.images_per_second
     assert later.epochs == history.epochs
-
-
-@pytest.mark.parametrize(("count", "rows", "columns"), [(16, 4, 8), (19, 4, 8), (3, 2, 3)])
-def test_pictures_pair_originals_with_reconstructions(count, rows, columns):
-    originals = torch.linspace(0, 0.4, count).view(-1, 1, 1, 1).expand(count, 1, 64, 64)
-    picture = figures.pairs(originals, originals + 0.5)
-    pair = 2 * 66 + 2 + figures.PAIR_GAP
-    assert picture.shape == (3, rows // 2 * pair, columns * 66 + 2)
-    for top in range(0, picture.shape[1], pair):  # each reconstruction is below its original
-        above, below = (picture[0, top + i * 66 + 30, 30::66] for i in (0, 1))
-        torch.testing.assert_close(below, above + 0.5)
-    enlarged = figures.grid(torch.rand(4, 1, 8, 8))
-    assert enlarged.shape[1] > 64
-    assert figures.picture(enlarged, "title").axes[0].get_title() == "title"
-
-
-def test_loss_curves_show_what_was_logged():
-    epochs = [{"epoch": e, "train/elbo": -10.0 + e, "val/elbo": -11.0 + e, "val/rate": 1.0} for e in range(3)]
-    figure = figures.loss_curves(epochs, {"elbo": "pseudo-elbo", "distortion": "pseudo-distortion"})
-    lines = {line.get_label(): line.get_ydata().tolist() for axes in figure.axes for line in axes.get_lines()}
-    assert lines["−pseudo-elbo, training"] == [10, 9, 8]
-    assert lines["−pseudo-elbo, validation"] == [11, 10, 9]
-    assert lines["rate, validation"] == [1, 1, 1]
-    assert "rate, training" not in lines

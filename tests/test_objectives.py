@@ -4,55 +4,26 @@ import math
 
 import pytest
 import torch
-from torch import nn
-from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
+from torch.distributions import Independent, Normal, kl_divergence
 
-from src.likelihoods import GaussianLikelihood
-from src.models.base import MAX_LOG_VARIANCE
+from src.metrics.bounds import importance_bound
 from src.models.vae import VAE
-from src.objectives import Inference, elbo_terms, iwae_bound, linear_warmup, rate_per_latent, soft_bound
+from src.objectives import (
+    Inference,
+    elbo_terms,
+    iwae_bound,
+    linear_warmup,
+    log_weights,
+    rate_per_latent,
+    soft_bound,
+)
 from src.priors import StandardNormal
-
-SHAPE, PIXELS, LATENTS, NOISE = (1, 2, 3), 6, 2, 0.3
-
-
-class Flat(nn.Flatten):
-    """An encoder that passes the pixels on."""
-
-    out_features = PIXELS
-
-    def __init__(self, image_shape, depth):
-        super().__init__()
-
-
-class LinearDecoder(nn.Sequential):
-    """The decoder of probabilistic PCA."""
-
-    def __init__(self, latent_dim, image_shape, depth):
-        super().__init__(nn.Linear(latent_dim, PIXELS), nn.Unflatten(1, image_shape))
+from tests.linear_gaussian import SHAPE, probabilistic_pca
 
 
 @pytest.fixture
-def linear_gaussian() -> tuple[VAE, MultivariateNormal]:
-    """Probabilistic PCA as a VAE whose encoder is the exact posterior, and the exact evidence p(x).
-
-    x = W z + b + noise. With orthogonal columns of W the posterior N(M^-1 W'(x - b) / s^2, M^-1), M = I + W'W / s^2,
-    has a diagonal covariance (Tipping & Bishop 1999), so the VAE's posterior family holds it.
-    """
-    torch.manual_seed(0)
-    model = VAE(SHAPE, LATENTS, Flat, LinearDecoder, GaussianLikelihood(NOISE), torch.optim.Adam)
-    basis = torch.linalg.qr(torch.randn(PIXELS, LATENTS))[0] * torch.tensor([1.5, 0.7])
-    offset = torch.randn(PIXELS)
-    precision = torch.eye(LATENTS) + basis.T @ basis / NOISE**2
-    to_mean = torch.linalg.solve(precision, basis.T) / NOISE**2
-    log_variance = -precision.diagonal().log()
-    with torch.no_grad():
-        model.decoder[0].weight.copy_(basis)
-        model.decoder[0].bias.copy_(offset)
-        model.posterior_head.weight.copy_(torch.cat([to_mean, torch.zeros_like(to_mean)]))
-        unbounded = log_variance / torch.sqrt(1 - (log_variance / MAX_LOG_VARIANCE) ** 2)
-        model.posterior_head.bias.copy_(torch.cat([-to_mean @ offset, unbounded]))
-    return model, MultivariateNormal(offset, basis @ basis.T + NOISE**2 * torch.eye(PIXELS))
+def linear_gaussian():
+    return probabilistic_pca()
 
 
 @torch.no_grad()
@@ -68,7 +39,9 @@ def test_every_importance_weight_of_the_exact_posterior_is_the_evidence(linear_g
     model, evidence = linear_gaussian
     x = evidence.sample((5,))
     for samples in (1, 7):
-        bound = iwae_bound(x.unflatten(1, SHAPE), model.infer(x.unflatten(1, SHAPE), samples), model.prior())
+        bound = iwae_bound(
+            log_weights(x.unflatten(1, SHAPE), model.infer(x.unflatten(1, SHAPE), samples), model.prior())
+        )
         torch.testing.assert_close(bound.float(), evidence.log_prob(x), atol=1e-4, rtol=0)
 
 
@@ -99,11 +72,28 @@ def test_iwae_bound_rises_with_k_from_the_elbo_to_the_evidence(linear_gaussian):
     images = x.unflatten(1, SHAPE)
     exact = model.infer(images)
     elbo = elbo_terms(images, worse(exact, model, 100), model.prior()).elbo.mean()
-    bounds = [iwae_bound(images, worse(exact, model, k), model.prior()).mean() for k in (1, 4, 16, 256)]
+    bounds = [iwae_bound(log_weights(images, worse(exact, model, k), model.prior())).mean() for k in (1, 4, 16, 256)]
     values = [float(value) for value in (elbo, *bounds[1:], evidence.log_prob(x).mean())]
     assert values == sorted(values)
     assert values[-1] - values[-2] < 0.01  # K = 256 is all but tight
     assert float(bounds[0]) == pytest.approx(values[0], abs=0.1)  # K = 1 is the ELBO
+
+
+def test_the_bound_in_chunks_is_the_evidence(linear_gaussian):
+    """With a posterior twice as wide, 5000 samples in chunks of 700 give the exact evidence; the ELBO falls short."""
+    model, evidence = linear_gaussian
+    x = evidence.sample((20,))
+    exact = importance_bound(model, x.unflatten(1, SHAPE), num_samples=50, at_once=7)
+    torch.testing.assert_close(exact.log_likelihood.float(), evidence.log_prob(x), atol=1e-4, rtol=0)
+    torch.testing.assert_close(exact.effective_samples, torch.full((20,), 50.0).double(), atol=0.01, rtol=0)
+    with torch.no_grad():
+        model.posterior_head.bias[model.latent_dim :] += 2 * math.log(2)
+    wide = importance_bound(model, x.unflatten(1, SHAPE), num_samples=5_000, at_once=700)
+    assert wide.log_likelihood.dtype == torch.float64
+    torch.testing.assert_close(wide.log_likelihood.float(), evidence.log_prob(x), atol=0.1, rtol=0)
+    assert (wide.log_likelihood - wide.elbo > 0.5).all()
+    assert (wide.effective_samples < 4_000).all()
+    assert (wide.effective_samples > 500).all()
 
 
 def test_rate_is_the_monte_carlo_kl():

@@ -18,22 +18,11 @@ from torch.distributions import Independent
 from src.errors import UserError
 from src.objectives import rate_per_latent
 from src.runs import RunFolder, read_weights
-from tests.conftest import ROOT, assert_one_line_error, built, command, train_cli
-
-QUICK = ("model=conv_tiny", "data=digits", "data.image_size=16", "data.batch_size=128")
+from tests.conftest import QUICK, ROOT, assert_one_line_error, built, command, train_cli
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
     return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
-    """A run of two epochs, with its output."""
-    run = tmp_path_factory.mktemp("runs") / "finished"
-    done = train_cli(*QUICK, "trainer.max_epochs=2", "seed=0", "tags=[quick]", f"hydra.run.dir={run}")
-    assert done.returncode == 0, done.stdout
-    return run, done
 
 
 def test_run_folder_is_complete(finished):

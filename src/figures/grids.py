@@ -47,7 +47,7 @@ def picture(image: Tensor, title: str) -> Figure:
     figure = Figure(figsize=(inches, inches * height / width + 0.6), layout="constrained")
     axes = figure.subplots()
     axes.imshow(image.permute(1, 2, 0).cpu().numpy(), interpolation="nearest")
-    axes.set_title(fill(title, int(inches * 12)), fontsize=11)
+    axes.set_title(fill(title, int(inches * 12.5)), fontsize=11)
     axes.axis("off")
     return figure
 
@@ -72,17 +72,18 @@ def captioned(tables: Sequence[Tensor], title: str, rows: Sequence[str], caption
     width = grids[0].shape[2]
     scale = _inches(width) / width
     heights = [g.shape[1] * scale + (0.35 if names else 0.1) for g, names in zip(grids, captions, strict=True)]
-    figure = Figure(figsize=(_inches(width) + (1.4 if rows else 0.6), sum(heights) + 0.9), layout="constrained")
+    figure = Figure(figsize=(_inches(width) + (1.4 if rows else 0.6), sum(heights) + 0.8), layout="constrained")
     panels = figure.subplots(len(tables), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axes, image, table, columns in zip(panels, grids, tables, captions, strict=True):
         axes.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
+        axes.set_anchor("N")
         axes.spines[:].set_visible(False)
         tall, wide = (side + PADDING for side in enlarge(table[0]).shape[-2:])
         for axis, names, size in ((axes.yaxis, rows, tall), (axes.xaxis, columns, wide)):
             ticks = [PADDING / 2 + (i + 0.5) * size for i in range(len(names))]
             axis.set_ticks(ticks, labels=list(names), fontsize=9)
             axis.set_tick_params(length=0)
-    figure.suptitle(fill(title, int(figure.get_figwidth() * 11)), fontsize=11)
+    figure.suptitle(fill(title, int(figure.get_figwidth() * 12.5)), fontsize=11)
     return figure
 
 

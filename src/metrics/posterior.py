@@ -119,16 +119,22 @@ def agreement(z: Tensor) -> Agreement:
     return Agreement(z.mean().item(), z.std(correction=0).item(), float(kstest(z.double().numpy(), "norm").statistic))
 
 
-def verdict(active: int, latent_dim: int, rate: float, gap: tuple[float, float], kl_weight: float) -> str:
+def carriers(rate_per_latent: Tensor, share: float = 0.99) -> int:
+    """The smallest number of latents that together carry that share of the rate; 0 where there is no rate."""
+    largest = rate_per_latent.double().sort(descending=True).values.cumsum(0)
+    return int((largest < share * largest[-1]).sum()) + 1 if largest[-1] > 0 else 0
+
+
+def verdict(active: int, rate_per_latent: Tensor, gap: tuple[float, float], kl_weight: float) -> str:
     """What these figures mean, and what to try, in plain words.
 
     Args:
         active: active latents.
-        latent_dim: all latents.
-        rate: mean rate, nats per image.
+        rate_per_latent: mean rates ``[D]``, nats per image.
         gap: bounds on the aggregate posterior's KL to the prior, nats.
         kl_weight: the weight it was trained with.
     """
+    latent_dim, rate, used = len(rate_per_latent), rate_per_latent.sum().item(), carriers(rate_per_latent)
     lower = f"model.kl_weight={kl_weight / 4:g}" if kl_weight > 0 else "another learning rate"
     if active == 0:
         return (
@@ -140,10 +146,10 @@ def verdict(active: int, latent_dim: int, rate: float, gap: tuple[float, float],
             f"{active} of {latent_dim} latents active: posterior collapse of the others; try {lower} or "
             f"model.kl_warmup_steps=5000 for more, or model.latent_dim={active} for the same with less"
         )
-    elif active < latent_dim:
-        text = f"{active} of {latent_dim} latents active; the others cost nothing and carry nothing"
     else:
-        text = f"all {latent_dim} latents active"
+        text = f"{active} of {latent_dim} latents active" if active < latent_dim else f"all {latent_dim} latents active"
+        if used < active:
+            text += f", {used} of them carry 99 % of the rate"
     if gap[0] > max(1.0, 0.1 * rate):
         text += (
             f". The codes are at least {gap[0]:.1f} nats from the prior: draw from the mixture, "

@@ -10,7 +10,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-STRENGTHS = (0.001, 0.01, 0.1, 1.0)  # C of the logistic regression
+STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)  # C of the logistic regression
 NEIGHBOURS = (1, 5, 15, 50)
 
 

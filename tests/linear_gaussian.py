@@ -1,0 +1,49 @@
+"""A VAE whose evidence and exact posterior are known."""
+
+import torch
+from torch import nn
+from torch.distributions import MultivariateNormal
+
+from src.likelihoods import GaussianLikelihood
+from src.models.base import MAX_LOG_VARIANCE
+from src.models.vae import VAE
+
+SHAPE, PIXELS, LATENTS, NOISE = (1, 2, 3), 6, 2, 0.3
+
+
+class Flat(nn.Flatten):
+    """An encoder that passes the pixels on."""
+
+    out_features = PIXELS
+
+    def __init__(self, image_shape, depth):
+        super().__init__()
+
+
+class LinearDecoder(nn.Sequential):
+    """The decoder of probabilistic PCA."""
+
+    def __init__(self, latent_dim, image_shape, depth):
+        super().__init__(nn.Linear(latent_dim, PIXELS), nn.Unflatten(1, image_shape))
+
+
+def probabilistic_pca() -> tuple[VAE, MultivariateNormal]:
+    """Probabilistic PCA as a VAE whose encoder is the exact posterior, and the exact evidence p(x).
+
+    x = W z + b + noise. With orthogonal columns of W the posterior N(M^-1 W'(x - b) / s^2, M^-1), M = I + W'W / s^2,
+    has a diagonal covariance (Tipping & Bishop 1999), so the VAE's posterior family holds it.
+    """
+    torch.manual_seed(0)
+    model = VAE(SHAPE, LATENTS, Flat, LinearDecoder, GaussianLikelihood(NOISE), torch.optim.Adam)
+    basis = torch.linalg.qr(torch.randn(PIXELS, LATENTS))[0] * torch.tensor([1.5, 0.7])
+    offset = torch.randn(PIXELS)
+    precision = torch.eye(LATENTS) + basis.T @ basis / NOISE**2
+    to_mean = torch.linalg.solve(precision, basis.T) / NOISE**2
+    log_variance = -precision.diagonal().log()
+    with torch.no_grad():
+        model.decoder[0].weight.copy_(basis)
+        model.decoder[0].bias.copy_(offset)
+        model.posterior_head.weight.copy_(torch.cat([to_mean, torch.zeros_like(to_mean)]))
+        unbounded = log_variance / torch.sqrt(1 - (log_variance / MAX_LOG_VARIANCE) ** 2)
+        model.posterior_head.bias.copy_(torch.cat([-to_mean @ offset, unbounded]))
+    return model, MultivariateNormal(offset, basis @ basis.T + NOISE**2 * torch.eye(PIXELS))

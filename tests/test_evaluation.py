@@ -1,0 +1,202 @@
+"""Evaluations of real runs, in the process and as a user types it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from src import evaluation
+from src.errors import UserError
+from src.loading import load_run, subject_of
+from src.metrics import features
+from src.metrics.features import inception_features, own_features
+from src.subject import Subject
+from tests.conftest import QUICK, assert_one_line_error, built, folder_data, train_cli
+
+SMALL = (
+    "bound.samples=20",
+    "bound.images=10",
+    "samples.images=200",
+    "samples.bootstrap=3",
+    "representation.train_images=300",
+)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def subject(finished, cache) -> Subject:
+    return subject_of(load_run(finished[0]), "test", None, "cpu", str(cache))
+
+
+@pytest.fixture(scope="module")
+def evaluated(finished, cache, tmp_path_factory):
+    """A finished run evaluated from the command line, with its output."""
+    run = Path(shutil.copytree(finished[0], tmp_path_factory.mktemp("evaluated") / "run"))
+    done = train_cli(f"run={run}", *SMALL, f"cache_dir={cache}", module="src.evaluate")
+    assert done.returncode == 0, done.stdout
+    return run, done
+
+
+def test_every_figure_says_what_it_belongs_to(evaluated):
+    run, done = evaluated
+    record = json.loads((run / "metrics.json").read_text())
+    parts = record["evaluation"]["test"]
+    assert list(parts) == ["elbo", "bound", "latents", "reconstruction", "samples", "representation"]
+    hashed = load_run(run).checkpoint_hash
+    for name, figures in parts.items():
+        assert figures["seed"] == 0, name
+        assert figures["checkpoint"] == hashed
+        assert figures["data"] == record["data"]["fingerprint"]
+        assert figures["images"] == {"bound": 10, "samples": 200}.get(name, 359)
+        assert name in done.stdout
+    assert "samples, z from the mixture" in done.stdout
+    assert "fewer than 2,048" in done.stdout
+    assert "pseudo-likelihood, K = 20" in done.stdout
+    assert parts["latents"]["verdict"] in done.stdout
+    assert not list(Path.cwd().glob("evaluate.log"))
+
+
+def test_evaluation_begins_with_the_figures_that_training_ended_with(evaluated):
+    record = json.loads((evaluated[0] / "metrics.json").read_text())
+    again = record["evaluation"]["test"]["elbo"]
+    assert {name: again[name] for name in record["test"]} == record["test"]
+    assert record["test"] == json.loads((evaluated[0] / "metrics.json").read_text())["test"]
+
+
+def test_the_same_evaluation_gives_the_same_file(evaluated, subject):
+    run, _ = evaluated
+    before = json.loads((run / "metrics.json").read_text())["evaluation"]["test"]
+    options = {
+        "bound": {"samples": 20, "images": 10},
+        "latents": {"components": 10},
+        "reconstruction": {},
+        "samples": {"images": 200, "bootstrap": 3, "components": 10, "inception": None},
+        "representation": {"train_images": 300},
+    }
+    torch.rand(17)  # whatever was drawn before does not matter
+    again = evaluation.evaluate(subject, dict(reversed(options.items())))
+    for name, figures in again.items():
+        assert json.loads(json.dumps(figures)) == before[name]
+
+
+def test_tensorboard_gets_the_scalars(evaluated):
+    tags = set()
+    for file in (evaluated[0] / "tensorboard").glob("events*"):
+        tags.update(EventAccumulator(str(file)).Reload().Tags()["scalars"])
+    assert {
+        "evaluation/test/elbo/elbo",
+        "evaluation/test/samples/classifier/sets/prior/frechet_distance/value",
+        "evaluation/test/representation/linear_probe/accuracy",
+    } <= tags
+
+
+def test_parts_are_kept_for_the_same_weights_only(evaluated, tmp_path):
+    run = Path(shutil.copytree(evaluated[0], tmp_path / "run"))
+    done = train_cli(f"run={run}", "parts=[bound]", "bound.samples=30", "bound.images=4", module="src.evaluate")
+    assert done.returncode == 0, done.stdout
+    parts = json.loads((run / "metrics.json").read_text())["evaluation"]["test"]
+    assert parts["bound"]["samples"] == 30
+    assert len(parts) == 6
+    from src import record
+
+    other = load_run(run, "last")
+    assert other.checkpoint_hash != load_run(run).checkpoint_hash
+    record.keep_evaluation(other, "test", {"elbo": {"checkpoint": other.checkpoint_hash, "data": "x"}})
+    assert list(json.loads((run / "metrics.json").read_text())["evaluation"]["test"]) == ["elbo"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["run=outputs/nothing/here"], ["there is no run folder", "run="]),
+        ([], ["run has no value"]),
+    ],
+)
+def test_bad_input_is_one_line(overrides, words):
+    assert_one_line_error(train_cli(*overrides, module="src.evaluate"), *words)
+    assert not Path("outputs/nothing").exists()
+
+
+def test_impossible_wishes_are_refused(subject, monkeypatch, tmp_path):
+    with pytest.raises(UserError, match="bound.samples=0"):
+        evaluation.bound(subject, 0, 1)
+    with pytest.raises(UserError, match="samples.images=2"):
+        evaluation.samples(subject, 2, 5, 10, None)
+    with pytest.raises(UserError, match="choose from elbo, bound"):
+        evaluation.parts_of("fid")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(UserError, match=r"samples.inception=true needs .*weights-inception"):
+        inception_features(True)
+    assert inception_features(None) is None
+
+
+def test_the_bound_says_beforehand_how_long_it_takes(subject, caplog):
+    caplog.set_level("INFO")
+    figures = evaluation.bound(subject, 5, None)
+    assert figures["images"] == 359
+    assert "5 samples of 359 images" in caplog.text
+    assert "decodings a second: about" in caplog.text
+    assert figures["log_likelihood"] > figures["elbo_of_these_images"]
+
+
+def test_a_model_collapsed_by_construction_is_called_collapsed(subject):
+    """Its encoder answers N(0, 1) whatever it sees; sampled codes still vary with variance 1."""
+    with torch.no_grad():
+        subject.model.posterior_head.weight.zero_()
+        subject.model.posterior_head.bias.zero_()
+    figures = evaluation.latents(subject, components=2)
+    assert figures["active"] == 0
+    assert "complete posterior collapse" in figures["verdict"]
+    assert figures["rate"] == pytest.approx(0, abs=1e-6)
+    assert figures["mutual_information"][0] == pytest.approx(0, abs=1e-6)
+    assert min(figures["aggregate_std"]) > 0.9
+
+
+def test_copies_of_training_images_are_noticed(subject):
+    """A model that has learnt its training images by heart, and one that draws unseen ones."""
+    module, count = subject.datamodule, 200
+    for split, expected in (("train", 1.0), ("test", 0.0)):
+        images = module.pool.images[module.spread(split, count)] / 255
+        subject.generate = lambda number, images=images: iter([images[:number]])
+        assert evaluation.memorisation(subject, count)["nearer_to_training"] == pytest.approx(expected, abs=0.02)
+
+
+def test_the_classifier_is_good_made_once_and_mended(finished, tmp_path, monkeypatch):
+    datamodule, _ = built(*QUICK)
+    made = own_features(datamodule, tmp_path, torch.device("cpu"))
+    assert made.name == "classifier"
+    assert made.facts["validation_accuracy"] > 0.95
+    images = datamodule.examples("test", 300)
+    vectors, logits = made([images[:200], images[200:]], torch.device("cpu"))
+    assert vectors.shape == (300, features.DIMENSIONS)
+    labels = datamodule.pool.labels[datamodule.spread("test", 300)]
+    assert (logits.argmax(1) == labels).double().mean() > 0.95
+
+    (path,) = tmp_path.glob("features-digits-*.pt")
+    with monkeypatch.context() as patched:
+        patched.setattr(features, "_train", None)  # nothing to train: it is read
+        assert own_features(datamodule, tmp_path, torch.device("cpu")).facts == made.facts
+    path.write_bytes(b"broken")
+    assert own_features(datamodule, tmp_path, torch.device("cpu")).facts["hash"] == made.facts["hash"]
+
+
+def test_images_without_classes_get_a_random_network_and_no_probe(picture_folder, tmp_path):
+    root = picture_folder({f"{i:03}.png": (20, 20, 3) for i in range(120)})
+    datamodule = folder_data(root, tmp_path, "data.channels=3", "data.test_fraction=0.3")
+    _, model = built("model=conv_tiny", "data=image_folder", f"data.root={root}", "data.image_size=16",
+                     f"data.cache_dir={tmp_path}/cache")  # fmt: skip
+    subject = Subject(model.eval(), datamodule, cache_dir=tmp_path)
+    figures = evaluation.samples(subject, 30, 2, 2, None)
+    assert "classifier" not in figures
+    compared = figures["random network"]["sets"]
+    assert compared["prior"]["score"] is None
+    # Noise images: training images are like test images, an untrained model's are not.
+    assert compared["training"]["frechet_distance"]["value"] < compared["prior"]["frechet_distance"]["value"]
+    assert evaluation.representation(subject, 100) == {"skipped": "the images have no class labels"}

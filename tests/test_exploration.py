@@ -1,0 +1,224 @@
+"""Every picture, of models and data that can have it and that cannot, and a user's own images."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.distributions import Normal
+
+from src import embedding, exploration, pictures
+from src.errors import UserError
+from src.exploration import PICTURES, NotApplicable, linear, spherical
+from src.figures import curves, grids
+from src.likelihoods import Pixels
+from src.loading import load_run, subject_of
+from src.subject import Subject
+from tests.conftest import QUICK, assert_one_line_error, built, train_cli
+
+
+@pytest.fixture(scope="module")
+def subject(finished) -> Subject:
+    return subject_of(load_run(finished[0]), "test", None, "cpu", "cache")
+
+
+def of(*overrides: str) -> Subject:
+    datamodule, model = built(*QUICK, *overrides)
+    return Subject(model.eval(), datamodule)
+
+
+@pytest.fixture(scope="module")
+def explored(finished, tmp_path_factory):
+    """A run explored from the command line, with all that can be asked for."""
+    run = Path(shutil.copytree(finished[0], tmp_path_factory.mktemp("explored") / "run"))
+    own = run.parent / "own"
+    own.mkdir()
+    for number in range(3):
+        Image.fromarray(np.full((30, 40, 3), 80 * number, dtype=np.uint8)).save(own / f"mine_{number}.png")
+    done = train_cli(f"run={run}", f"images={own}/*.png", "noise=0.2", "embed=npz", module="src.explore")
+    assert done.returncode == 0, done.stdout
+    return run, done
+
+
+def test_every_picture_is_drawn(explored):
+    run, done = explored
+    for name in (*PICTURES, "pictures"):
+        with Image.open(run / "figures" / f"{name}.png") as image:
+            assert min(image.size) > 100, name
+            assert len(image.convert("L").getcolors()) > 10, name
+        assert f"figures/{name}.png" in done.stdout
+    assert not list(run.rglob("*.tmp"))
+    tags = set()
+    for file in (run / "tensorboard").glob("events*"):
+        tags.update(EventAccumulator(str(file)).Reload().Tags()["images"])
+    assert {f"explore/{name}" for name in (*PICTURES, "pictures")} <= tags
+
+
+def test_embeddings_are_the_posteriors_with_their_names(explored, subject):
+    run, _ = explored
+    with np.load(run / "embedding" / "test.npz") as saved:
+        codes = subject.codes("test")
+        np.testing.assert_array_equal(saved["mean"], codes.mean)
+        np.testing.assert_array_equal(saved["scale"], codes.scale)
+        assert saved["label"].tolist() == [str(label) for label in codes.label.tolist()]
+        assert saved["name"].tolist() == [str(i) for i in subject.datamodule.splits.test.tolist()]
+    with np.load(run / "embedding" / "pictures.npz") as saved:
+        assert [Path(name).name for name in saved["name"]] == ["mine_0.png", "mine_1.png", "mine_2.png"]
+        assert saved["mean"].shape == (3, 2)
+    config = (run / "tensorboard" / "projector_config.pbtxt").read_text()
+    assert config.count("embeddings {") == 1
+    assert list((run / "tensorboard").rglob("sprite.png"))
+    assert len((next((run / "tensorboard").rglob("tensors.tsv"))).read_text().splitlines()) == 359
+
+
+def test_csv_holds_the_same(subject, tmp_path):
+    paths = [*embedding.export(subject, None, tmp_path, "csv")]
+    assert [path.name for path in paths] == ["train.csv", "val.csv", "test.csv"]
+    table = pd.read_csv(paths[2])
+    assert list(table.columns) == ["name", "class", "mean_0", "mean_1", "scale_0", "scale_1"]
+    np.testing.assert_allclose(table[["mean_0", "mean_1"]], subject.codes("test").mean, rtol=1e-4, atol=1e-6)
+    assert embedding.form_of(True) == "npz"
+    with pytest.raises(UserError, match="embed=xls: choose npz or csv"):
+        embedding.form_of("xls")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "impossible"),
+    [
+        (["model.latent_dim=1"], {"losses", "manifold", "histogram", "plane"}),
+        (["model.latent_dim=5", "data.binarize=dynamic"], {"losses", "manifold"}),
+    ],
+)
+def test_pictures_that_a_model_cannot_have_say_why(overrides, impossible, caplog):
+    caplog.set_level("INFO")
+    subject = of(*overrides)
+    drawn = [name for name, _ in exploration.draw(subject, PICTURES, explicit=False)]
+    assert set(PICTURES) - set(drawn) == impossible
+    assert all(f"no {name}: " in caplog.text for name in impossible)
+    with pytest.raises(UserError, match="figures=manifold: only a model with 2 latents"):
+        list(exploration.draw(subject, ["manifold"], explicit=True))
+    with pytest.raises(UserError, match="figures=sample: choose all, or from reconstructions"):
+        exploration.choose("sample")
+
+
+def test_images_without_classes_have_pictures_too(picture_folder, tmp_path):
+    root = picture_folder({f"{i:02}.png": (20, 20) for i in range(40)})
+    subject = of("data=image_folder", f"data.root={root}", "data.channels=1", "data.image_size=16",
+                 f"data.cache_dir={tmp_path}")  # fmt: skip
+    with pytest.raises(NotApplicable, match="no class labels"):
+        exploration.class_means(subject)
+    assert len(exploration.scatter(subject).axes) == 1
+    assert len(embedding_names(subject, tmp_path)) == len(subject.datamodule.splits.val)
+
+
+def embedding_names(subject, folder):
+    list(embedding.export(subject, None, folder, "csv"))
+    names = pd.read_csv(folder / "val.csv")["name"].tolist()
+    assert all(name.endswith(".png") for name in names)
+    return names
+
+
+def test_the_manifold_is_decoded_at_normal_quantiles(subject, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        subject.__class__, "decode", lambda self, z: asked.append(z) or iter([torch.zeros(len(z), 1, 4, 4)])
+    )
+    exploration.manifold(subject)
+    z = asked[0].unflatten(0, (20, 20))
+    shares = Normal(0.0, 1.0).cdf(z)
+    torch.testing.assert_close(shares[0, :, 0], (torch.arange(20) + 0.5) / 20)  # latent 0 grows to the right
+    torch.testing.assert_close(shares[:, 0, 1], (torch.arange(20).flip(0) + 0.5) / 20)  # latent 1 grows upwards
+    asked.clear()
+    exploration.traversals(subject)
+    rows = asked[0].unflatten(0, (2, 7))
+    first = exploration._best(subject, 1)[0]
+    torch.testing.assert_close(Normal(0.0, 1.0).cdf(rows[0, :, first]), torch.linspace(0.05, 0.95, 7))
+    assert (rows[0, :, 1 - first] == 0).all()
+
+
+def test_an_arc_keeps_the_length_and_a_line_cuts_through():
+    a, b = torch.tensor([3.0, 0.0, 0.0]), torch.tensor([0.0, 3.0, 0.0])
+    arc, line = spherical(a, b, 5), linear(a, b, 5)
+    torch.testing.assert_close(arc.norm(dim=1), torch.full((5,), 3.0))
+    torch.testing.assert_close(arc[2], torch.tensor([1.0, 1.0, 0.0]) * 3 / 2**0.5)
+    for path in (arc, line):
+        torch.testing.assert_close(path[[0, -1]], torch.stack([a, b]))
+    assert line[2].norm() < 2.2
+    for c in (-a, torch.zeros(3), a):  # no arc between them
+        torch.testing.assert_close(spherical(a, c, 5), linear(a, c, 5))
+    assert torch.isfinite(spherical(torch.zeros(3), torch.zeros(3), 3)).all()
+
+
+def test_own_pictures_are_prepared_as_the_runs_images(picture_folder, subject):
+    root = picture_folder({"a.png": (16, 16), "deep/b.jpg": (40, 50, 3), "c.png": (9, 9, 4)})
+    read = pictures.read(str(root), subject.datamodule)
+    assert [Path(name).name for name in read.names] == ["a.png", "c.png", "b.jpg"]
+    assert read.x.shape == (3, 1, 16, 16)
+    with Image.open(root / "a.png") as image:
+        np.testing.assert_allclose(read.x[0, 0], np.asarray(image) / 255, atol=1e-6)
+    assert len(pictures.read([f"{root}/*.png", str(root / "deep")], subject.datamodule).names) == 3
+    (root / "a.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"cannot decode .*a\.png"):
+        pictures.read(str(root), subject.datamodule)
+    with pytest.raises(UserError, match="no picture there"):
+        pictures.read(f"{root}/*.gif", subject.datamodule)
+    many = pictures.Pictures([str(i) for i in range(40)], torch.rand(40, 1, 16, 16))
+    assert [name for name, _ in pictures.draw(subject, many, None)] == ["pictures_1", "pictures_2"]
+
+
+def test_noise_is_what_was_asked_for(subject):
+    x = torch.full((1, 1, 200, 200), 0.5)
+    assert (pictures.add_noise(x, 0.1, Pixels.GREY) - x).std().item() == pytest.approx(0.1, rel=0.05)
+    flipped = pictures.add_noise((torch.rand_like(x) < 0.3).float(), 0.2, Pixels.BINARY)
+    assert set(flipped.unique().tolist()) == {0.0, 1.0}
+    zeros = torch.zeros_like(x)
+    assert pictures.add_noise(zeros, 0.2, Pixels.BINARY).mean().item() == pytest.approx(0.2, rel=0.1)
+    for noise in (0, -1, "much"):
+        with pytest.raises(UserError, match=f"noise={noise}"):
+            pictures.check_noise(noise, subject.datamodule)
+    ((name, figure),) = pictures.draw(subject, None, 0.3)
+    assert name == "denoising"
+    assert "dB before" in figure.get_suptitle()
+    assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == ["original", "noisy", "reconstruction"]
+
+
+def test_a_typo_in_a_picture_leaves_no_trace(finished):
+    before = sorted(path.name for path in (finished[0] / "tensorboard").iterdir())
+    done = train_cli(f"run={finished[0]}", "figures=[sampels]", module="src.explore")
+    assert_one_line_error(done, "figures=sampels", "samples")
+    assert sorted(path.name for path in (finished[0] / "tensorboard").iterdir()) == before
+
+
+@pytest.mark.parametrize(("count", "rows", "columns"), [(16, 4, 8), (19, 4, 8), (3, 2, 3)])
+def test_stacks_put_reconstructions_below_originals(count, rows, columns):
+    originals = torch.linspace(0, 0.4, count).view(-1, 1, 1, 1).expand(count, 1, 64, 64)
+    picture = grids.stacks([originals, originals + 0.5])
+    pair = 2 * 66 + 2 + grids.PAIR_GAP
+    assert picture.shape == (3, rows // 2 * pair, columns * 66 + 2)
+    for top in range(0, picture.shape[1], pair):
+        above, below = (picture[0, top + i * 66 + 30, 30::66] for i in (0, 1))
+        torch.testing.assert_close(below, above + 0.5)
+    assert grids.grid(torch.rand(4, 1, 8, 8)).shape[1] > 64
+    assert grids.picture(picture, "title").axes[0].get_title() == "title"
+
+
+def test_labels_stand_at_the_middle_of_their_rows_and_columns():
+    figure = grids.labelled(torch.rand(2, 3, 1, 64, 64), "title", ["a", "b"], ["x", "y", "z"], "across", "down")
+    axes = figure.axes[0]
+    assert axes.get_yticks().tolist() == [1 + 33, 1 + 33 + 66]
+    assert axes.get_xticks().tolist() == [1 + 33, 1 + 33 + 66, 1 + 33 + 132]
+    assert (axes.get_xlabel(), axes.get_ylabel(), figure.get_suptitle()) == ("across", "down", "title")
+
+
+def test_loss_curves_show_what_was_logged():
+    epochs = [{"epoch": e, "train/elbo": -10.0 + e, "val/elbo": -11.0 + e, "val/rate": 1.0} for e in range(3)]
+    figure = curves.loss_curves(epochs, {"elbo": "pseudo-elbo", "distortion": "pseudo-distortion"})
+    lines = {line.get_label(): line.get_ydata().tolist() for axes in figure.axes for line in axes.get_lines()}
+    assert lines["−pseudo-elbo, training"] == [10, 9, 8]
+    assert lines["−pseudo-elbo, validation"] == [11, 10, 9]
+    assert lines["rate, validation"] == [1, 1, 1]
+    assert "rate, training" not in lines

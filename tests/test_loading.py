@@ -1,0 +1,195 @@
+"""A run folder read back: by itself, and without being trusted."""
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from src.errors import UserError
+from src.loading import load_run, subject_of
+from tests.conftest import built
+
+
+@pytest.fixture
+def run(finished, tmp_path) -> Path:
+    """A copy of a finished run, to be spoilt."""
+    return Path(shutil.copytree(finished[0], tmp_path / "run"))
+
+
+def change(run: Path, key: str, value) -> None:
+    cfg = OmegaConf.load(run / ".hydra" / "config.yaml")
+    OmegaConf.update(cfg, key, value, force_add=True)
+    OmegaConf.save(cfg, run / ".hydra" / "config.yaml")
+
+
+def test_a_run_is_read_from_its_folder_alone(run):
+    loaded = load_run(run)
+    weights = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    ours = loaded.model.state_dict()
+    assert weights.keys() == ours.keys()
+    assert all(torch.equal(weights[name], ours[name]) for name in weights)
+    assert not loaded.model.training
+    assert loaded.datamodule.fingerprint == loaded.record["data"]["fingerprint"]
+    assert [epoch["epoch"] for epoch in loaded.epochs] == [0, 1]
+    assert load_run(run, "last").checkpoint.name == "last.ckpt"
+
+
+def test_what_is_missing_is_named(run, tmp_path):
+    with pytest.raises(UserError, match="there is no run folder .*nowhere"):
+        load_run(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"no run folder.*it holds runs, name one of them, such as run=.*run"):
+        load_run(tmp_path)
+    with pytest.raises(UserError, match="checkpoint=first: choose best or last"):
+        load_run(run, "first")
+    (run / "checkpoints" / "best.ckpt").unlink()
+    with pytest.raises(UserError, match="is incomplete: it has no checkpoints/best.ckpt; checkpoint=last is there"):
+        load_run(run)
+    (run / "metrics.json").unlink()  # an interrupted training
+    assert load_run(run, "last").record == {}
+    (run / ".hydra" / "config.yaml").unlink()
+    with pytest.raises(UserError, match=r"has no \.hydra/config\.yaml"):
+        load_run(run)
+
+
+def test_what_is_damaged_is_named(run):
+    (run / "metrics.json").write_text('{"test": {')
+    with pytest.raises(UserError, match=r"metrics\.json is damaged"):
+        load_run(run)
+    best = run / "checkpoints" / "best.ckpt"
+    best.write_bytes(best.read_bytes()[:3_000])
+    (run / "metrics.json").unlink()
+    with pytest.raises(UserError, match="cannot read the checkpoint .*best.ckpt"):
+        load_run(run)
+    for text in ("model: [", "just words", "seed: 0", "model: {latent_dim: 2}", "a: ${nobody.knows}"):
+        (run / ".hydra" / "config.yaml").write_text(text)
+        with pytest.raises(UserError, match=r"config\.yaml"):
+            load_run(run)
+
+
+def test_a_checkpoint_that_does_not_fit_the_config_is_refused(run):
+    change(run, "model.latent_dim", 3)
+    with pytest.raises(UserError, match=r"does not fit this model: .*\[256, 2\] in the file and \[256, 3\] here"):
+        load_run(run)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("model.new_feature", 7), ("model._target_", "src.models.future.FutureVAE"), ("data.colour_space", "lab")],
+)
+def test_a_run_of_another_version_names_its_commit(run, key, value):
+    change(run, key, value)
+    with pytest.raises(UserError) as refused:
+        load_run(run)
+    message = str(refused.value)
+    assert "\n" not in message
+    assert str(value) in message or key.split(".")[1] in message
+    if "_target_" not in key:
+        assert json.loads((run / "metrics.json").read_text())["git_commit"] in message
+
+
+ATTACKS = {
+    "model._target_": "os.system",
+    "model.encoder": {"_target_": "os.system", "command": "touch {marker}"},
+    "model.likelihood": {"_target_": "torch.os.system", "command": "touch {marker}"},
+    "model.decoder": {"_target_": "src.record.subprocess.Popen", "args": "touch {marker}", "shell": True},
+    "data.name": {"_target_": "torch.hub.load", "repo_or_dir": "evil/repo", "model": "m"},
+    "data.where_to_get": {"deeper": [{"_target_": "builtins.exec", "_args_": ["open('{marker}', 'w')"]}]},
+    "data._target_": "torch.utils.cpp_extension.load_inline",
+    "data.splitter": {"_target_": "hydra.utils.get_method", "path": "os.system"},
+    "data.dataset": {"_target_": "hydra.utils.get_class", "path": "subprocess.Popen"},
+    "model.schedule": {"_target_": "${oc.env:HOME}"},
+    "model.optimizer": {"_target_": "torch.load", "f": "{marker}"},
+    "callbacks.evil": {"_target_": "shutil.rmtree", "path": "{marker}"},
+    "trainer._target_": "webbrowser.open",
+}
+
+
+@pytest.mark.parametrize("key", ATTACKS)
+def test_a_config_cannot_run_code(run, tmp_path, key):
+    marker = tmp_path / "marker"
+    change(run, key, json.loads(json.dumps(ATTACKS[key]).replace("{marker}", str(marker))))
+    with pytest.raises(UserError, match="Nothing of it was run"):
+        load_run(run)
+    assert not marker.exists()
+
+
+class Evil:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return Path.touch, (self.marker,)
+
+
+def test_a_checkpoint_cannot_run_code(run, tmp_path):
+    marker = tmp_path / "marker"
+    torch.save({"state_dict": {}, "extra": Evil(marker)}, run / "checkpoints" / "best.ckpt")
+    with pytest.raises(UserError, match="cannot read the checkpoint"):
+        load_run(run)
+    (run / "checkpoints" / "best.ckpt").write_bytes(pickle.dumps(Evil(marker)))
+    with pytest.raises(UserError, match="cannot read the checkpoint"):
+        load_run(run)
+    assert not marker.exists()
+    with pytest.raises(RuntimeError):
+        torch.load(run / "checkpoints" / "best.ckpt", weights_only=False)  # the attack is real
+    assert marker.exists()
+
+
+def test_every_project_config_may_be_read_back(tmp_path, finished):
+    """What conf/ names is what a run may name: nothing of ours is refused."""
+    from src.loading import _read_config  # the whole of load_run would want every data set
+    from src.runs import RunFolder
+    from tests.conftest import EXPERIMENTS, LIKELIHOODS, composed
+
+    for overrides in (
+        *([f"experiment={name}"] for name in EXPERIMENTS),
+        *([f"likelihood@model.likelihood={name}", "schedule=cosine", "optimizer=sgd"] for name in LIKELIHOODS),
+        ["data=binarized_mnist", "model=conv_tiny", "trainer=ddp"],
+    ):
+        folder = tmp_path / "-".join(overrides).replace("/", "_")
+        (folder / ".hydra").mkdir(parents=True)
+        OmegaConf.save(composed(*overrides), folder / ".hydra" / "config.yaml")
+        assert _read_config(RunFolder(folder), {"root": "elsewhere"}).data.root == "elsewhere"
+
+
+def test_other_images_are_refused_unless_asked_for(run, picture_folder, tmp_path):
+    root = picture_folder({f"{i:02}.png": (9, 9) for i in range(40)})
+    shutil.rmtree(run / "tensorboard")
+    datamodule, model = built(
+        "model=conv_tiny", "data=image_folder", f"data.root={root}", "data.image_size=16", "data.channels=1",
+        f"data.cache_dir={tmp_path}/cache",
+    )  # fmt: skip
+    record = json.loads((run / "metrics.json").read_text())
+    record["data"]["fingerprint"] = datamodule.fingerprint
+    (run / "metrics.json").write_text(json.dumps(record))
+    cfg = OmegaConf.load(run / ".hydra" / "config.yaml")
+    from tests.conftest import composed
+
+    cfg.data = composed(
+        "data=image_folder", f"data.root={root}", "data.image_size=16", "data.channels=1",
+        f"data.cache_dir={tmp_path}/cache",
+    ).data  # fmt: skip
+    OmegaConf.save(cfg, run / ".hydra" / "config.yaml")
+    torch.save({"state_dict": model.state_dict()}, run / "checkpoints" / "best.ckpt")
+    assert load_run(run).datamodule.fingerprint == datamodule.fingerprint
+
+    moved = Path(shutil.copytree(root, tmp_path / "moved"))
+    assert load_run(run, data={"root": str(moved), "cache_dir": None}).datamodule.fingerprint == datamodule.fingerprint
+    (moved / "00.png").unlink()
+    with pytest.raises(UserError, match="not those that .* was trained on"):
+        load_run(run, data={"root": str(moved)})
+    assert load_run(run, data={"root": str(moved)}, other_data=True).datamodule.fingerprint != datamodule.fingerprint
+
+
+def test_split_and_device_are_checked(run):
+    loaded = load_run(run)
+    with pytest.raises(UserError, match="split=train: choose val or test"):
+        subject_of(loaded, "train", None, "cpu", "cache")
+    with pytest.raises(UserError, match="device=tpu"):
+        subject_of(loaded, "test", None, "tpu", "cache")
+    assert subject_of(loaded, "test", None, "cpu", "cache").seed == 0
+    assert subject_of(loaded, "test", 5, "cpu", "cache").seed == 5
