@@ -29,6 +29,6 @@ def hush_libraries() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
-def progress(items: Iterable[T], what: str) -> Iterable[T]:
-    """The items, with a progress bar where there is a terminal to show it."""
-    return tqdm(items, what, leave=False, disable=None)
+def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterable[T]:
+    """The items, with a progress bar where there is a terminal to show it; ``total`` where they have no length."""
+    return tqdm(items, what, total, leave=False, disable=None)

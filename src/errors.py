@@ -43,7 +43,7 @@ def explain(error: BaseException) -> str | None:
         causes.append(causes[-1].__cause__)
     for link in causes:
         if isinstance(link, UserError):
-            return str(link)
+            return " ".join(str(link).split())  # what it quotes may have lines
         if isinstance(link, OSError) and link.filename and link.strerror:
             return f"{link.strerror}: {link.filename}"
     return _library_error(error, causes[-1])

@@ -20,9 +20,9 @@ def main(cfg: DictConfig) -> None:
     """Evaluate one run."""
     from src import record
     from src.console import hush_libraries
-    from src.evaluation import evaluate, parts_of
+    from src.evaluation.parts import evaluate, parts_of
+    from src.evaluation.table import evaluation_table
     from src.loading import load_run, subject_of
-    from src.tables import evaluation_table
 
     hush_libraries()
     options = {name: OmegaConf.to_container(cfg[name], resolve=True) for name in parts_of(cfg.parts)}

@@ -75,7 +75,10 @@ def load_run(
         if isinstance(root, UserError):
             raise root from error
         raise UserError(f"the config of {folder.path} does not fit this code ({_one_line(root)}). {advice}") from error
-    model.load_state_dict(read_weights(file, model, f"Its config is not the one it was trained with, or {advice}"))
+    weights = read_weights(file, model, f"Its config is not the one it was trained with, or {advice}")
+    if broken := [name for name, w in weights.items() if not w.isfinite().all()]:
+        raise UserError(f"the weights {broken[0]} in {file} are not finite: the training diverged")
+    model.load_state_dict(weights)
     _check_fingerprint(folder, record, datamodule, other_data)
     epochs = read_checkpoint(folder.last if folder.last.exists() else file).get("callbacks", {}).get("History", {})
     return LoadedRun(folder, cfg, datamodule, model.eval(), file, _hash(file), epochs.get("epochs", []), record)

@@ -23,7 +23,7 @@ def main(cfg: DictConfig) -> float | None:
 
     from src import record, runs
     from src.console import hush_libraries
-    from src.evaluation import tested
+    from src.evaluation.likelihood import tested
 
     hush_libraries()
     run = runs.RunFolder(cfg.run_dir)

@@ -8,8 +8,11 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from src import evaluation
 from src.errors import UserError
+from src.evaluation.codes import latents, representation
+from src.evaluation.likelihood import bound
+from src.evaluation.parts import evaluate, parts_of
+from src.evaluation.samples import memorisation, samples
 from src.loading import load_run, subject_of
 from src.metrics import features
 from src.metrics.features import inception_features, own_features
@@ -81,7 +84,7 @@ def test_the_same_evaluation_gives_the_same_file(evaluated, subject):
         "representation": {"train_images": 300},
     }
     torch.rand(17)  # whatever was drawn before does not matter
-    again = evaluation.evaluate(subject, dict(reversed(options.items())))
+    again = evaluate(subject, dict(reversed(options.items())))
     for name, figures in again.items():
         assert json.loads(json.dumps(figures)) == before[name]
 
@@ -126,11 +129,11 @@ def test_bad_input_is_one_line(overrides, words):
 
 def test_impossible_wishes_are_refused(subject, monkeypatch, tmp_path):
     with pytest.raises(UserError, match="bound.samples=0"):
-        evaluation.bound(subject, 0, 1)
+        bound(subject, 0, 1)
     with pytest.raises(UserError, match="samples.images=2"):
-        evaluation.samples(subject, 2, 5, 10, None)
+        samples(subject, 2, 5, 10, None)
     with pytest.raises(UserError, match="choose from elbo, bound"):
-        evaluation.parts_of("fid")
+        parts_of("fid")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(UserError, match=r"samples.inception=true needs .*weights-inception"):
         inception_features(True)
@@ -139,7 +142,7 @@ def test_impossible_wishes_are_refused(subject, monkeypatch, tmp_path):
 
 def test_the_bound_says_beforehand_how_long_it_takes(subject, caplog):
     caplog.set_level("INFO")
-    figures = evaluation.bound(subject, 5, None)
+    figures = bound(subject, 5, None)
     assert figures["images"] == 359
     assert "5 samples of 359 images" in caplog.text
     assert "decodings a second: about" in caplog.text
@@ -151,7 +154,7 @@ def test_a_model_collapsed_by_construction_is_called_collapsed(subject):
     with torch.no_grad():
         subject.model.posterior_head.weight.zero_()
         subject.model.posterior_head.bias.zero_()
-    figures = evaluation.latents(subject, components=2)
+    figures = latents(subject, components=2)
     assert figures["active"] == 0
     assert "complete posterior collapse" in figures["verdict"]
     assert figures["rate"] == pytest.approx(0, abs=1e-6)
@@ -165,7 +168,7 @@ def test_copies_of_training_images_are_noticed(subject):
     for split, expected in (("train", 1.0), ("test", 0.0)):
         images = module.pool.images[module.spread(split, count)] / 255
         subject.generate = lambda number, images=images: iter([images[:number]])
-        assert evaluation.memorisation(subject, count)["nearer_to_training"] == pytest.approx(expected, abs=0.02)
+        assert memorisation(subject, count)["nearer_to_training"] == pytest.approx(expected, abs=0.02)
 
 
 def test_the_classifier_is_good_made_once_and_mended(finished, tmp_path, monkeypatch):
@@ -193,10 +196,10 @@ def test_images_without_classes_get_a_random_network_and_no_probe(picture_folder
     _, model = built("model=conv_tiny", "data=image_folder", f"data.root={root}", "data.image_size=16",
                      f"data.cache_dir={tmp_path}/cache")  # fmt: skip
     subject = Subject(model.eval(), datamodule, cache_dir=tmp_path)
-    figures = evaluation.samples(subject, 30, 2, 2, None)
+    figures = samples(subject, 30, 2, 2, None)
     assert "classifier" not in figures
     compared = figures["random network"]["sets"]
     assert compared["prior"]["score"] is None
     # Noise images: training images are like test images, an untrained model's are not.
     assert compared["training"]["frechet_distance"]["value"] < compared["prior"]["frechet_distance"]["value"]
-    assert evaluation.representation(subject, 100) == {"skipped": "the images have no class labels"}
+    assert representation(subject, 100) == {"skipped": "the images have no class labels"}

@@ -76,6 +76,15 @@ def test_a_checkpoint_that_does_not_fit_the_config_is_refused(run):
         load_run(run)
 
 
+def test_weights_that_are_no_numbers_are_refused(run):
+    best = run / "checkpoints" / "best.ckpt"
+    checkpoint = torch.load(best, weights_only=True)
+    checkpoint["state_dict"]["posterior_head.bias"][0] = float("nan")
+    torch.save(checkpoint, best)
+    with pytest.raises(UserError, match=r"posterior_head.bias in .*best.ckpt are not finite"):
+        load_run(run)
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [("model.new_feature", 7), ("model._target_", "src.models.future.FutureVAE"), ("data.colour_space", "lab")],

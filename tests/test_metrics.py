@@ -148,15 +148,23 @@ def test_standard_error_of_the_frechet_distance_is_its_spread_over_samples():
     assert np.mean(estimates) == pytest.approx(spread, rel=0.3)
 
 
-def test_kernel_distance_is_the_unbiased_cubic_mmd():
-    a, b = torch.randn(60, 5).double(), torch.randn(60, 5).double() + 0.3
+def test_kernel_distance_is_the_unbiased_cubic_mmd_with_its_spread():
+    def pair():
+        return torch.randn(200, 5).double(), torch.randn(200, 5).double() + 0.3
 
     def kernel(x, y):
         return (x @ y.T / 5 + 1) ** 3
 
-    within = [(kernel(x, x).sum() - kernel(x, x).diagonal().sum()) / (60 * 59) for x in (a, b)]
-    expected = sum(within) - 2 * kernel(a, b).mean()
-    assert distances.kernel_distance(a, b, subsets=2).value == pytest.approx(expected.item(), rel=1e-6)
+    def brute_force(a, b):
+        within = [(kernel(x, x).sum() - kernel(x, x).diagonal().sum()) / (len(x) * (len(x) - 1)) for x in (a, b)]
+        return (sum(within) - 2 * kernel(a, b).mean()).item()
+
+    a, b = pair()
+    estimate = distances.kernel_distance(a, b, subsets=2_000)
+    assert estimate.value == pytest.approx(brute_force(a, b), rel=0.05)
+    spread = torch.tensor([brute_force(*pair()) for _ in range(300)]).std().item()
+    estimates = [distances.kernel_distance(*pair()).standard_error for _ in range(20)]
+    assert np.mean(estimates) == pytest.approx(spread, rel=0.3)
 
 
 def test_score_runs_from_one_to_the_number_of_classes():

@@ -67,9 +67,12 @@ def bootstrapped_frechet(real: Tensor, other: Tensor, repeats: int) -> Estimate:
 def kernel_distance(real: Tensor, other: Tensor, subsets: int = 50) -> Estimate:
     """Kernel distance (KID's unbiased MMD^2, cubic kernel; Binkowski et al. 2018, arXiv 1801.01401), by torchmetrics.
 
-    Means over subsets of 1,000 images, or of all where there are fewer; the standard error is theirs.
+    The mean over subsets of 1,000 images, or of half of them where there are fewer than 2,000. Subsets of m among N
+    images, drawn without replacement, spread by ``(1 - m/N) / m`` where N images spread by ``1 / N``: that gives the
+    standard error.
     """
-    size = min(SUBSET, len(real), len(other))
+    count = min(len(real), len(other))
+    size = max(2, min(SUBSET, count // 2))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*buffer.*")  # the buffer is what we already hold
         metric = KernelInceptionDistance(feature=Given(real.shape[1]), subsets=subsets, subset_size=size)
@@ -77,7 +80,7 @@ def kernel_distance(real: Tensor, other: Tensor, subsets: int = 50) -> Estimate:
     metric.update(real.double(), real=True)
     metric.update(other.double(), real=False)
     mean, spread = metric.compute()
-    return Estimate(mean.item(), spread.item() / subsets**0.5)
+    return Estimate(mean.item(), spread.item() * (size / (count - size)) ** 0.5)
 
 
 def inception_score(logits: Tensor, splits: int = 10) -> Estimate:

@@ -31,6 +31,7 @@ FORMAT = 1  # raise it when the networks or their training change, so that old f
 DIMENSIONS = 64
 STEPS, BATCH, MAX_EPOCHS, RATE = 1_500, 128, 30, 3e-3
 INCEPTION_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"  # the file torch-fidelity downloads
+INCEPTION_SHA256 = "6726825d"  # how its digest begins, as its name says
 
 
 class FeatureNetwork(nn.Module):
@@ -220,4 +221,7 @@ def inception_features(wanted: bool | None) -> Features | None:
         return None
     if missing:
         raise UserError(f"samples.inception=true needs {' and '.join(missing)}: not found")
+    with weights.open("rb") as file:
+        if not hashlib.file_digest(file, "sha256").hexdigest().startswith(INCEPTION_SHA256):
+            raise UserError(f"{weights} is not FID's network (its SHA-256 differs): delete it and fetch it again")
     return Features("inception-v3", Inception(weights), {"trained_on": "ImageNet", "weights": weights.name}, True)

@@ -14,7 +14,7 @@ def evaluation_table(parts: dict[str, dict[str, Any]], names: dict[str, str]) ->
     """All parts, one block each.
 
     Args:
-        parts: what :func:`src.evaluation.evaluate` returns.
+        parts: what :func:`src.evaluation.parts.evaluate` returns.
         names: what to call ``elbo`` and ``distortion``.
     """
     writers = {
@@ -93,8 +93,9 @@ def _samples(figures: dict[str, Any], names: dict[str, str]) -> list[str]:
 
 def _sets(network: str, figures: dict[str, Any]) -> list[str]:
     facts = figures["network"]
+    right = _percent(facts.get("validation_accuracy") or 0)
     about = {
-        "classifier": f"of {facts['trained_on']}, right on {_percent(facts['validation_accuracy'] or 0)} of validation",
+        "classifier": f"of {facts['trained_on']}, right on {right} of validation",
         "random network": "untrained: these images have no classes",
         "inception-v3": "trained on ImageNet",
     }[network]
@@ -123,7 +124,8 @@ def _representation(figures: dict[str, Any], names: dict[str, str]) -> list[str]
         "linear_probe_on_principal_components": "linear probe on as many PCs",
     }
     for key, title in rows.items():
-        of = figures[key]
+        if (of := figures[key]) is None:
+            continue
         area = "-" if of["auroc"] is None else f"{of['auroc']:.4f}"
         lines.append(f"{title:<34} {of['accuracy']:9.4f} {of['balanced_accuracy']:9.4f} {area:>7}")
     return [*lines, f"{'always the commonest class':<34} {figures['commonest_class']:9.4f}"]

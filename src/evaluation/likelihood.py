@@ -1,0 +1,112 @@
+"""Figures of images under the model: ELBO, bounds on their likelihood, reconstructions."""
+
+import logging
+import time
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from src.callbacks.memory import ProgressBar
+from src.callbacks.resume import ReproducibleNoise
+from src.console import progress
+from src.data.base import ImageDataModule
+from src.errors import UserError
+from src.metrics.bounds import importance_bound
+from src.metrics.reconstruction import Similarity
+from src.models.base import BaseVAE
+from src.randomness import stream
+from src.subject import Subject
+
+log = logging.getLogger(__name__)
+
+NUMBERS_AT_ONCE = 2**21  # pixels of the images that are decoded at once for the importance bound
+
+
+def tested(trainer: L.Trainer, model: BaseVAE, datamodule: ImageDataModule) -> dict[str, float]:
+    """Exact means over the test split (or over ``datamodule.tested``): elbo, distortion, rate, loss, bits/dim.
+
+    One posterior sample an image, in nats per image. What training ends with, and the evaluation's first part.
+    """
+    trainer.test(model, datamodule, verbose=False)
+    metrics = trainer.callback_metrics.items()
+    return {name.removeprefix("test/"): float(value) for name, value in metrics if name.startswith("test/")}
+
+
+def elbo(subject: Subject) -> dict[str, Any]:
+    """ELBO, distortion and rate over the whole split: the figures that training ended with, from the run folder."""
+    trainer = L.Trainer(
+        accelerator="gpu" if subject.device.type == "cuda" else "cpu",
+        devices=1,
+        logger=False,
+        callbacks=[ReproducibleNoise(subject.seed), ProgressBar()],
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    device, subject.datamodule.tested = subject.device, subject.split
+    figures = tested(trainer, subject.model, subject.datamodule)
+    subject.model.to(device).eval()
+    return {"images": len(getattr(subject.datamodule.splits, subject.split)), **figures}
+
+
+def bound(subject: Subject, samples: int, images: int | None) -> dict[str, Any]:
+    """Importance-sampled bound on log p(x), nats per image, with its standard error over images.
+
+    Args:
+        subject: what is judged.
+        samples: K.
+        images: how many, spread evenly over the split; None for all.
+    """
+    if samples < 1 or (images is not None and images < 1):
+        raise UserError(f"bound.samples={samples}, bound.images={images}: both must be at least 1")
+    splits = subject.datamodule.splits
+    count = min(images or len(getattr(splits, subject.split)), len(getattr(splits, subject.split)))
+    decoded_at_once = max(1, NUMBERS_AT_ONCE // subject.pixels)
+    group = max(1, min(8, decoded_at_once // samples))  # images at once: more only where all their samples fit
+    parts = []
+    groups = (x for batch, _ in subject.batches(subject.split, count) for x in batch.x.split(group))
+    for number, x in enumerate(progress(groups, "importance bound", -(-count // group))):
+        began = time.perf_counter()
+        with stream(subject.seed, "bound", number):
+            parts.append(importance_bound(subject.model, x, samples, max(1, decoded_at_once // len(x))))
+        if number == 1 or count <= group:  # the first one warms up
+            _forecast(samples, count, samples * len(x) / (time.perf_counter() - began))
+    estimates, elbos, effective = (torch.cat(column) for column in zip(*parts, strict=True))
+    gap, value = estimates - elbos, estimates.mean().item()
+    return {
+        "images": count,
+        "samples": samples,
+        "log_likelihood": value,
+        "standard_error": _standard_error(estimates),
+        "elbo_of_these_images": elbos.mean().item(),
+        "gap": gap.mean().item(),
+        "gap_standard_error": _standard_error(gap),
+        "bits_per_dim": subject.model.likelihood.bits_per_dim(-value, subject.pixels, subject.datamodule.pixels),
+        "median_effective_samples": effective.median().item(),
+    }
+
+
+def _forecast(samples: int, images: int, per_second: float) -> None:
+    seconds = samples * images / per_second
+    much = f"{seconds / 60:.0f} minutes" if seconds > 90 else f"{seconds:.0f} seconds"
+    log.info(
+        "  %d samples of %d images at %s decodings a second: about %s", samples, images, f"{per_second:,.0f}", much
+    )
+
+
+def _standard_error(values: Tensor) -> float | None:
+    """Of the mean over images; None for a single one."""
+    return values.std().item() / len(values) ** 0.5 if len(values) > 1 else None
+
+
+def reconstruction(subject: Subject) -> dict[str, Any]:
+    """PSNR (dB), SSIM and MS-SSIM of reconstructions from the posterior mean, over the whole split."""
+    similarity = Similarity(min(subject.datamodule.image_shape[1:]))
+    count = len(getattr(subject.datamodule.splits, subject.split))
+    batches = subject.batches(subject.split)
+    for batch, _ in progress(batches, "reconstructions", -(-count // subject.batch_size)):
+        x = batch.x.cpu()
+        similarity.update(next(subject.reconstruct([x])), x)
+    return {"images": count, **similarity.compute()}
