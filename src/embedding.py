@@ -12,11 +12,12 @@ from torch.utils.tensorboard import SummaryWriter
 from src.data.base import Split
 from src.errors import UserError
 from src.figures.grids import enlarge
+from src.files import whole_file
 from src.pictures import Pictures
 from src.subject import Subject
 
 PROJECTED = 2_000  # images in the projector
-SPRITE = 8_192  # pixels of a side of the picture that holds all of its thumbnails
+SPRITE = 4_096  # pixels of a side of the picture that holds all of its thumbnails
 TAG = "latents"
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
@@ -54,9 +55,7 @@ def export(subject: Subject, own: Pictures | None, folder: Path, form: str) -> I
 
 
 def _write(path: Path, names: list[str], classes: list[str], mean: np.ndarray, scale: np.ndarray) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    try:
+    with whole_file(path) as temporary:
         if path.suffix == ".npz":
             with temporary.open("wb") as file:
                 np.savez_compressed(file, name=np.array(names), label=np.array(classes), mean=mean, scale=scale)
@@ -66,9 +65,6 @@ def _write(path: Path, names: list[str], classes: list[str], mean: np.ndarray, s
             table.insert(0, "class", classes)
             table.insert(0, "name", names)
             table.to_csv(temporary, index=False, float_format="%.6g")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

@@ -23,6 +23,17 @@ class UserError(Exception):
     """Bad input: one line that says what is wrong and what to do about it."""
 
 
+def whole_number(key: str, value: Any, at_least: int = 1) -> int:
+    """``value``, if it is a whole number of at least ``at_least``.
+
+    Raises:
+        UserError: it is not; the message names ``key``.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
+        raise UserError(f"{key}={value}: give a whole number of at least {at_least}")
+    return value
+
+
 def explain(error: BaseException) -> str | None:
     """One line for an error that the user can mend, None for one that is ours.
 

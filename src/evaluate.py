@@ -26,12 +26,15 @@ def main(cfg: DictConfig) -> None:
 
     hush_libraries()
     options = {name: OmegaConf.to_container(cfg[name], resolve=True) for name in parts_of(cfg.parts)}
-    run = load_run(cfg.run, cfg.checkpoint, cfg.data, cfg.other_data)
+    run = load_run(cfg.run, cfg.checkpoint, cfg.data.root, cfg.cache_dir, cfg.other_data)
     subject = subject_of(run, cfg.split, cfg.seed, cfg.device, cfg.cache_dir)
     log.info("%s, %s weights %s, %s", run.folder.path, cfg.checkpoint, run.checkpoint_hash, record.on_what(subject))
-    parts = evaluate(subject, options)
+    keeper = record.EvaluationRecord(run, cfg.split)
+    parts = {}
+    for name, figures in evaluate(subject, options):
+        keeper.keep(name, figures)
+        parts[name] = figures
     names = run.model.metric_names(run.datamodule.pixels)
-    record.keep_evaluation(run, cfg.split, parts)
     log.info("\n%s\n\nWritten to %s", evaluation_table(parts, names), run.folder.metrics)
     if names["elbo"] != "elbo":
         log.info(record.PSEUDO)

@@ -17,6 +17,7 @@ from torch.nn.functional import normalize
 
 from src.errors import UserError
 from src.figures import curves, grids, latents
+from src.files import whole_file
 from src.metrics import distances, posterior
 from src.subject import Subject
 
@@ -115,7 +116,7 @@ def histogram(subject: Subject) -> Figure:
     if len(pair) < 2:
         raise NotApplicable("a 2-D histogram needs 2 latents")
     z = subject.codes(subject.split).sample(subject.seed)[:, pair]
-    return latents.against_normal(z, tuple(pair), [posterior.agreement(column) for column in z.T])
+    return latents.against_normal(z, tuple(pair), [posterior.agreement(c) for c in z.T], posterior.misplaced(z))
 
 
 def traversals(subject: Subject) -> Figure:
@@ -246,7 +247,7 @@ def choose(wanted: str | Sequence[str]) -> list[str]:
     """
     if wanted == "all":
         return [*PICTURES]
-    names = [wanted] if isinstance(wanted, str) else [*wanted]
+    names = [wanted] if isinstance(wanted, str) else [*(wanted or [])]
     unknown = [name for name in names if name not in PICTURES]
     if unknown:
         raise UserError(f"figures={', '.join(unknown)}: choose all, or from {', '.join(PICTURES)}")
@@ -269,14 +270,9 @@ def draw(subject: Subject, names: Iterable[str], explicit: bool) -> Iterator[tup
 
 
 def write(figure: Figure, path: Path) -> None:
-    """One figure as a PNG file: whole, or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    try:
-        figure.savefig(temporary, format="png", dpi=120, bbox_inches="tight")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """One figure as a PNG file."""
+    with whole_file(path) as file:
+        figure.savefig(file, format="png", dpi=120, bbox_inches="tight")
 
 
 def _best(subject: Subject, count: int) -> list[int]:

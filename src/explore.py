@@ -26,16 +26,16 @@ def main(cfg: DictConfig) -> None:
 
     hush_libraries()
     chosen, form = exploration.choose(cfg.figures), embedding.form_of(cfg.embed)
-    run = load_run(cfg.run, cfg.checkpoint, cfg.data, cfg.other_data)
+    run = load_run(cfg.run, cfg.checkpoint, cfg.data.root, cfg.cache_dir, cfg.other_data)
     subject = subject_of(run, cfg.split, cfg.seed, cfg.device, cfg.cache_dir)
     log.info("%s, %s weights %s, %s", run.folder.path, cfg.checkpoint, run.checkpoint_hash, record.on_what(subject))
     own = pictures.read(cfg.images, subject.datamodule) if cfg.images else None
     pictures.check_noise(cfg.noise, subject.datamodule)
 
+    drawn = [*exploration.draw(subject, chosen, cfg.figures != "all"), *pictures.draw(subject, own, cfg.noise)]
     with SummaryWriter(run.folder.tensorboard) as writer:
         step = run.record.get("steps", 0)
-        drawn = exploration.draw(subject, chosen, explicit=cfg.figures != "all")
-        for name, figure in (*drawn, *pictures.draw(subject, own, cfg.noise)):
+        for name, figure in drawn:
             path = run.folder.figures / f"{name}.png"
             exploration.write(figure, path)
             writer.add_figure(f"explore/{name}", figure, step)

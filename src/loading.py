@@ -1,20 +1,20 @@
 """A run read back: its config, its data, its model, from the run folder alone and without trusting it.
 
-A run folder may come from elsewhere. Checkpoints are read with ``weights_only=True``; of the config only ``data`` and
-``model`` are built, and what they name must be modules and data sets of our own and the agreed packages.
+A run folder may come from elsewhere. Checkpoints are read with ``weights_only=True``. Of the config only ``data`` and
+``model`` are built, and not by Hydra, which would call anything: see :func:`_build`.
 """
 
+import functools
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from hydra.errors import InstantiationException
 from hydra.utils import get_class
-from lightning import LightningDataModule
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 from torch.utils.data import Dataset
@@ -23,22 +23,24 @@ from yaml import YAMLError
 from src.data.base import ImageDataModule
 from src.errors import UserError
 from src.models.base import BaseVAE
-from src.runs import RunFolder, build_datamodule, build_model, read_checkpoint, read_weights
+from src.runs import RunFolder, read_checkpoint, read_weights
 from src.subject import Subject
 
+log = logging.getLogger(__name__)
+
 PACKAGES = ("src", "torch", "torchvision", "lightning", "torchmetrics")
-BUILT = ("data", "model")  # the parts of a config that are built here
-BUILDABLE = (nn.Module, LightningDataModule, Dataset)
+BUILT = {"data": ImageDataModule, "model": BaseVAE}  # the parts of a config that are built here
 GET_CLASS = "hydra.utils.get_class"  # how conf/data/mnist.yaml names a data set class without building it
+OURS = ("figures", "tensorboard", "embedding", "metrics.json", "checkpoints", ".hydra")
 
 
 class LoadedRun(NamedTuple):
     """A run folder's content, ready for use."""
 
     folder: RunFolder
-    cfg: DictConfig
     datamodule: ImageDataModule
     model: BaseVAE  # in eval mode, on the CPU
+    seed: int
     checkpoint: Path
     checkpoint_hash: str  # first 16 hex digits of the file's SHA-256
     epochs: list[dict[str, float]]  # metrics of every epoch; see History
@@ -46,14 +48,19 @@ class LoadedRun(NamedTuple):
 
 
 def load_run(
-    path: str | Path, checkpoint: str = "best", data: Mapping[str, Any] | None = None, other_data: bool = False
+    path: str | Path,
+    checkpoint: str = "best",
+    data_root: str | None = None,
+    cache_dir: str = "outputs/cache",
+    other_data: bool = False,
 ) -> LoadedRun:
     """Read a run folder.
 
     Args:
         path: the folder.
         checkpoint: ``best`` or ``last``.
-        data: keys of ``data`` that differ here, such as ``root``; None leaves one as it was.
+        data_root: where the images are now; None leaves what the run says.
+        cache_dir: where decoded images are kept, whatever the run says.
         other_data: go on where the images or splits are not those that the run was trained on.
 
     Raises:
@@ -61,27 +68,29 @@ def load_run(
     """
     folder = RunFolder(path)
     file = _checkpoint_file(folder, checkpoint)
-    cfg = _read_config(folder, data or {})
+    config = _read_config(folder)
     record = _read_record(folder)
     commit = record.get("git_commit")
     advice = f"{folder.path} was written by another version of the code" + (f": commit {commit}" if commit else "")
-    try:
-        datamodule = build_datamodule(cfg)
-        model = build_model(OmegaConf.merge(cfg, NO_TRAINING), datamodule)
-    except (InstantiationException, OmegaConfBaseException, AttributeError, TypeError) as error:
-        root: BaseException = error
-        while root.__cause__ is not None:
-            root = root.__cause__
-        if isinstance(root, UserError):
-            raise root from error
-        raise UserError(f"the config of {folder.path} does not fit this code ({_one_line(root)}). {advice}") from error
+
+    data = config["data"]
+    for key, value in (("root", data_root), ("cache_dir", cache_dir)):
+        if key in data and value is not None:
+            data[key] = value
+        elif key == "root" and value is not None:
+            raise UserError(f"data.root={value}: the images of this run ({data.get('name')}) are in no folder")
+    datamodule = _built(folder, "data", data, advice)
+    training = {"image_shape": datamodule.image_shape, "optimizer": torch.optim.SGD}  # asked for, and never used
+    model = _built(folder, "model", config["model"] | training, advice)
+
     weights = read_weights(file, model, f"Its config is not the one it was trained with, or {advice}")
     if broken := [name for name, w in weights.items() if not w.isfinite().all()]:
         raise UserError(f"the weights {broken[0]} in {file} are not finite: the training diverged")
     model.load_state_dict(weights)
     _check_fingerprint(folder, record, datamodule, other_data)
-    epochs = read_checkpoint(folder.last if folder.last.exists() else file).get("callbacks", {}).get("History", {})
-    return LoadedRun(folder, cfg, datamodule, model.eval(), file, _hash(file), epochs.get("epochs", []), record)
+    epochs = _epochs(folder.last if folder.last.exists() else file)
+    seed = config["seed"] if isinstance(config.get("seed"), int) else 0
+    return LoadedRun(folder, datamodule, model.eval(), seed, file, _hash(file), epochs, record)
 
 
 def subject_of(run: LoadedRun, split: str, seed: int | None, device: str, cache_dir: str) -> Subject:
@@ -106,15 +115,14 @@ def subject_of(run: LoadedRun, split: str, seed: int | None, device: str, cache_
         model=run.model.to("cuda" if here and device != "cpu" else "cpu"),
         datamodule=run.datamodule,
         split=split,
-        seed=run.cfg.seed if seed is None else seed,
+        seed=run.seed if seed is None else seed,
         cache_dir=Path(cache_dir),
         checkpoint=run.checkpoint_hash,
         epochs=run.epochs,
     )
 
 
-# An optimizer is asked for and never used.
-NO_TRAINING = OmegaConf.create({"optimizer": {"_target_": "torch.optim.SGD", "_partial_": True}, "schedule": None})
+# ---- the files -----------------------------------------------------------------------------------------------------
 
 
 def _checkpoint_file(folder: RunFolder, name: str) -> Path:
@@ -130,26 +138,27 @@ def _checkpoint_file(folder: RunFolder, name: str) -> Path:
     if not files[name].is_file():
         other = next((f"; checkpoint={n} is there" for n, f in files.items() if f.is_file()), "")
         raise UserError(f"the run {folder.path} is incomplete: it has no checkpoints/{files[name].name}{other}")
+    for part in OURS:
+        if not (folder.path / part).resolve().is_relative_to(folder.path.resolve()):
+            raise UserError(f"{folder.path / part} leads out of the run folder: a run keeps its files inside")
     return files[name]
 
 
-def _read_config(folder: RunFolder, data: Mapping[str, Any]) -> DictConfig:
-    """The run's config, resolved, once its targets are seen to be harmless."""
+def _read_config(folder: RunFolder) -> dict[str, Any]:
+    """The run's config, resolved, once its targets are seen to be ones that a run may name."""
     try:
         saved = OmegaConf.load(folder.config)
         saved.run_dir = str(folder.path)
-        for key, value in data.items():
-            if value is not None:
-                saved.data[key] = value
         tree = OmegaConf.to_container(saved, resolve=True)
-    except (YAMLError, OmegaConfBaseException, AttributeError, TypeError, OSError, ValueError) as error:
+    except (YAMLError, OmegaConfBaseException, AttributeError, TypeError, OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read {folder.config} ({_one_line(error)}): it is damaged or from elsewhere") from error
     for key in BUILT:
         if not isinstance(tree.get(key), dict) or "_target_" not in tree[key]:
             raise UserError(f"{folder.config} is not the config of a run: it has no {key}._target_")
     for key, name in _targets(tree):
-        _refuse_foreign(folder, key, name)
-    return OmegaConf.create(tree)
+        if not isinstance(name, str) or name.split(".")[0] not in PACKAGES:
+            raise _refusal(folder, key, name)
+    return tree
 
 
 def _targets(tree: Any, at: str = "") -> Iterator[tuple[str, Any]]:
@@ -166,46 +175,34 @@ def _targets(tree: Any, at: str = "") -> Iterator[tuple[str, Any]]:
             yield from _targets(value, f"{at}{position}.")
 
 
-def _refuse_foreign(folder: RunFolder, key: str, name: Any) -> None:
-    """Raise a UserError unless a target is one that a run folder may name.
-
-    The package of the name is not enough: ``torch.os.system`` begins with torch. What is built must be a class, made
-    in one of the packages, of a kind whose construction runs no code of the config's choice.
-    """
-    refused = UserError(
-        f"{folder.config} names {key}={name}: a run may only name modules and data sets of {', '.join(PACKAGES)}. "
-        "Nothing of it was run"
-    )
-    if not isinstance(name, str) or name.split(".")[0] not in PACKAGES:
-        raise refused
-    if key.split(".", maxsplit=1)[0] not in BUILT:
-        return
-    try:
-        kind = get_class(name)
-    except Exception as error:
-        if name.split(".")[0] == "src" and isinstance(error, ImportError):
-            raise UserError(f"{folder.config} names {key}={name}, which this version of the code lacks") from error
-        raise refused from error
-    if kind.__module__.split(".")[0] not in PACKAGES or not issubclass(kind, BUILDABLE):
-        raise refused
-
-
 def _read_record(folder: RunFolder) -> dict[str, Any]:
     if not folder.metrics.exists():
         return {}
     try:
         record = json.loads(folder.metrics.read_text())
-        return {"data": {}, **record}
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{folder.metrics} is damaged ({error}): delete it and evaluate again") from error
+    except (ValueError, OSError, RecursionError) as error:
+        raise UserError(f"{folder.metrics} is damaged ({_one_line(error)}): delete it and evaluate again") from error
+    if not isinstance(record, dict) or not all(isinstance(record.get(k, {}), dict) for k in ("data", "evaluation")):
+        raise UserError(f"{folder.metrics} is not the record of a run: delete it and evaluate again")
+    return record
+
+
+def _epochs(checkpoint: Path) -> list[dict[str, float]]:
+    """The history in a checkpoint; none where it has none."""
+    found: Any = read_checkpoint(checkpoint)
+    for key in ("callbacks", "History", "epochs"):
+        found = found.get(key) if isinstance(found, dict) else None
+    return [epoch for epoch in found if isinstance(epoch, dict)] if isinstance(found, list) else []
 
 
 def _check_fingerprint(folder: RunFolder, record: dict[str, Any], datamodule: ImageDataModule, other: bool) -> None:
     then = record.get("data", {}).get("fingerprint")
-    if then is not None and then != datamodule.fingerprint and not other:
+    if then is None:
+        log.warning("%s records no data fingerprint (did its training finish?): data not checked", folder.path)
+    elif then != datamodule.fingerprint and not other:
         raise UserError(
             f"the images or splits of {datamodule.name} are not those that {folder.path} was trained on (fingerprint "
-            f"{datamodule.fingerprint[:8]}, then {then[:8]}): its test images may be ones it has trained on. "
+            f"{datamodule.fingerprint[:8]}, then {str(then)[:8]}): its test images may be ones it has trained on. "
             "Set data.root to the right folder, or other_data=true to go on"
         )
 
@@ -213,6 +210,61 @@ def _check_fingerprint(folder: RunFolder, record: dict[str, Any], datamodule: Im
 def _hash(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+# ---- what the config names -----------------------------------------------------------------------------------------
+
+
+def _built(folder: RunFolder, key: str, node: dict[str, Any], advice: str) -> Any:
+    """The data or the model of a config."""
+    try:
+        thing = _build(folder, key, node)
+    except (AttributeError, ImportError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"the {key} of {folder.config} cannot be built ({_one_line(error)}): {advice}") from error
+    if not isinstance(thing, BUILT[key]):
+        raise _refusal(folder, f"{key}._target_", node["_target_"])
+    return thing
+
+
+def _build(folder: RunFolder, key: str, node: Any) -> Any:
+    """What ``node`` describes, as Hydra would build it, but for what it may name.
+
+    The package of a name is not enough: ``torch.os.system`` begins with torch. A target must be a class, made in
+    ``src`` or ``torch.nn``, and a module or a data module: to construct one runs no code of the config's choice.
+    ``get_class`` may name a data set of torchvision.
+    """
+    if isinstance(node, list):
+        return [_build(folder, f"{key}.{i}", value) for i, value in enumerate(node)]
+    if not isinstance(node, dict):
+        return node
+    if node.get("_target_") == GET_CLASS:
+        return _allowed(folder, f"{key}.path", node.get("path"), ("torchvision.datasets.",), Dataset)
+    options = {name: value for name, value in node.items() if name not in ("_target_", "_partial_")}
+    values = {name: _build(folder, f"{key}.{name}", value) for name, value in options.items()}
+    if "_target_" not in node:
+        return values
+    kind = _allowed(folder, f"{key}._target_", node["_target_"], ("src.", "torch.nn."), (nn.Module, ImageDataModule))
+    return functools.partial(kind, **values) if node.get("_partial_") else kind(**values)
+
+
+def _allowed(folder: RunFolder, key: str, name: Any, places: tuple[str, ...], kinds: Any) -> type:
+    """The class of that name, if it was made in one of these places and is of one of these kinds."""
+    try:
+        kind = get_class(name)
+    except Exception as error:  # whatever an import or a lookup raises
+        if str(name).startswith("src.") and isinstance(error, ImportError):
+            raise UserError(f"{folder.config} names {key}={name}, which this version of the code lacks") from error
+        raise _refusal(folder, key, name) from error
+    if not f"{kind.__module__}.".startswith(places) or not issubclass(kind, kinds):
+        raise _refusal(folder, key, name)
+    return kind
+
+
+def _refusal(folder: RunFolder, key: str, name: Any) -> UserError:
+    return UserError(
+        f"{folder.config} names {key}={name}: a run may only name modules and data sets of {', '.join(PACKAGES)}. "
+        "Nothing of it was run"
+    )
 
 
 def _one_line(error: BaseException) -> str:

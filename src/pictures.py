@@ -38,7 +38,8 @@ def read(where: str | list[str], datamodule: ImageDataModule) -> Pictures:
     Raises:
         UserError: there are no pictures, or one cannot be decoded.
     """
-    files = [file for place in ([where] if isinstance(where, str) else where) for file in _files(place)]
+    places = [where] if isinstance(where, str | int) else where
+    files = [file for place in places for file in _files(str(place))]
     levels = []
     for file in files:
         try:

@@ -1,5 +1,6 @@
 """What a finished run says of itself: ``metrics.json`` and the table on the terminal."""
 
+import os
 import platform
 import resource
 import subprocess
@@ -14,6 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from src.callbacks.memory import Throughput
 from src.callbacks.resume import BestCheckpoint
 from src.data.base import ImageDataModule
+from src.errors import UserError
 from src.loading import LoadedRun
 from src.models.base import BaseVAE
 from src.runs import RunFolder, flatten
@@ -117,21 +119,38 @@ def on_what(subject: Subject) -> str:
     return f"{subject.split} split of {describe_data(subject.datamodule)}; seed {subject.seed}"
 
 
-def keep_evaluation(run: LoadedRun, split: str, parts: dict[str, dict[str, Any]]) -> None:
-    """Put an evaluation into the run's ``metrics.json`` and TensorBoard.
+class EvaluationRecord:
+    """Takes the parts of an evaluation as they come into the run's ``metrics.json`` and TensorBoard.
 
     Parts that were evaluated before stay, if they are of the same weights and images.
+
+    Args:
+        run: the run.
+        split: the images that are evaluated.
+
+    Raises:
+        UserError: the folder cannot be written to.
     """
-    stamp = ("checkpoint", "data")
-    then = run.record.get("evaluation", {}).get(split, {})
-    new = next(iter(parts.values()), {})
-    kept = {name: of for name, of in then.items() if [of.get(k) for k in stamp] == [new.get(k) for k in stamp]}
-    evaluation = {**run.record.get("evaluation", {}), split: {**kept, **parts}}
-    run.folder.write_metrics({**run.record, "evaluation": evaluation})
-    with SummaryWriter(run.folder.tensorboard) as writer:
-        for name, value in flatten({"evaluation": {split: parts}}):
-            if isinstance(value, int | float) and not name.endswith("seed"):
-                writer.add_scalar(name.replace(".", "/"), value, run.record.get("steps", 0))
+
+    def __init__(self, run: LoadedRun, split: str) -> None:
+        if not os.access(run.folder.path, os.W_OK):
+            raise UserError(f"{run.folder.path} cannot be written to: copy the run to where it can")
+        self.folder = run.folder
+        self.record = run.record
+        self.split = split
+
+    def keep(self, name: str, figures: dict[str, Any]) -> None:
+        """Write one part."""
+        evaluation = self.record.get("evaluation", {})
+        stamp = {key: figures[key] for key in ("checkpoint", "data")}
+        then = evaluation.get(self.split, {})
+        kept = {part: of for part, of in then.items() if stamp.items() <= of.items()}
+        self.record = {**self.record, "evaluation": {**evaluation, self.split: {**kept, name: figures}}}
+        self.folder.write_metrics(self.record)
+        with SummaryWriter(self.folder.tensorboard) as writer:
+            for key, value in flatten({"evaluation": {self.split: {name: figures}}}):
+                if isinstance(value, int | float) and not key.endswith("seed"):
+                    writer.add_scalar(key.replace(".", "/"), value, self.record.get("steps", 0))
 
 
 def git_commit() -> str | None:

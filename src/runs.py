@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from src.callbacks.show import Dashboard
 from src.data.base import ImageDataModule
 from src.errors import UserError
+from src.files import whole_file
 from src.models.base import BaseVAE
 
 # Keys that may differ when a run is resumed: how long, where and on what it trains, not what is trained.
@@ -97,9 +98,8 @@ class RunFolder:
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
         """Write ``metrics.json``: whole, or not at all."""
-        temporary = self.metrics.with_suffix(".tmp")
-        temporary.write_text(json.dumps(metrics, indent=2) + "\n")
-        temporary.replace(self.metrics)
+        with whole_file(self.metrics) as file:
+            file.write_text(json.dumps(metrics, indent=2) + "\n")
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -176,7 +176,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        _ = checkpoint["state_dict"].keys()
+        for name, weights in checkpoint["state_dict"].items():
+            if not isinstance(name, str) or not isinstance(weights, torch.Tensor) or weights.layout != torch.strided:
+                raise TypeError("its state_dict holds more than named arrays")
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, KeyError, zip errors
         reason = str(error).split("\n")[0]
         raise UserError(f"cannot read the checkpoint {path} ({reason}): it is damaged or from elsewhere") from error
@@ -194,7 +196,7 @@ def read_weights(
     weights = read_checkpoint(path)["state_dict"]
     ours = model.state_dict()
     for name in sorted(weights.keys() | ours.keys()):
-        then, now = (list(w[name].shape) if name in w else "absent" for w in (weights, ours))
+        then, now = (f"{list(w[name].shape)} {w[name].dtype}" if name in w else "absent" for w in (weights, ours))
         if then != now:
             raise UserError(
                 f"the checkpoint {path} does not fit this model: {name} is {then} in the file and {now} here. {advice}"

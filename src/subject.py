@@ -11,6 +11,7 @@ from torch import Tensor
 
 from src.data.base import ImageDataModule, Split
 from src.data.batches import Batch
+from src.errors import UserError
 from src.metrics.posterior import draw_mixture, fit_mixture
 from src.models.base import BaseVAE
 from src.randomness import derive_seed, stream
@@ -91,15 +92,19 @@ class Subject:
             for batch, index in self.batches(split):
                 posterior = self.model.posterior(batch.x).base_dist
                 parts.append((posterior.mean.cpu(), posterior.stddev.cpu(), batch.label, index))
-            self._codes[split] = Codes(*(torch.cat(column) for column in zip(*parts, strict=True)))
+            codes = Codes(*(torch.cat(column) for column in zip(*parts, strict=True)))
+            if not (codes.mean.isfinite().all() and codes.scale.isfinite().all()):
+                raise UserError("the codes of the images are not finite: the training diverged")
+            self._codes[split] = codes
         return self._codes[split]
 
     def mixture(self, components: int) -> GaussianMixture:
         """A mixture fitted to a draw from the posteriors of (at most 20,000) training images; fitted once."""
         if components not in self._mixtures:
             z = self.codes("train").sample(self.seed)
-            chosen = torch.arange(0, len(z), max(1, len(z) // MIXTURE_CODES))
-            self._mixtures[components] = fit_mixture(z[chosen], components, derive_seed(self.seed, "mixture"))
+            count = min(len(z), MIXTURE_CODES)
+            chosen = z[torch.arange(count) * len(z) // count]
+            self._mixtures[components] = fit_mixture(chosen, components, derive_seed(self.seed, "mixture"))
         return self._mixtures[components]
 
     # Batches of images [B, C, H, W] on the CPU, all of them means of p(x|z).

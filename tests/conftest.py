@@ -106,6 +106,11 @@ def data(*overrides: str):
     return runs.build_datamodule(composed(*overrides))
 
 
+def examples(datamodule: ImageDataModule, part: str, count: int):
+    """Images spread over a split, as the model sees them."""
+    return datamodule.scale(datamodule.pool.images[datamodule.spread(part, count)])
+
+
 def sides(splits) -> dict[int, str]:
     """Which split each image is in; fails where one is in two."""
     found = {}

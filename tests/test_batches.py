@@ -10,7 +10,7 @@ from hydra.errors import InstantiationException
 from src.data.batches import BatchIndices
 from src.errors import UserError, explain
 from src.likelihoods import Pixels
-from tests.conftest import data
+from tests.conftest import data, examples
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
@@ -81,7 +81,7 @@ def test_loading_draws_nothing_from_the_noise_stream():
 )
 def test_pixels_are_what_they_are_called(overrides, pixels, values):
     datamodule = data("data=digits", "data.image_size=8", *overrides)
-    x = datamodule.examples("train", 200)
+    x = examples(datamodule, "train", 200)
     assert datamodule.pixels is pixels
     assert (x.dtype, x.shape) == (torch.float32, (200, 1, 8, 8))
     assert 0 <= x.min() <= x.max() <= 1

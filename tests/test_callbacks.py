@@ -15,7 +15,7 @@ from src.callbacks.resume import BestCheckpoint, PatientEarlyStopping, Reproduci
 from src.callbacks.show import Dashboard
 from src.errors import UserError
 from src.metrics.means import ExampleMean
-from tests.conftest import built
+from tests.conftest import built, examples
 
 
 def fit(model, datamodule, *callbacks, epochs: int = 1, **options):
@@ -57,7 +57,7 @@ def test_logged_validation_is_the_mean_over_the_split():
         assert metrics[f"{stage}/loss"] == pytest.approx(-metrics[f"{stage}/elbo"], rel=1e-5)
     # The rate needs no noise: it can be had from one pass over the whole split.
     model.eval()
-    images = datamodule.examples("val", len(datamodule.splits.val))
+    images = examples(datamodule, "val", len(datamodule.splits.val))
     posterior = model.posterior(images).base_dist
     rate = 0.5 * (posterior.loc**2 + posterior.scale**2 - 1) - posterior.scale.log()
     assert metrics["val/rate"] == pytest.approx(rate.sum(1).mean().item(), rel=1e-4)

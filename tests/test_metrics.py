@@ -86,6 +86,17 @@ def test_agreement_is_small_for_normal_codes_only():
     assert off.ks > 0.05
 
 
+def test_misplaced_codes_are_seen_where_each_latent_alone_looks_normal():
+    """x, and x with a random sign: both exactly normal, together on a cross."""
+    x = torch.randn(20_000)
+    cross = torch.stack([x, x * (torch.rand(20_000) < 0.5).float().mul(2).sub(1)], 1)
+    assert all(posterior.agreement(column).ks < 0.02 for column in cross.T)
+    assert posterior.misplaced(cross).share > 0.5
+    for count in (300, 20_000):
+        normal = [posterior.misplaced(torch.randn(count, 2)) for _ in range(20)]
+        assert np.mean([m.share for m in normal]) == pytest.approx(normal[0].by_chance, rel=0.1)
+
+
 def test_verdicts_say_what_to_try():
     def rate(*nats):
         return torch.tensor(nats)
@@ -94,10 +105,11 @@ def test_verdicts_say_what_to_try():
     assert "0 of 2 latents active: complete posterior collapse" in collapsed
     assert "model.kl_weight=1," in collapsed
     some = posterior.verdict(7, torch.cat([torch.ones(7), torch.zeros(57)]), (0.0, 1.0), kl_weight=1)
-    assert some.startswith("7 of 64 latents active: posterior collapse")
+    assert some.startswith("7 of 64 latents active: posterior collapse of the others")
     assert "model.latent_dim=7" in some
     assert posterior.verdict(2, rate(3.0, 3.0), (0.1, 1.0), 1) == "all 2 latents active"
-    assert "1 of them carry 99 %" in posterior.verdict(2, rate(3.0, 0.01), (0.1, 1.0), 1)
+    nearly = posterior.verdict(36, torch.cat([torch.ones(11), torch.full((53,), 0.001)]), (0.0, 1.0), 1)
+    assert nearly.startswith("36 of 64 latents active, 11 carry 99 % of the rate: posterior collapse")
     assert "at least 9.0 nats from the prior" in posterior.verdict(2, rate(9.0, 9.0), (9.0, 9.5), 1)
 
 
@@ -212,10 +224,12 @@ def test_similarity_of_known_errors():
     assert 0 < figures["ssim"] < 1
     assert figures["ms_ssim"] is None
     assert Similarity(8).metrics.keys() == {"psnr"}
-    large = Similarity(176)
-    x = torch.rand(2, 1, 176, 176)
-    large.update(x, x)
-    assert large.compute()["ms_ssim"] == pytest.approx(1)
+    for side, expected in ((175, None), (176, 1)):
+        large = Similarity(side)
+        x = torch.rand(2, 1, side, side)
+        large.update(x, x)
+        assert large.compute()["ms_ssim"] == (expected and pytest.approx(expected))
+        assert large.compute()["ssim"] == pytest.approx(1)
 
 
 def labelled(count, rng, classes=3):

@@ -18,7 +18,7 @@ from torch.distributions import Independent
 from src.errors import UserError
 from src.objectives import rate_per_latent
 from src.runs import RunFolder, read_weights
-from tests.conftest import QUICK, ROOT, assert_one_line_error, built, command, train_cli
+from tests.conftest import QUICK, ROOT, assert_one_line_error, built, command, examples, train_cli
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -111,7 +111,9 @@ def test_checkpoints_that_are_missing_damaged_or_of_another_model_are_named(fini
     with pytest.raises(UserError, match="cannot read the checkpoint .*damaged"):
         read_weights(damaged, model)
     _, other = built(*QUICK, "model.latent_dim=3")
-    with pytest.raises(UserError, match=r"does not fit this model: .* is \[256, 2\] in the file and \[256, 3\] here"):
+    with pytest.raises(
+        UserError, match=r"does not fit this model: .*\[256, 2\] .*\[256, 3\] .*here"
+    ):
         read_weights(last, other)
 
 
@@ -135,7 +137,7 @@ def test_the_best_checkpoint_is_tested_and_training_stops_early(tmp_path):
     for name in ("best", "last"):
         path = tmp_path / "checkpoints" / f"{name}.ckpt"
         model.load_state_dict(torch.load(path, weights_only=True)["state_dict"])
-        posterior = model.eval().posterior(datamodule.examples("test", 10_000)).base_dist
+        posterior = model.eval().posterior(examples(datamodule, "test", 10_000)).base_dist
         rates[name] = rate_per_latent(Independent(posterior, 1), model.prior()).sum(1).mean().item()
     assert metrics["test"]["rate"] == pytest.approx(rates["best"], rel=1e-4)
     assert abs(rates["last"] / rates["best"] - 1) > 0.05

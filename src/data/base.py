@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from abc import abstractmethod
 from typing import Literal
 
@@ -56,6 +57,8 @@ class ImageDataModule(L.LightningDataModule):
         super().__init__()
         if image_size < 1 or batch_size < 1:
             raise UserError(f"data.image_size={image_size}, data.batch_size={batch_size}: both must be at least 1")
+        if not re.fullmatch(r"[\w.-]+", str(name)):
+            raise UserError(f"data.name={name}: it becomes part of file names, use letters, digits, '.', '_' and '-'")
         if channels not in (1, 3):
             raise UserError(f"data.channels={channels}: images are grey (1) or colour (3)")
         if binarize not in ("none", "threshold", "dynamic"):
@@ -154,10 +157,6 @@ class ImageDataModule(L.LightningDataModule):
         indices = getattr(self.splits, part)
         count = len(indices) if count is None else min(count, len(indices))
         return indices[torch.arange(count) * len(indices) // count]
-
-    def examples(self, part: Split, count: int) -> Tensor:
-        """``count`` images of a split (see :meth:`spread`), as the model sees them: ``[count, C, H, W]`` float."""
-        return self.scale(self.pool.images[self.spread(part, count)])
 
     def scale(self, images: Tensor) -> Tensor:
         """uint8 images to what the likelihood models, on the device they are on."""

@@ -15,8 +15,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize
-from tqdm import tqdm
 
+from src.console import progress
 from src.data.splits import content_digest
 from src.errors import UserError
 
@@ -125,7 +125,7 @@ def _decode_all(
 
     pool = ThreadPoolExecutor(os.cpu_count())  # Pillow decodes and resizes outside the interpreter lock
     try:
-        list(tqdm(pool.map(work, range(len(files))), "Decoding images", len(files), unit="image", leave=False))
+        list(progress(pool.map(work, range(len(files))), "decoding images", len(files)))
     finally:
         pool.shutdown(cancel_futures=True)
     return digests, dict(sorted(bad.items()))

@@ -7,12 +7,14 @@ import torch
 from sklearn.decomposition import PCA
 
 from src.data.base import Split
+from src.errors import whole_number
 from src.metrics import posterior, probes
 from src.subject import Codes, Subject
 
 
 def latents(subject: Subject, components: int) -> dict[str, Any]:
     """Use of the latents: rate of each, active units, mutual information, gap of aggregate posterior and prior."""
+    whole_number("latents.components", components)
     mean, scale, label, _ = subject.codes(subject.split)
     z = subject.codes(subject.split).sample(subject.seed)
     rate = posterior.rates(mean, scale)
@@ -42,6 +44,7 @@ def representation(subject: Subject, train_images: int) -> dict[str, Any]:
         subject: what is judged.
         train_images: training images to fit on, spread evenly.
     """
+    whole_number("representation.train_images", train_images, 2)
     module = subject.datamodule
     if (module.pool.labels[torch.cat(module.splits[:3])] < 0).any():
         return {"skipped": "the images have no class labels"}
@@ -57,7 +60,8 @@ def representation(subject: Subject, train_images: int) -> dict[str, Any]:
         "linear_probe": probes.linear_probe(*means),
         "nearest_neighbours": probes.nearest_neighbours(*means),
         "linear_probe_on_principal_components": _probe_of_pixels(subject, codes),
-        "commonest_class": float(np.bincount(labels[2]).max() / len(labels[2])),
+        "commonest_class": float(np.mean(labels[2] == np.bincount(labels[0]).argmax())),
+        "optimistic": subject.split == "val",  # C and k are chosen on validation images
     }
 
 

@@ -12,7 +12,7 @@ from src.callbacks.memory import ProgressBar
 from src.callbacks.resume import ReproducibleNoise
 from src.console import progress
 from src.data.base import ImageDataModule
-from src.errors import UserError
+from src.errors import whole_number
 from src.metrics.bounds import importance_bound
 from src.metrics.reconstruction import Similarity
 from src.models.base import BaseVAE
@@ -35,7 +35,10 @@ def tested(trainer: L.Trainer, model: BaseVAE, datamodule: ImageDataModule) -> d
 
 
 def elbo(subject: Subject) -> dict[str, Any]:
-    """ELBO, distortion and rate over the whole split: the figures that training ended with, from the run folder."""
+    """ELBO, distortion and rate over the whole split: the figures that training ended with, from the run folder.
+
+    Without the loss, whose KL weight may have been warming up.
+    """
     trainer = L.Trainer(
         accelerator="gpu" if subject.device.type == "cuda" else "cpu",
         devices=1,
@@ -47,6 +50,7 @@ def elbo(subject: Subject) -> dict[str, Any]:
     )
     device, subject.datamodule.tested = subject.device, subject.split
     figures = tested(trainer, subject.model, subject.datamodule)
+    figures.pop("loss")
     subject.model.to(device).eval()
     return {"images": len(getattr(subject.datamodule.splits, subject.split)), **figures}
 
@@ -59,10 +63,9 @@ def bound(subject: Subject, samples: int, images: int | None) -> dict[str, Any]:
         samples: K.
         images: how many, spread evenly over the split; None for all.
     """
-    if samples < 1 or (images is not None and images < 1):
-        raise UserError(f"bound.samples={samples}, bound.images={images}: both must be at least 1")
-    splits = subject.datamodule.splits
-    count = min(images or len(getattr(splits, subject.split)), len(getattr(splits, subject.split)))
+    whole_number("bound.samples", samples)
+    size = len(getattr(subject.datamodule.splits, subject.split))
+    count = size if images is None else min(size, whole_number("bound.images", images))
     decoded_at_once = max(1, NUMBERS_AT_ONCE // subject.pixels)
     group = max(1, min(8, decoded_at_once // samples))  # images at once: more only where all their samples fit
     parts = []

@@ -5,13 +5,15 @@ computed says why under ``skipped``.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from src.errors import UserError
 from src.evaluation.codes import latents, representation
 from src.evaluation.likelihood import bound, elbo, reconstruction
 from src.evaluation.samples import samples
+from src.runs import flatten
 from src.subject import Subject
 
 log = logging.getLogger(__name__)
@@ -32,18 +34,30 @@ def parts_of(wanted: str | Sequence[str]) -> list[str]:
     Raises:
         UserError: there is no such part.
     """
-    names = [wanted] if isinstance(wanted, str) else [*wanted]
-    unknown = [name for name in names if name not in PARTS]
-    if unknown:
+    names = [wanted] if isinstance(wanted, str) else [*(wanted or [])]
+    unknown = [str(name) for name in names if name not in PARTS]
+    if unknown or not names:
         raise UserError(f"parts={', '.join(unknown)}: choose from {', '.join(PARTS)}")
     return names
 
 
-def evaluate(subject: Subject, options: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The parts that ``options`` names, each called with its values, stamped with what they belong to."""
+def evaluate(subject: Subject, options: dict[str, dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The parts that ``options`` names, each called with its values and stamped with what it belongs to.
+
+    Raises:
+        UserError: a figure is not finite.
+    """
     stamp = {"seed": subject.seed, "checkpoint": subject.checkpoint, "data": subject.datamodule.fingerprint}
-    results = {}
     for number, (name, values) in enumerate(options.items(), 1):
         log.info("%d/%d %s", number, len(options), name)
-        results[name] = {**stamp, **PARTS[name](subject, **values)}
-    return results
+        figures = PARTS[name](subject, **values)
+        if broken := [key for key, value in flatten(figures) if not _finite(value)]:
+            raise UserError(f"{name}.{broken[0]} is not finite: these are the weights of a training that diverged")
+        yield name, {**stamp, **figures}
+
+
+def _finite(value: Any) -> bool:
+    """Whether all numbers in it are."""
+    if isinstance(value, list):
+        return all(_finite(item) for item in value)
+    return not isinstance(value, float) or math.isfinite(value)

@@ -8,13 +8,15 @@ from torch import Tensor
 
 from src.console import progress
 from src.data.base import Split
-from src.errors import UserError
+from src.errors import whole_number
 from src.metrics import distances
 from src.metrics.features import Features, inception_features, own_features
 from src.randomness import stream
 from src.subject import Subject
 
 LARGE, FEW = 256, 10  # features beyond which a Fréchet distance takes seconds, and repetitions of it then
+FEWEST = 10  # images in a set
+ENOUGH_FOR_SCORE = 200
 NEIGHBOURS_OF = 1_000  # samples whose nearest training image is looked for
 
 
@@ -31,10 +33,14 @@ def samples(subject: Subject, images: int, bootstrap: int, components: int, ince
         components: of the mixture.
         inception: also true FID, KID and IS; None where its network is installed.
     """
+    whole_number("samples.bootstrap", bootstrap, 2)
+    whole_number("samples.components", components)
     splits = subject.datamodule.splits
+    available = min(len(splits.train), len(getattr(splits, subject.split)))
+    if available < FEWEST:
+        return {"skipped": f"a split has {available} images, distances need {FEWEST}"}
+    whole_number("samples.images", images, FEWEST)
     count = min(images, len(splits.train), len(getattr(splits, subject.split)))
-    if count < 3 or bootstrap < 2:
-        raise UserError(f"samples.images={count}, samples.bootstrap={bootstrap}: at least 3 and 2 are needed")
     sets: dict[str, Callable[[], Iterable[Tensor]]] = {
         "training": lambda: _images(subject, "train", count),
         "reconstructions": lambda: subject.reconstruct(_images(subject, subject.split, count)),
@@ -50,7 +56,8 @@ def samples(subject: Subject, images: int, bootstrap: int, components: int, ince
         for name, make in progress(sets.items(), f"samples in {network.name} features"):
             with stream(subject.seed, "samples", name):
                 compared[name] = _compare(real, *network(make(), subject.device), network, repeats)
-        score = _score(network, logits, subject.seed)
+        with stream(subject.seed, "samples", "score"):
+            score = _score(network, logits)
         result[network.name] = {
             "network": network.facts,
             "bootstrap": repeats,
@@ -76,37 +83,43 @@ def _compare(real: Tensor, other: Tensor, logits: Tensor, network: Features, boo
     frechet = distances.bootstrapped_frechet(real, other, bootstrap)
     kernel = distances.kernel_distance(real, other)
     named = {"fid" if true else "frechet_distance": frechet, "kid" if true else "kernel_distance": kernel}
-    figures = {name: {"value": e.value, "standard_error": e.standard_error} for name, e in named.items()}
+    figures = {name: estimate.as_dict() for name, estimate in named.items()}
     return {**figures, "score": _score(network, logits), **distances.manifold(real, other)._asdict()}
 
 
-def _score(network: Features, logits: Tensor, *seed: object) -> dict[str, Any] | None:
-    """Inception Score, or the same with the data set's own classifier; None in features without classes."""
-    if not network.has_classes or len(logits) < 10:
+def _score(network: Features, logits: Tensor) -> dict[str, Any] | None:
+    """Inception Score, or the same with the data set's own classifier; None without classes or with few images."""
+    if not network.has_classes or len(logits) < ENOUGH_FOR_SCORE:
         return None
-    if seed:
-        with stream(*seed, "score"):
-            return _score(network, logits)
-    return distances.inception_score(logits)._asdict()
+    return distances.inception_score(logits).as_dict()
 
 
 def memorisation(subject: Subject, count: int) -> dict[str, Any]:
     """Whether samples are copies: how often one is nearer to a training image than to any of as many unseen ones.
 
-    ``nearer_to_training`` is 0.5 for a model that has learnt nothing by heart; ``median_distance`` compares the
-    distance of samples to the nearest training image with that of unseen images (root mean square over pixels).
+    The unseen ones are validation images, which were carved from the same source; a published test split may differ.
+    ``nearer_to_training`` is 0.5 for a model that has learnt nothing by heart. Its error counts samples with the same
+    nearest image as one draw, and adds two draws to each side (Agresti & Coull 1998), so that a model that draws the
+    same picture over and over proves nothing. ``median_distance`` compares samples with unseen images in their
+    distance to the nearest training image (root mean square over pixels).
     """
-    pool, splits = subject.datamodule.pool.images, subject.datamodule.splits
+    module = subject.datamodule
+    pool, train = module.pool.images, module.splits.train
     drawn = torch.cat([*subject.generate(min(NEIGHBOURS_OF, count))])
-    unseen = subject.datamodule.spread(subject.split, count)
-    from_training, _ = distances.nearest(drawn, pool, subject.datamodule.spread("train", count))
-    from_unseen, _ = distances.nearest(drawn, pool, unseen)
+    size = min(count, len(module.splits.val), len(train))
+    unseen = module.spread("val", size)
+    from_training, known = distances.nearest(drawn, pool, module.spread("train", size))
+    from_unseen, new = distances.nearest(drawn, pool, unseen)
     nearer = (from_training < from_unseen).double().mean().item()
-    tests = torch.cat([*_images(subject, subject.split, min(NEIGHBOURS_OF, count))]).cpu()
+    _, times = torch.where(from_training < from_unseen, known, new).unique(return_counts=True)
+    draws = len(drawn) ** 2 / times.square().sum().item()
+    cautious = (nearer * draws + 2) / (draws + 4)
+    others = pool[module.spread("val", min(NEIGHBOURS_OF, count))] / 255
     return {
         "samples": len(drawn),
+        "references": size,
         "nearer_to_training": nearer,
-        "standard_error": (nearer * (1 - nearer) / len(drawn)) ** 0.5,
-        "median_distance": distances.nearest(drawn, pool, splits.train)[0].median().item(),
-        "median_distance_of_unseen": distances.nearest(tests, pool, splits.train)[0].median().item(),
+        "standard_error": (cautious * (1 - cautious) / (draws + 4)) ** 0.5,
+        "median_distance": distances.nearest(drawn, pool, train)[0].median().item(),
+        "median_distance_of_unseen": distances.nearest(others, pool, train)[0].median().item(),
     }

@@ -47,9 +47,9 @@ def _bits(figures: dict[str, Any]) -> list[str]:
 def _bound(figures: dict[str, Any], names: dict[str, str]) -> list[str]:
     pseudo = names["elbo"].removesuffix("elbo")
     return [
-        f"log p(x) at least  {_pm(figures['log_likelihood'], figures['standard_error'])} nats ({pseudo}likelihood, "
-        f"K = {figures['samples']:,})",
-        f"above the elbo by  {_pm(figures['gap'], figures['gap_standard_error'])} nats on the same images",
+        f"log p(x) at least  {_plus_minus(figures['log_likelihood'], figures['standard_error'], 2)} nats "
+        f"({pseudo}likelihood, K = {figures['samples']:,})",
+        f"above the elbo by  {_plus_minus(figures['gap'], figures['gap_standard_error'], 2)} nats on the same images",
         f"effective samples  {figures['median_effective_samples']:.1f} of {figures['samples']:,} (median)",
         *_bits(figures),
     ]
@@ -85,8 +85,9 @@ def _samples(figures: dict[str, Any], names: dict[str, str]) -> list[str]:
     copy = figures["memorisation"]
     return [
         *lines,
-        f"nearer to a training image than to any of as many unseen ones: {_percent(copy['nearer_to_training'])} "
-        f"± {_percent(copy['standard_error'])} of {copy['samples']:,} samples (50 % = nothing memorised)",
+        f"nearer to one of {copy['references']:,} training images than to any of as many unseen ones: "
+        f"{_percent(copy['nearer_to_training'])} ± {_percent(copy['standard_error'])} of {copy['samples']:,} samples "
+        "(about 50 %: no copies)",
         *([f"warning: {figures['warning']}"] if "warning" in figures else []),
     ]
 
@@ -96,7 +97,7 @@ def _sets(network: str, figures: dict[str, Any]) -> list[str]:
     right = _percent(facts.get("validation_accuracy") or 0)
     about = {
         "classifier": f"of {facts['trained_on']}, right on {right} of validation",
-        "random network": "untrained: these images have no classes",
+        "random network": "untrained: there are no classes to tell apart",
         "inception-v3": "trained on ImageNet",
     }[network]
     true = network == "inception-v3"
@@ -108,7 +109,7 @@ def _sets(network: str, figures: dict[str, Any]) -> list[str]:
         of = figures["sets"][key]
         score = "-" if of["score"] is None else f"{of['score']['value']:.2f}"
         rows.append(
-            f"{title:<28} {_pm(*of[frechet].values(), 3):>17} {_pm(*of[kernel].values(), 4):>17} {score:>7} "
+            f"{title:<28} {_pm(of[frechet], 3):>17} {_pm(of[kernel], 4):>17} {score:>7} "
             f"{of['precision']:9.3f}{of['recall']:8.3f}{of['density']:9.3f}{of['coverage']:9.3f}"
         )
     own = figures["score_of_the_split"]
@@ -128,10 +129,17 @@ def _representation(figures: dict[str, Any], names: dict[str, str]) -> list[str]
             continue
         area = "-" if of["auroc"] is None else f"{of['auroc']:.4f}"
         lines.append(f"{title:<34} {of['accuracy']:9.4f} {of['balanced_accuracy']:9.4f} {area:>7}")
-    return [*lines, f"{'always the commonest class':<34} {figures['commonest_class']:9.4f}"]
+    lines.append(f"{'always the commonest class':<34} {figures['commonest_class']:9.4f}")
+    if figures["optimistic"]:
+        lines.append("optimistic: C and k were chosen on these images")
+    return lines
 
 
-def _pm(value: float, error: float | None, digits: int = 2) -> str:
+def _pm(estimate: dict[str, Any], digits: int) -> str:
+    return _plus_minus(estimate["value"], estimate["standard_error"], digits)
+
+
+def _plus_minus(value: float, error: float | None, digits: int) -> str:
     return f"{value:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from src.models.base import BaseVAE
-from src.objectives import log_weights
+from src.objectives import iwae_bound, log_weights
 
 
 class ImportanceEstimate(NamedTuple):
@@ -34,7 +34,7 @@ def importance_bound(model: BaseVAE, x: Tensor, num_samples: int, at_once: int) 
     squares, logs = total.clone(), torch.zeros_like(total)
     for start in range(0, num_samples, at_once):
         weights = log_weights(x, model.infer(x, min(at_once, num_samples - start)), model.prior())
-        total = torch.logaddexp(total, torch.logsumexp(weights, 0))
+        total = torch.logaddexp(total, iwae_bound(weights) + math.log(len(weights)))
         squares = torch.logaddexp(squares, torch.logsumexp(2 * weights, 0))
         logs += weights.sum(0)
     bound, effective = total - math.log(num_samples), torch.exp(2 * total - squares)

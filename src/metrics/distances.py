@@ -35,6 +35,11 @@ class Estimate(NamedTuple):
     value: float
     standard_error: float
 
+    def as_dict(self) -> dict[str, float | list[float]]:
+        """With the interval that holds the truth 95 times of 100 where the error is normal."""
+        reach = 1.96 * self.standard_error
+        return {**self._asdict(), "interval_95": [self.value - reach, self.value + reach]}
+
 
 def frechet(real: Tensor, other: Tensor) -> float:
     """Fréchet distance of two feature sets ``[N, F]``, ``[M, F]``: ``|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))``.
@@ -83,11 +88,13 @@ def kernel_distance(real: Tensor, other: Tensor, subsets: int = 50) -> Estimate:
     return Estimate(mean.item(), spread.item() * (size / (count - size)) ** 0.5)
 
 
-def inception_score(logits: Tensor, splits: int = 10) -> Estimate:
+def inception_score(logits: Tensor) -> Estimate:
     """``exp E KL(p(y|x) || p(y))`` of classifier logits ``[N, classes]``, 1 to the number of classes, by torchmetrics.
 
-    Salimans et al. 2016, arXiv 1606.03498; mean and standard error over 10 parts.
+    Salimans et al. 2016, arXiv 1606.03498; mean and standard error over 10 parts, fewer where those would have fewer
+    than 100 images, at least 2.
     """
+    splits = min(10, max(2, len(logits) // 100))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*buffer.*")
         metric = InceptionScore(feature=Given(logits.shape[1]), splits=splits)

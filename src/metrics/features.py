@@ -7,9 +7,7 @@ numbers in different features do not compare.
 
 import hashlib
 import importlib.util
-import io
 import logging
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +21,7 @@ from src.console import progress
 from src.data.base import ImageDataModule
 from src.data.batches import BatchIndices
 from src.errors import UserError
+from src.files import whole_file
 from src.randomness import stream
 
 log = logging.getLogger(__name__)
@@ -101,6 +100,8 @@ class Features:
         network = self.network.to(device).eval()
         parts = [network(batch.to(device).clamp(0, 1)) for batch in batches]
         features, logits = (torch.cat([side.double().cpu() for side in column]) for column in zip(*parts, strict=True))
+        if not features.isfinite().all():
+            raise UserError("the model draws images that are not finite: its training diverged")
         return features, logits
 
 
@@ -109,14 +110,14 @@ def own_features(datamodule: ImageDataModule, cache_dir: Path, device: torch.dev
 
     Made once for a data fingerprint and kept in ``cache_dir``; neither depends on the seed of an evaluation.
     """
-    labels = datamodule.pool.labels[datamodule.splits.train]
+    labels = datamodule.pool.labels[torch.cat(datamodule.splits[:2])]
     labelled = bool((labels >= 0).all()) and len(labels.unique()) > 1
     channels, side, _ = datamodule.image_shape
     network = FeatureNetwork(channels, side, len(datamodule.pool.classes) if labelled else 1)
     kind = "classifier" if labelled else "random network"
-    path = (
-        cache_dir / f"features-{datamodule.name}-{datamodule.fingerprint[:16]}-{kind.split(maxsplit=1)[0]}{FORMAT}.pt"
-    )
+    marks = hashlib.sha256(labels.numpy().tobytes()).hexdigest()  # the fingerprint knows nothing of labels
+    key = f"{datamodule.fingerprint[:16]}-{marks[:8]}-{kind.replace(' ', '-')}-{FORMAT}"
+    path = cache_dir / f"features-{datamodule.name}-{key}.pt"
     facts = _read(path, network)
     if facts is None:
         log.info("Making the feature network of %s (once; kept in %s)", datamodule.name, path)
@@ -187,16 +188,8 @@ def _read(path: Path, network: FeatureNetwork) -> dict[str, Any] | None:
 
 
 def _write(path: Path, network: FeatureNetwork, facts: dict[str, Any]) -> None:
-    """Write the file whole, or not at all."""
-    buffer = io.BytesIO()
-    torch.save({"weights": {k: v.cpu() for k, v in network.state_dict().items()}, "facts": facts}, buffer)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(buffer.getvalue())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        torch.save({"weights": {k: v.cpu() for k, v in network.state_dict().items()}, "facts": facts}, file)
 
 
 def inception_features(wanted: bool | None) -> Features | None:

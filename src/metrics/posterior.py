@@ -119,6 +119,23 @@ def agreement(z: Tensor) -> Agreement:
     return Agreement(z.mean().item(), z.std(correction=0).item(), float(kstest(z.double().numpy(), "norm").statistic))
 
 
+class Misplaced(NamedTuple):
+    """What share of codes in a plane is where the standard normal would not have put them."""
+
+    share: float  # total variation distance over equally likely cells
+    by_chance: float  # what normal codes would have, from their number alone
+
+
+def misplaced(z: Tensor, side: int = 8) -> Misplaced:
+    """Share of codes ``[N, 2]`` that must move to fill alike all ``side^2`` cells, equally likely under N(0, I)."""
+    cells = (Normal(0.0, 1.0).cdf(z.double()) * side).long().clamp(0, side - 1)
+    count = torch.bincount(cells[:, 0] * side + cells[:, 1], minlength=side**2).double()
+    expected = 1 / side**2
+    # The mean absolute deviation of a binomial share, by its normal approximation, summed over the cells.
+    chance = 0.5 * side**2 * math.sqrt(2 / math.pi * expected * (1 - expected) / len(z))
+    return Misplaced(0.5 * (count / len(z) - expected).abs().sum().item(), chance)
+
+
 def carriers(rate_per_latent: Tensor, share: float = 0.99) -> int:
     """The smallest number of latents that together carry that share of the rate; 0 where there is no rate."""
     largest = rate_per_latent.double().sort(descending=True).values.cumsum(0)
@@ -141,15 +158,14 @@ def verdict(active: int, rate_per_latent: Tensor, gap: tuple[float, float], kl_w
             f"0 of {latent_dim} latents active: complete posterior collapse, every image gets the same picture; "
             f"try {lower}, model.kl_warmup_steps=5000 or a smaller optimizer.lr"
         )
-    if active < latent_dim / 4:
-        text = (
-            f"{active} of {latent_dim} latents active: posterior collapse of the others; try {lower} or "
-            f"model.kl_warmup_steps=5000 for more, or model.latent_dim={active} for the same with less"
+    text = f"{active} of {latent_dim} latents active" if active < latent_dim else f"all {latent_dim} latents active"
+    if used < active:
+        text += f", {used} carry 99 % of the rate"
+    if used < latent_dim / 4:
+        text += (
+            f": posterior collapse of the others; try {lower} or model.kl_warmup_steps=5000 for more, "
+            f"or model.latent_dim={used} for the same with less"
         )
-    else:
-        text = f"{active} of {latent_dim} latents active" if active < latent_dim else f"all {latent_dim} latents active"
-        if used < active:
-            text += f", {used} of them carry 99 % of the rate"
     if gap[0] > max(1.0, 0.1 * rate):
         text += (
             f". The codes are at least {gap[0]:.1f} nats from the prior: draw from the mixture, "

@@ -11,13 +11,13 @@ from torchmetrics.image import (
 )
 
 SSIM_SIDE = 11  # pixels of SSIM's window (Wang et al. 2004)
-MS_SSIM_SIDE = 161  # smallest side whose fifth scale still holds that window
+MS_SSIM_SIDE = 176  # smallest side whose fifth scale still holds that window: 176 / 2^4
 
 
 class Similarity:
     """PSNR in dB, SSIM and MS-SSIM of images in [0, 1], means over images; one batch after the other.
 
-    SSIM needs images of 11 pixels, MS-SSIM with its five published scales of 161; where they are smaller, None.
+    SSIM needs images of 11 pixels, MS-SSIM with its five published scales of 176; where they are smaller, None.
     """
 
     def __init__(self, side: int) -> None:
