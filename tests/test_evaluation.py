@@ -8,6 +8,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from src import record
 from src.errors import UserError
 from src.evaluation.codes import latents, representation
 from src.evaluation.likelihood import bound
@@ -105,28 +106,43 @@ def test_tensorboard_gets_the_scalars(evaluated):
 
 def test_parts_are_kept_for_the_same_weights_only(evaluated, tmp_path):
     run = Path(shutil.copytree(evaluated[0], tmp_path / "run"))
-    done = train_cli(f"run={run}", "parts=[bound]", "bound.samples=30", "bound.images=4", module="src.evaluate")
-    assert done.returncode == 0, done.stdout
-    parts = json.loads((run / "metrics.json").read_text())["evaluation"]["test"]
-    assert parts["bound"]["samples"] == 30
-    assert len(parts) == 6
-    from src import record
 
+    def parts():
+        return json.loads((run / "metrics.json").read_text())["evaluation"]["test"]
+
+    loaded = load_run(run)
+    ((name, figures),) = evaluate(
+        subject_of(loaded, "test", None, "cpu", "cache"), {"bound": {"samples": 3, "images": 4}}
+    )
+    record.EvaluationRecord(loaded, "test").keep(name, figures)
+    assert parts()["bound"]["samples"] == 3
+    assert len(parts()) == 6
     other = load_run(run, "last")
-    assert other.checkpoint_hash != load_run(run).checkpoint_hash
+    assert other.checkpoint_hash != loaded.checkpoint_hash
     record.EvaluationRecord(other, "test").keep("elbo", {"checkpoint": other.checkpoint_hash, "data": "x"})
-    assert list(json.loads((run / "metrics.json").read_text())["evaluation"]["test"]) == ["elbo"]
+    assert list(parts()) == ["elbo"]
 
 
-@pytest.mark.parametrize(
-    ("overrides", "words"),
-    [
-        (["run=outputs/nothing/here"], ["there is no run folder", "run="]),
-        ([], ["run has no value"]),
-    ],
-)
-def test_bad_input_is_one_line(overrides, words):
-    assert_one_line_error(train_cli(*overrides, module="src.evaluate"), *words)
+def test_an_interrupted_run_is_evaluated_to_the_same_file_twice(finished, tmp_path, caplog):
+    run = Path(shutil.copytree(finished[0], tmp_path / "run"))
+    (run / "metrics.json").unlink()
+    files = []
+    for _ in range(2):
+        loaded = load_run(run, "last")
+        keeper = record.EvaluationRecord(loaded, "val")
+        for part in evaluate(
+            subject_of(loaded, "val", None, "cpu", "cache"), {"elbo": {}, "latents": {"components": 2}}
+        ):
+            keeper.keep(*part)
+        files.append((run / "metrics.json").read_bytes())
+    assert files[0] == files[1]
+    assert json.loads(files[0])["evaluation"]["val"]["elbo"]["images"] == 144
+    assert "did its training finish?" in caplog.text
+
+
+def test_bad_input_is_one_line():
+    done = train_cli("run=outputs/nothing/here", module="src.evaluate")
+    assert_one_line_error(done, "there is no run folder", "run=")
     assert not Path("outputs/nothing").exists()
 
 

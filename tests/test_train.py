@@ -111,9 +111,7 @@ def test_checkpoints_that_are_missing_damaged_or_of_another_model_are_named(fini
     with pytest.raises(UserError, match="cannot read the checkpoint .*damaged"):
         read_weights(damaged, model)
     _, other = built(*QUICK, "model.latent_dim=3")
-    with pytest.raises(
-        UserError, match=r"does not fit this model: .*\[256, 2\] .*\[256, 3\] .*here"
-    ):
+    with pytest.raises(UserError, match=r"does not fit this model: .*\[256, 2\] .*\[256, 3\] .*here"):
         read_weights(last, other)
 
 
