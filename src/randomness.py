@@ -17,6 +17,7 @@ def derive_seed(*parts: object) -> int:
 @contextmanager
 def stream(*parts: object) -> Iterator[None]:
     """Inside, torch draws from a stream that ``parts`` decide, on every device; outside, nothing has happened."""
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # look at no GPU for nothing
+    with torch.random.fork_rng(devices=devices):
         torch.manual_seed(derive_seed(*parts))
         yield

@@ -85,11 +85,7 @@ def summarize(
         "train_images_per_second": throughput and throughput.images_per_second,
         "peak_memory_mib": peak_memory(),
         "git_commit": git_commit(),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "lightning": L.__version__,
-        },
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "lightning": L.__version__},
     }
 
 
