@@ -30,8 +30,9 @@ $(READY): pyproject.toml
 train: setup     ## train on the embedded digits, or on what ARGS says
 	$(PY) -m src.train $(ARGS)
 
+# Most tests start commands whose time is imports: a process a core does that, with one thread each.
 test: setup      ## run the tests; ARGS goes to pytest
-	$(PY) -m pytest --cov --cov-report=term $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses=4 --dist=loadfile --cov --cov-report=term $(ARGS)
 
 lint: setup      ## check style and format
 	$(PY) -m ruff check src tests
