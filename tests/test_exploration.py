@@ -14,7 +14,7 @@ from torch.distributions import Normal
 from src import embedding, exploration, pictures
 from src.errors import UserError
 from src.exploration import PICTURES, NotApplicable, linear, spherical
-from src.figures import curves, grids
+from src.figures import curves, grids, latents
 from src.likelihoods import Pixels
 from src.loading import load_run, subject_of
 from src.subject import Subject
@@ -205,6 +205,15 @@ def test_labels_stand_at_the_middle_of_their_rows_and_columns():
     assert axes.get_yticks().tolist() == [1 + 33, 1 + 33 + 66]
     assert axes.get_xticks().tolist() == [1 + 33, 1 + 33 + 66, 1 + 33 + 132]
     assert (axes.get_xlabel(), axes.get_ylabel(), figure.get_suptitle()) == ("across", "down", "title")
+
+
+def test_class_names_do_not_cover_each_other():
+    places = torch.tensor([[0.5, 0.5], [0.52, 0.5], [0.49, 0.51], [0.9, 0.5], [0.5, 0.5]])
+    moved = latents.apart(places, (0.1, 0.04))
+    assert torch.equal(moved[:, 0], places[:, 0])
+    assert moved[3].tolist() == places[3].tolist()  # it was free already
+    heights = moved[[0, 1, 2, 4], 1].sort().values
+    assert (heights.diff() > 0.039).all()
 
 
 def test_loss_curves_show_what_was_logged():

@@ -20,6 +20,7 @@ ACTIVE, PASSIVE = "#0072B2", "#BBBBBB"
 AGREES = 0.05  # Kolmogorov-Smirnov distance, and share of misplaced codes beyond chance, that count as agreement
 LEVEL = 1.63  # of the KS distance times the root of N: passed by one normal sample in a hundred
 BINS = 50  # document 003
+LABEL = (0.12, 0.035)  # width and height of a class name in a scatter plot, in parts of the plot
 
 
 def scatter(points: Tensor, labels: Tensor, classes: Sequence[str], title: str, axes_names: tuple[str, str]) -> Figure:
@@ -27,7 +28,11 @@ def scatter(points: Tensor, labels: Tensor, classes: Sequence[str], title: str, 
     figure = Figure(figsize=(8.5, 7), layout="constrained")
     axes = figure.subplots()
     size = float(np.clip(20_000 / len(points), 4, 30))
-    for label in sorted(set(labels.tolist())):
+    present = sorted(set(labels.tolist()))
+    medians = torch.stack([points[labels == label].median(0).values for label in present])
+    extent = (points.max(0).values - points.min(0).values).clamp_min(1e-6)
+    places = apart(medians / extent.max(), LABEL) * extent.max()
+    for label, place in zip(present, places, strict=True):
         mine = points[labels == label]
         number = max(label, 0)
         name = classes[label] if label >= 0 else "no class"
@@ -36,15 +41,29 @@ def scatter(points: Tensor, labels: Tensor, classes: Sequence[str], title: str, 
         axes.scatter(*mine.T, s=size, c=colour, marker=marker, alpha=0.5, linewidths=0, label=name)
         if label >= 0:
             box = {"boxstyle": "round,pad=0.15", "fc": "white", "ec": colour, "alpha": 0.85}
-            axes.text(*mine.median(0).values.tolist(), name, fontsize=9, ha="center", va="center", bbox=box)
+            axes.text(*place.tolist(), name, fontsize=9, ha="center", va="center", bbox=box)
     axes.set(title=title, xlabel=axes_names[0], ylabel=axes_names[1], aspect="equal")
     axes.grid(alpha=0.3)
-    if len(set(labels.tolist())) > 1:
+    if len(present) > 1:
         legend = axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9, frameon=False)
         for handle in legend.legend_handles:
             handle.set_alpha(1)
             handle.set_sizes([30])
     return figure
+
+
+def apart(places: Tensor, size: tuple[float, float], rounds: int = 100) -> Tensor:
+    """Centres ``[K, 2]`` of boxes of that width and height, moved up and down until none covers another."""
+    moved = places.clone()
+    for _ in range(rounds):
+        for i in range(len(moved)):
+            for j in range(i):
+                across, up = (moved[i] - moved[j]).tolist()
+                if abs(across) < size[0] and abs(up) < size[1] - 1e-6:
+                    step = (size[1] - abs(up)) / 2 * (1 if up >= 0 else -1)
+                    moved[i, 1] += step
+                    moved[j, 1] -= step
+    return moved
 
 
 def rate_bars(rate: Tensor, variance: Tensor, title: str) -> Figure:

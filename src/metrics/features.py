@@ -26,8 +26,9 @@ from src.randomness import stream
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # raise it when the networks or their training change, so that old files are not read
+FORMAT = 2  # raise it when the networks or their training change, so that old files are not read
 DIMENSIONS = 64
+LARGE = 64  # pixels a side beyond which also the first convolution takes every second one only
 STEPS, BATCH, MAX_EPOCHS, RATE = 1_500, 128, 30, 3e-3
 INCEPTION_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"  # the file torch-fidelity downloads
 INCEPTION_SHA256 = "6726825d"  # how its digest begins, as its name says
@@ -44,7 +45,8 @@ class FeatureNetwork(nn.Module):
 
     def __init__(self, channels: int, side: int, classes: int) -> None:
         super().__init__()
-        layers, width = _block(channels, 16, stride=1), 16
+        stride = 1 if side <= LARGE else 2
+        layers, width, side = _block(channels, 16, stride), 16, -(-side // stride)
         while side > 4 or width < DIMENSIONS:
             layers += _block(width, min(2 * width, DIMENSIONS), stride=2)
             width, side = min(2 * width, DIMENSIONS), -(-side // 2)
