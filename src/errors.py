@@ -86,6 +86,11 @@ def reports_user_errors(task: Callable[[DictConfig], Any]) -> Callable[[DictConf
     def wrapped(cfg: DictConfig) -> Any:
         try:
             return task(cfg)
+        except KeyboardInterrupt:
+            if os.environ.get("HYDRA_FULL_ERROR") == "1":
+                raise
+            log.error("error: interrupted; what was finished is kept")
+            sys.exit(130)
         except Exception as error:
             line = explain(error)
             if line is None or os.environ.get("HYDRA_FULL_ERROR") == "1":

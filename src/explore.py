@@ -9,7 +9,7 @@ import logging
 import hydra
 from omegaconf import DictConfig
 
-from src.errors import reports_user_errors
+from src.errors import UserError, reports_user_errors
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +26,8 @@ def main(cfg: DictConfig) -> None:
 
     hush_libraries()
     chosen, form = exploration.choose(cfg.figures), embedding.form_of(cfg.embed)
+    if not (chosen or cfg.images or cfg.noise or form):
+        raise UserError("nothing to do: name figures=, images=, noise= or embed=")
     run = load_run(cfg.run, cfg.checkpoint, cfg.data.root, cfg.cache_dir, cfg.other_data)
     subject = subject_of(run, cfg.split, cfg.seed, cfg.device, cfg.cache_dir)
     log.info("%s, %s weights %s, %s", run.folder.path, cfg.checkpoint, run.checkpoint_hash, record.on_what(subject))
@@ -33,6 +35,9 @@ def main(cfg: DictConfig) -> None:
     pictures.check_noise(cfg.noise, subject.datamodule)
 
     drawn = [*exploration.draw(subject, chosen, cfg.figures != "all"), *pictures.draw(subject, own, cfg.noise)]
+    if own is not None:
+        for old in run.folder.figures.glob("pictures*.png"):  # of other pictures, maybe more of them
+            old.unlink()
     with SummaryWriter(run.folder.tensorboard) as writer:
         step = run.record.get("steps", 0)
         for name, figure in drawn:

@@ -9,11 +9,11 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from hydra.utils import get_class
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
@@ -21,9 +21,9 @@ from torch.utils.data import Dataset
 from yaml import YAMLError
 
 from src.data.base import ImageDataModule
-from src.errors import UserError
+from src.errors import UserError, whole_number
 from src.models.base import BaseVAE
-from src.runs import RunFolder, read_checkpoint, read_weights
+from src.runs import RunFolder, git_commit, read_checkpoint, read_weights
 from src.subject import Subject
 
 log = logging.getLogger(__name__)
@@ -66,12 +66,18 @@ def load_run(
     Raises:
         UserError: the folder is incomplete, foreign, of another version of the code, or its data are not here.
     """
+    if not Path(path).is_dir() or not str(path):
+        what = "is a file: name the run folder around it" if Path(path).is_file() else "is no folder"
+        raise UserError(f"run={path} {what}; run= must name the folder that a training left")
     folder = RunFolder(path)
     file = _checkpoint_file(folder, checkpoint)
     config = _read_config(folder)
     record = _read_record(folder)
     commit = record.get("git_commit")
-    advice = f"{folder.path} was written by another version of the code" + (f": commit {commit}" if commit else "")
+    if commit is not None and commit == git_commit():
+        advice = f"{folder.config} was changed since, or {folder.path} put together from several"
+    else:
+        advice = f"{folder.path} was written by another version of the code" + (f": commit {commit}" if commit else "")
 
     data = config["data"]
     for key, value in (("root", data_root), ("cache_dir", cache_dir)):
@@ -111,6 +117,8 @@ def subject_of(run: LoadedRun, split: str, seed: int | None, device: str, cache_
     here = torch.cuda.is_available()
     if device not in ("auto", "cpu", "cuda") or (device == "cuda" and not here):
         raise UserError(f"device={device}: choose {'auto, cpu or cuda' if here else 'cpu, there is no GPU here'}")
+    if seed is not None:
+        whole_number("seed", seed, 0)
     return Subject(
         model=run.model.to("cuda" if here and device != "cpu" else "cpu"),
         datamodule=run.datamodule,
@@ -129,8 +137,6 @@ def _checkpoint_file(folder: RunFolder, name: str) -> Path:
     files = {"best": folder.best, "last": folder.last}
     if name not in files:
         raise UserError(f"checkpoint={name}: choose best or last")
-    if not folder.path.is_dir():
-        raise UserError(f"there is no run folder {folder.path}: run= must name the folder that a training left")
     if not folder.config.is_file():
         inside = sorted(p.parent.parent for p in folder.path.glob("**/.hydra/config.yaml"))
         hint = f": it holds runs, name one of them, such as run={inside[-1]}" if inside else ""
@@ -250,12 +256,13 @@ def _build(folder: RunFolder, key: str, node: Any) -> Any:
 def _allowed(folder: RunFolder, key: str, name: Any, places: tuple[str, ...], kinds: Any) -> type:
     """The class of that name, if it was made in one of these places and is of one of these kinds."""
     try:
-        kind = get_class(name)
+        module, _, kind_name = name.rpartition(".")
+        kind = getattr(import_module(module), kind_name)
     except Exception as error:  # whatever an import or a lookup raises
-        if str(name).startswith("src.") and isinstance(error, ImportError):
+        if str(name).startswith("src.") and isinstance(error, ImportError | AttributeError):
             raise UserError(f"{folder.config} names {key}={name}, which this version of the code lacks") from error
         raise _refusal(folder, key, name) from error
-    if not f"{kind.__module__}.".startswith(places) or not issubclass(kind, kinds):
+    if not isinstance(kind, type) or not f"{kind.__module__}.".startswith(places) or not issubclass(kind, kinds):
         raise _refusal(folder, key, name)
     return kind
 

@@ -20,8 +20,9 @@ from src.likelihoods import Pixels
 from src.randomness import stream
 from src.subject import Subject
 
-COLUMNS, ROWS = 8, 4  # pictures in a figure
+COLUMNS, ROWS = 4, 8  # pictures in a figure; wide enough for their names
 LONGEST = 13  # characters of a file name below a picture
+UNNAMED = 8  # columns of images without names
 SHOWN = 16  # images of the split in the figure of denoising
 
 
@@ -101,7 +102,7 @@ def _figure(subject: Subject, x: Tensor, names: list[str] | None, noise: float |
     stack = [("original", x), ("noisy", seen), ("reconstruction", drawn)]
     if noise is None:
         stack.pop(1)
-    columns = min(COLUMNS, len(x))
+    columns = COLUMNS if names else min(UNNAMED, len(x))
     tables, captions = [], []
     for start in range(0, len(x), columns):
         here = slice(start, start + columns)

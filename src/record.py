@@ -3,9 +3,7 @@
 import os
 import platform
 import resource
-import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -18,7 +16,7 @@ from src.data.base import ImageDataModule
 from src.errors import UserError
 from src.loading import LoadedRun
 from src.models.base import BaseVAE
-from src.runs import RunFolder, flatten
+from src.runs import RunFolder, flatten, git_commit
 from src.subject import Subject
 
 UNIT = "nats per image: summed over pixels, averaged over the images of the split"
@@ -134,6 +132,7 @@ class EvaluationRecord:
         self.folder = run.folder
         self.record = run.record
         self.split = split
+        self._writer: SummaryWriter | None = None
 
     def keep(self, name: str, figures: dict[str, Any]) -> None:
         """Write one part."""
@@ -143,24 +142,11 @@ class EvaluationRecord:
         kept = {part: of for part, of in then.items() if stamp.items() <= of.items()}
         self.record = {**self.record, "evaluation": {**evaluation, self.split: {**kept, name: figures}}}
         self.folder.write_metrics(self.record)
-        with SummaryWriter(self.folder.tensorboard) as writer:
-            for key, value in flatten({"evaluation": {self.split: {name: figures}}}):
-                if isinstance(value, int | float) and not key.endswith("seed"):
-                    writer.add_scalar(key.replace(".", "/"), value, self.record.get("steps", 0))
-
-
-def git_commit() -> str | None:
-    """Commit of the code, marked ``+changes`` where the working tree differs; None outside a repository."""
-
-    def git(*words: str) -> str:
-        call = subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
-        return call.stdout.strip()
-
-    try:
-        changed = git("status", "--porcelain", "--untracked-files=no")
-        return git("rev-parse", "HEAD") + ("+changes" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
+        self._writer = self._writer or SummaryWriter(self.folder.tensorboard)  # one file for all parts
+        for key, value in flatten({"evaluation": {self.split: {name: figures}}}):
+            if isinstance(value, int | float) and not key.endswith("seed"):
+                self._writer.add_scalar(key.replace(".", "/"), value, self.record.get("steps", 0))
+        self._writer.flush()
 
 
 def peak_memory() -> dict[str, float]:

@@ -7,6 +7,7 @@
 import json
 import os
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -202,3 +203,17 @@ def read_weights(
                 f"the checkpoint {path} does not fit this model: {name} is {then} in the file and {now} here. {advice}"
             )
     return weights
+
+
+def git_commit() -> str | None:
+    """Commit of the code, marked ``+changes`` where the working tree differs; None outside a repository."""
+
+    def git(*words: str) -> str:
+        call = subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+        return call.stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("+changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -142,21 +142,23 @@ def test_an_interrupted_run_is_evaluated_to_the_same_file_twice(finished, tmp_pa
 
 def test_bad_input_is_one_line():
     done = train_cli("run=outputs/nothing/here", module="src.evaluate")
-    assert_one_line_error(done, "there is no run folder", "run=")
+    assert_one_line_error(done, "run=outputs/nothing/here is no folder")
     assert not Path("outputs/nothing").exists()
 
 
 def test_impossible_wishes_are_refused(subject, monkeypatch, tmp_path):
-    with pytest.raises(UserError, match="bound.samples=0"):
-        bound(subject, 0, 1)
-    with pytest.raises(UserError, match="bound.images=all"):
-        bound(subject, 1, "all")
-    with pytest.raises(UserError, match="samples.images=2"):
-        samples(subject, 2, 5, 10, None)
-    with pytest.raises(UserError, match="latents.components=0"):
-        latents(subject, 0)
+    for part, values, words in (
+        ("bound", {"samples": 0, "images": None}, "bound.samples=0"),
+        ("bound", {"samples": 1, "images": "all"}, "bound.images=all"),
+        ("samples", {"images": 2}, "samples.images=2: give a whole number of at least 10"),
+        ("samples", {"bootstrap": 1e3}, "samples.bootstrap=1000.0"),
+        ("latents", {"components": 0}, "latents.components=0"),
+        ("representation", {"train_images": True}, "representation.train_images=True"),
+    ):
+        with pytest.raises(UserError, match=words):  # before the first part is computed
+            next(evaluate(subject, {"elbo": {}, part: values}))
     for parts in ("fid", [], None):
-        with pytest.raises(UserError, match="choose from elbo, bound"):
+        with pytest.raises(UserError, match="choose all, or from elbo, bound"):
             parts_of(parts)
     with torch.no_grad():
         next(subject.model.decoder.parameters()).fill_(float("nan"))

@@ -53,7 +53,10 @@ def test_rate_is_cut_into_information_and_gap_between_true_bounds(offset):
     assert cut.information[0] - noise <= information <= cut.information[1] + noise
     assert cut.gap[0] - noise <= gap <= cut.gap[1] + noise
     assert cut.information[1] - cut.information[0] < 0.1  # both bounds are tight here
-    assert cut.information[0] + cut.gap[1] == pytest.approx(posterior.rates(mean, scale).sum().item(), abs=1e-6)
+    for information_bound, gap_bound in ((0, 1), (1, 0)):
+        both = cut.information[information_bound] + cut.gap[gap_bound]
+        assert both == pytest.approx(posterior.rates(mean, scale).sum().item(), abs=1e-6)
+    assert 0 < cut.standard_error < 0.1
 
 
 def test_information_cannot_pass_its_ceiling():

@@ -7,14 +7,12 @@ import torch
 from sklearn.decomposition import PCA
 
 from src.data.base import Split
-from src.errors import whole_number
 from src.metrics import posterior, probes
 from src.subject import Codes, Subject
 
 
 def latents(subject: Subject, components: int) -> dict[str, Any]:
     """Use of the latents: rate of each, active units, mutual information, gap of aggregate posterior and prior."""
-    whole_number("latents.components", components)
     mean, scale, label, _ = subject.codes(subject.split)
     z = subject.codes(subject.split).sample(subject.seed)
     rate = posterior.rates(mean, scale)
@@ -30,6 +28,7 @@ def latents(subject: Subject, components: int) -> dict[str, Any]:
         "latent_dim": len(rate),
         "mutual_information": list(cut.information),
         "aggregate_gap": list(cut.gap),
+        "bounds_standard_error": cut.standard_error,
         "information_ceiling": cut.ceiling,
         "aggregate_mean": z.mean(0).tolist(),
         "aggregate_std": z.std(0, correction=0).tolist(),
@@ -44,7 +43,6 @@ def representation(subject: Subject, train_images: int) -> dict[str, Any]:
         subject: what is judged.
         train_images: training images to fit on, spread evenly.
     """
-    whole_number("representation.train_images", train_images, 2)
     module = subject.datamodule
     if (module.pool.labels[torch.cat(module.splits[:3])] < 0).any():
         return {"skipped": "the images have no class labels"}

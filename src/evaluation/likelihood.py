@@ -12,7 +12,6 @@ from src.callbacks.memory import ProgressBar
 from src.callbacks.resume import ReproducibleNoise
 from src.console import progress
 from src.data.base import ImageDataModule
-from src.errors import whole_number
 from src.metrics.bounds import importance_bound
 from src.metrics.reconstruction import Similarity
 from src.models.base import BaseVAE
@@ -63,9 +62,8 @@ def bound(subject: Subject, samples: int, images: int | None) -> dict[str, Any]:
         samples: K.
         images: how many, spread evenly over the split; None for all.
     """
-    whole_number("bound.samples", samples)
     size = len(getattr(subject.datamodule.splits, subject.split))
-    count = size if images is None else min(size, whole_number("bound.images", images))
+    count = size if images is None else min(size, images)
     decoded_at_once = max(1, NUMBERS_AT_ONCE // subject.pixels)
     group = max(1, min(8, decoded_at_once // samples))  # images at once: more only where all their samples fit
     parts = []

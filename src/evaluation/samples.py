@@ -8,7 +8,6 @@ from torch import Tensor
 
 from src.console import progress
 from src.data.base import Split
-from src.errors import whole_number
 from src.metrics import distances
 from src.metrics.features import Features, inception_features, own_features
 from src.randomness import stream
@@ -33,13 +32,10 @@ def samples(subject: Subject, images: int, bootstrap: int, components: int, ince
         components: of the mixture.
         inception: also true FID, KID and IS; None where its network is installed.
     """
-    whole_number("samples.bootstrap", bootstrap, 2)
-    whole_number("samples.components", components)
     splits = subject.datamodule.splits
     available = min(len(splits.train), len(getattr(splits, subject.split)))
     if available < FEWEST:
         return {"skipped": f"a split has {available} images, distances need {FEWEST}"}
-    whole_number("samples.images", images, FEWEST)
     count = min(images, len(splits.train), len(getattr(splits, subject.split)))
     sets: dict[str, Callable[[], Iterable[Tensor]]] = {
         "training": lambda: _images(subject, "train", count),

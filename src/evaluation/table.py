@@ -63,7 +63,7 @@ def _latents(figures: dict[str, Any], names: dict[str, str]) -> list[str]:
         f"rate               {figures['rate']:.2f} nats = mutual information + gap of aggregate posterior and prior",
         f"mutual information {information[0]:.2f} to {information[1]:.2f} nats (the lower bound cannot pass "
         f"log of the images, {figures['information_ceiling']:.2f})",
-        f"gap                {gap[0]:.2f} to {gap[1]:.2f} nats",
+        f"gap                {gap[0]:.2f} to {gap[1]:.2f} nats; these bounds ± {figures['bounds_standard_error']:.2f}",
         figures["verdict"],
     ]
 

@@ -7,6 +7,7 @@ from matplotlib.ticker import MaxNLocator
 
 # Okabe & Ito's palette: told apart with any colour vision.
 COLOURS = {"elbo": "#0072B2", "distortion": "#D55E00", "rate": "#009E73"}
+MARKERS = {"train": "x", "val": "."}
 LEGEND = {"train": "training", "val": "validation"}
 
 
@@ -29,8 +30,11 @@ def loss_curves(epochs: Sequence[Mapping[str, float]], names: Mapping[str, str])
                 points = [(epoch["epoch"], sign * epoch[tag]) for epoch in epochs if tag in epoch]
                 if points:
                     label = f"{name}, {LEGEND[stage]}"
-                    axes.plot(*zip(*points, strict=True), style, color=COLOURS[quantity], label=label, marker=".")
+                    look = {"color": COLOURS[quantity], "marker": MARKERS[stage]}
+                    axes.plot(*zip(*points, strict=True), style, label=label, **look)
         axes.set(xlabel="epoch", ylabel="nats per image", title=title)
+        if len(epochs) == 1:
+            axes.set_xlim(epochs[0]["epoch"] - 1, epochs[0]["epoch"] + 1)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend(fontsize=9)

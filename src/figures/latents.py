@@ -19,6 +19,7 @@ MARKERS = ("o", "^", "s", "D")  # for the classes beyond the tenth
 ACTIVE, PASSIVE = "#0072B2", "#BBBBBB"
 AGREES = 0.05  # Kolmogorov-Smirnov distance, and share of misplaced codes beyond chance, that count as agreement
 LEVEL = 1.63  # of the KS distance times the root of N: passed by one normal sample in a hundred
+ENOUGH = 200  # codes below which nothing is said of their agreement
 BINS = 50  # document 003
 LABEL = (0.12, 0.035)  # width and height of a class name in a scatter plot, in parts of the plot
 
@@ -110,11 +111,12 @@ def against_normal(z: Tensor, latents: tuple[int, int], agreements: Sequence[Agr
         f"latent {latent}: mean {a.mean:+.2f}, std {a.std:.2f}, KS {a.ks:.3f}"
         for latent, a in zip(latents, agreements, strict=True)
     )
-    figure.suptitle(
-        f"The two latents with the largest rate {'agree' if agree else 'DISAGREE'} with the prior. {figures};\n"
-        f"together: {100 * together.share:.0f} % of the codes misplaced ({100 * together.by_chance:.0f} % by chance)",
-        fontsize=11,
-    )
+    word = "agree" if agree else "DISAGREE"
+    plane = f"{100 * together.share:.0f} % of the codes misplaced ({100 * together.by_chance:.0f} % by chance)"
+    if len(z) < ENOUGH:
+        word, plane = "cannot be compared", f"{len(z)} images are too few to say"
+    title = f"The two latents with the largest rate {word} with the prior. {figures};\ntogether: {plane}"
+    figure.suptitle(title, fontsize=11)
     return figure
 
 

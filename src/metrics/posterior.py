@@ -60,23 +60,27 @@ class Surgery(NamedTuple):
 
     information: tuple[float, float]  # mutual information of image and code under q
     gap: tuple[float, float]  # KL of the aggregate posterior to the prior
+    standard_error: float  # of the bounds, over images
     ceiling: float  # log N, which the lower bound on the information cannot pass
 
 
 def surgery(mean: Tensor, scale: Tensor, z: Tensor, mixture: GaussianMixture) -> Surgery:
     """Bounds on both parts from the posteriors of N images and a draw ``z`` ``[N, D]`` from each.
 
-    Lower bound on the information: InfoNCE with the posterior itself as critic, at most log N (Poole et al. 2019,
-    arXiv 1905.06922, eq. 12). Lower bound on the gap: any density r gives ``E_q[log r(z) - log p(z)]`` as
-    ``KL(q||p) - KL(q||r)``; r is a mixture fitted to *other* images' codes. Each bounds the other from above.
+    Any density r gives ``E_q[log r(z) - log p(z)] = KL(q||p) - KL(q||r)``, a lower bound on the gap; r is a mixture
+    fitted to *other* images' codes. The mixture of the N posteriors themselves in its place gives an upper bound, as
+    it knows the very images: what it leaves of the rate is InfoNCE with the posterior as critic, a lower bound on the
+    information and at most log N (Poole et al. 2019, arXiv 1905.06922, eq. 12).
     """
-    rate = rates(mean, scale).sum().item()
-    own = Normal(mean.double(), scale.double()).log_prob(z.double()).sum(1)
-    information = max(0.0, (own - log_aggregate(z, mean, scale)).mean().item())
+    rate, ceiling = rates(mean, scale).sum().item(), math.log(len(z))
     prior = Normal(0.0, 1.0).log_prob(z.double()).sum(1)
-    r = torch.from_numpy(mixture.score_samples(z.double().numpy()))
-    gap = max(0.0, (r - prior).mean().item())
-    return Surgery((information, max(information, rate - gap)), (gap, max(gap, rate - information)), math.log(len(z)))
+    fitted = torch.from_numpy(mixture.score_samples(z.double().numpy())) - prior
+    inside = log_aggregate(z, mean, scale) - prior
+    # Noise can cross them where they are close.
+    lower, upper = sorted(min(max(bound.mean().item(), 0.0), rate) for bound in (fitted, inside))
+    upper = max(upper, rate - ceiling)
+    error = max(fitted.std().item(), inside.std().item()) / len(z) ** 0.5 if len(z) > 1 else rate
+    return Surgery((rate - upper, rate - lower), (lower, upper), error, ceiling)
 
 
 def fit_mixture(z: Tensor, components: int, seed: int) -> GaussianMixture:
