@@ -35,12 +35,12 @@ test: setup      ## run the tests; ARGS goes to pytest
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses=4 --dist=loadfile --cov --cov-report=term $(ARGS)
 
 lint: setup      ## check style and format
-	$(PY) -m ruff check src tests
-	$(PY) -m ruff format --check src tests
+	$(PY) -m ruff check src hydra_plugins tests
+	$(PY) -m ruff format --check src hydra_plugins tests
 
 format: setup    ## mend style and format
-	$(PY) -m ruff check --fix src tests
-	$(PY) -m ruff format src tests
+	$(PY) -m ruff check --fix src hydra_plugins tests
+	$(PY) -m ruff format src hydra_plugins tests
 
 tensorboard: setup ## the dashboard of every run below LOGDIR (outputs)
 	$(PY) -m tensorboard.main --logdir $(LOGDIR)

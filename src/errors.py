@@ -19,8 +19,19 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 log = logging.getLogger(__name__)
 
 
+DIVERGED = 3  # exit status of a training whose loss was no longer a number
+
+
 class UserError(Exception):
     """Bad input: one line that says what is wrong and what to do about it."""
+
+    exit_status = 1
+
+
+class Diverged(UserError):
+    """The training is no longer made of numbers."""
+
+    exit_status = DIVERGED
 
 
 def whole_number(key: str, value: Any, at_least: int = 1) -> int:
@@ -99,9 +110,15 @@ def reports_user_errors(task: Callable[[DictConfig], Any]) -> Callable[[DictConf
             if HydraConfig.get().mode is RunMode.MULTIRUN:
                 raise
             _leave_no_empty_folder(Path(HydraConfig.get().runtime.output_dir))
-            sys.exit(1)
+            sys.exit(_exit_status(error))
 
     return wrapped
+
+
+def _exit_status(error: BaseException | None) -> int:
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__
+    return error.exit_status if error is not None else 1
 
 
 def _leave_no_empty_folder(folder: Path) -> None:

@@ -42,16 +42,14 @@ def summarize(
     model: BaseVAE,
     datamodule: ImageDataModule,
     test: dict[str, float],
-    tags: list[str],
-    seed: int,
+    config: dict[str, Any],
 ) -> dict[str, Any]:
     """Everything ``metrics.json`` holds when training ends.
 
     Args:
         trainer: has just trained ``model`` on ``datamodule``.
         test: figures of the test split; empty where it was not tested.
-        tags: the user's words.
-        seed: the run's seed.
+        config: the run's config, resolved.
     """
     throughput = next((c for c in trainer.callbacks if isinstance(c, Throughput)), None)
     splits = datamodule.splits
@@ -77,11 +75,12 @@ def summarize(
         "steps": trainer.global_step,
         "precision": str(trainer.precision),
         "devices": f"{trainer.num_devices} x {trainer.accelerator.name()}",
-        "seed": seed,
-        "tags": tags,
+        "seed": config["seed"],
+        "tags": config["tags"],
         "seconds": throughput and round(throughput.elapsed, 2),
         "train_images_per_second": throughput and throughput.images_per_second,
         "peak_memory_mib": peak_memory(),
+        "config": config,
         "git_commit": git_commit(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "lightning": L.__version__},
     }
@@ -90,6 +89,7 @@ def summarize(
 def report(run: RunFolder, metrics: dict[str, Any]) -> str:
     """The table a run ends with."""
     names = metrics["names"]
+    names = {**names, "active_latents": "active latents"}
     rows: list[tuple[str, Any]] = [(f"test {names.get(n, n)}", v) for n, v in metrics["test"].items()]
     if metrics["train_images_per_second"]:
         speed = f"{metrics['train_images_per_second']:,.0f} images/s"

@@ -6,7 +6,7 @@
 import logging
 
 import hydra
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from src.errors import reports_user_errors
 
@@ -54,7 +54,8 @@ def main(cfg: DictConfig) -> float | None:
             model.load_state_dict(runs.read_weights(run.best, model))
         test = tested(trainer, model, datamodule)
     if trainer.is_global_zero:
-        metrics = record.summarize(trainer, model, datamodule, test, list(cfg.tags), cfg.seed)
+        config = OmegaConf.to_container(cfg, resolve=True)
+        metrics = record.summarize(trainer, model, datamodule, test, config)
         run.write_metrics(metrics)
         say(record.report(run, metrics))
     return next(iter(record.best(trainer).values()), None)

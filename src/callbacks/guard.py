@@ -8,7 +8,7 @@ from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
-from src.errors import UserError
+from src.errors import Diverged
 from src.models.base import BaseVAE
 
 WATCHED = ("loss", "distortion", "rate", "grad_norm")
@@ -25,7 +25,7 @@ class NonFiniteGuard(Callback):
         read_every: steps between two readings; None for the device's own.
 
     Raises:
-        UserError: names the step and the culprit: a term of the loss, or a parameter.
+        Diverged: names the step and the culprit: a term of the loss, or a parameter.
     """
 
     def __init__(self, read_every: int | None = None) -> None:
@@ -95,7 +95,7 @@ class NonFiniteGuard(Callback):
         folders = [Path(c.dirpath) for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
         saved = [folder / "last.ckpt" for folder in folders if (folder / "last.ckpt").exists()]
         kept = f"the last good checkpoint is {saved[0]}" if saved else "no epoch was complete yet"
-        raise UserError(
+        raise Diverged(
             f"training stopped in epoch {trainer.current_epoch}: {what}; {kept}. "
             "Lower optimizer.lr or set trainer.gradient_clip_val"
         )

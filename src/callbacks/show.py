@@ -94,7 +94,7 @@ class Dashboard(Callback):
 
 
 class Figures(Callback):
-    """Writes the run's pictures: reconstructions, samples, loss curves.
+    """Writes the run's pictures: reconstructions, samples, loss curves, and a small strip for a sweep's contact sheet.
 
     With validation images when training ends; with test images and the tested weights when it has been tested.
 
@@ -125,3 +125,4 @@ class Figures(Callback):
         pictures = exploration.SHORT if epochs else exploration.SHORT[:-1]
         for name in pictures:
             exploration.write(exploration.PICTURES[name](subject), self.folder / f"{name}.png")
+        exploration.write_strip(exploration.strip(subject), self.folder / "strip.png")

@@ -23,14 +23,17 @@ log = logging.getLogger(__name__)
 NUMBERS_AT_ONCE = 2**21  # pixels of the images that are decoded at once for the importance bound
 
 
-def tested(trainer: L.Trainer, model: BaseVAE, datamodule: ImageDataModule) -> dict[str, float]:
+def tested(trainer: L.Trainer, model: BaseVAE, datamodule: ImageDataModule) -> dict[str, float | int]:
     """Exact means over the test split (or over ``datamodule.tested``): elbo, distortion, rate, loss, bits/dim.
+
+    And how many latents are active (Burda et al. 2016).
 
     One posterior sample an image, in nats per image. What training ends with, and the evaluation's first part.
     """
     trainer.test(model, datamodule, verbose=False)
     metrics = trainer.callback_metrics.items()
-    return {name.removeprefix("test/"): float(value) for name, value in metrics if name.startswith("test/")}
+    means = {name.removeprefix("test/"): float(value) for name, value in metrics if name.startswith("test/")}
+    return {**means, "active_latents": int(means["active_latents"])}
 
 
 def elbo(subject: Subject) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from src.data.batches import Batch
 from src.errors import UserError
 from src.likelihoods import Likelihood, Pixels
 from src.metrics.means import ExampleMean
+from src.metrics.posterior import ACTIVE_VARIANCE
 from src.networks.blocks import WideLinear
 from src.objectives import ElboTerms, Inference, elbo_terms, linear_warmup, soft_bound
 from src.priors import StandardNormal
@@ -88,8 +89,9 @@ class BaseVAE(L.LightningModule):
         self._make_optimizer = optimizer
         self._schedule = schedule
         self.step_terms: dict[str, Tensor] = {}  # means of the latest training batch, detached
-        # loss, distortion and rate, then the rate of each latent
-        self.means = nn.ModuleDict({stage: ExampleMean(3 + latent_dim) for stage in ("fit", "val", "test")})
+        # loss, distortion and rate, then of each latent its rate and, in evaluation, its mean and that squared
+        sizes = {"fit": 3 + latent_dim, "val": 3 + 3 * latent_dim, "test": 3 + 3 * latent_dim}
+        self.means = nn.ModuleDict({stage: ExampleMean(size) for stage, size in sizes.items()})
 
     # ---- the model -------------------------------------------------------------------------------------------
 
@@ -158,8 +160,10 @@ class BaseVAE(L.LightningModule):
         with torch.autocast(batch.x.device.type, enabled=False):
             terms = elbo_terms(batch.x, inference, self.prior())
             loss = self.objective(batch.x, inference, terms)
-        values = torch.stack([loss, terms.distortion, terms.rate], dim=1).detach()
-        self.means[stage].update(torch.cat([values, terms.rate_per_latent.detach()], dim=1))
+        values = [torch.stack([loss, terms.distortion, terms.rate], dim=1), terms.rate_per_latent]
+        if stage != "fit":  # while the weights move, a variance over the images means nothing
+            values += [inference.posterior.mean, inference.posterior.mean**2]
+        self.means[stage].update(torch.cat(values, dim=1).detach())
         return loss, terms
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -196,8 +200,11 @@ class BaseVAE(L.LightningModule):
         means = self.means[stage].compute()
         self.means[stage].reset()
         loss, distortion, rate = means[:3].tolist()
-        self.rate_per_latent = means[3:]
+        self.rate_per_latent, *moments = means[3:].split(self.latent_dim)
         named = {"elbo": -(distortion + rate), "distortion": distortion, "rate": rate, "loss": loss}
+        if moments:
+            mean, square = moments
+            named["active_latents"] = float((square - mean**2 > ACTIVE_VARIANCE).sum())
         pixels = self.trainer.datamodule.pixels
         bits = self.likelihood.bits_per_dim(distortion + rate, torch.Size(self.image_shape).numel(), pixels)
         if bits is not None:

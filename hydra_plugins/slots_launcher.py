@@ -1,0 +1,56 @@
+"""Hydra's door to :mod:`src.sweeps.slots`; Hydra takes plugins from a namespace of this name alone."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra.core.utils import JobReturn, JobStatus, configure_log
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+from src.errors import UserError
+from src.sweeps.points import Point, plan_in
+from src.sweeps.slots import processors, run_all, slots_of, visible_gpus
+
+
+class SlotsLauncher(Launcher):
+    """Every point in a process of its own, as many at a time as the machine has slots.
+
+    Args:
+        slots: how many; None for one a group of GPUs (times ``per_gpu``), or one a processor without them.
+        per_gpu: points that share a GPU.
+        threads: of each process; None divides the processors.
+    """
+
+    def __init__(self, slots: int | None = None, per_gpu: int = 1, threads: int | None = None) -> None:
+        self.slots = slots
+        self.per_gpu = per_gpu
+        self.threads = threads
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Hydra hands over its state."""
+        self.context = hydra_context
+        self.config = config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Run the points; the value of each is its best monitored metric, None where it failed."""
+        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+        sweep = Path(self.config.hydra.sweep.dir)
+        try:
+            plan, asked = plan_in(sweep), (self.config.trainer.accelerator, self.config.trainer.devices)
+            slots = slots_of(*asked, visible_gpus(), processors(), self.slots, self.per_gpu, self.threads)
+            points = [Point(sweep, plan, o, initial_job_idx + i, self.config) for i, o in enumerate(job_overrides)]
+            run_all(points, slots)
+        except UserError as error:
+            sys.exit(f"error: {error}")
+        except KeyboardInterrupt:
+            print(f"error: interrupted; the same command goes on where this one stopped ({sweep})", file=sys.stderr)
+            sys.exit(130)
+        return [self._returned(point, overrides) for point, overrides in zip(points, job_overrides, strict=True)]
+
+    def _returned(self, point: Point, overrides: Sequence[str]) -> JobReturn:
+        answer = JobReturn(overrides=list(overrides), working_dir=str(point.folder), task_name=point.name)
+        answer.return_value = point.value
+        answer.status = JobStatus.COMPLETED  # a failed one is counted at the end; Hydra would stop here
+        return answer

@@ -1,0 +1,45 @@
+"""What comes before and after a sweep, whichever engine runs its points."""
+
+import logging
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, open_dict
+
+from src.errors import explain
+from src.sweeps.plan import plan_of, sweep_folder
+from src.sweeps.points import Record, quoted
+
+log = logging.getLogger(__name__)
+
+MOST_EXIT_CODE = 100  # shells use those above 125
+
+
+class Sweep(Callback):
+    """Names the sweep's folder, writes down what was asked for; at the end the report, and how many points failed."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Before the first point: ``sweep.json``."""
+        plan = plan_of(config, shlex.join(["python", "-m", "src.train", *sys.argv[1:]]))
+        folder = sweep_folder(plan, config)
+        with open_dict(config):
+            config.hydra.sweep.dir = str(folder)
+            # Hydra composes each point anew, from these and the point's own.
+            config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(folder)}")
+        try:
+            plan.save(folder)
+        except OSError as error:
+            print(f"error: {explain(error)}", file=sys.stderr)
+            sys.exit(1)
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """After the last point: the report; the exit status is the number of points that are not finished."""
+        folder = Path(config.hydra.sweep.dir)
+        records = [Record.load(path.parent) for path in folder.glob("*/point.json")]
+        missing = sum(record is None or record.status != "finished" for record in records)
+        if missing:
+            print(f"{missing} of {len(records)} points failed: repeat the command to try them again")
+            sys.exit(min(missing, MOST_EXIT_CODE))

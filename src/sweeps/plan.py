@@ -1,0 +1,110 @@
+"""What a multirun command asks for, and the names that follow from it.
+
+The folder of a sweep is a function of its command, and the folder of a point of its swept values: so the same command
+finds its work again.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+
+from src.errors import UserError
+from src.files import whole_file
+
+LONGEST_NAME = 150  # characters of a folder's name; file systems allow 255
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is swept and what is fixed, as it was typed.
+
+    Attributes:
+        swept: values or space of each swept key: ``{"model.latent_dim": "2,8,32"}``.
+        fixed: the other overrides: ``{"experiment": "mnist_lstm"}``.
+        command: what repeats the sweep.
+    """
+
+    swept: dict[str, str]
+    fixed: dict[str, str]
+    command: str = ""
+
+    def save(self, folder: Path) -> None:
+        """Write ``sweep.json``."""
+        with whole_file(folder / "sweep.json") as file:
+            file.write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> "Plan | None":
+        """Read ``sweep.json``; None where there is none.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        path = folder / "sweep.json"
+        if not path.is_file():
+            return None
+        try:
+            return cls(**json.loads(path.read_text()))
+        except (ValueError, TypeError, OSError) as error:
+            raise UserError(f"{path} is damaged ({error}): delete it, or repeat the sweep's command") from error
+
+
+def plan_of(config: DictConfig, command: str) -> Plan:
+    """The plan of a composed multirun config: its sweeper's parameters and the command line, which has the last word.
+
+    ``sweep=`` itself is neither swept nor fixed: all it does is to name parameters.
+    """
+    params = OmegaConf.to_container(config.hydra.sweeper.get("params") or OmegaConf.create({}))
+    typed = [f"{key}={value}" for key, value in params.items()] + list(config.hydra.overrides.task)
+    swept, fixed = {}, {}
+    for override in OverridesParser.create().parse_overrides(typed):
+        key, value = override.input_line.partition("=")[::2]
+        swept.pop(key, None), fixed.pop(key, None)
+        if key != "sweep":
+            (swept if override.is_sweep_override() else fixed)[key] = value
+    return Plan(swept, fixed, command)
+
+
+def sweep_folder(plan: Plan, config: DictConfig) -> Path:
+    """Where a sweep goes: where the command says, else by data and model, what is swept, and a hash of all that.
+
+    Below ``hydra.sweep.dir`` of the config files.
+    """
+    if any(override.startswith("hydra.sweep.dir=") for override in config.hydra.overrides.hydra):
+        return Path(config.hydra.sweep.dir)
+    choices = config.hydra.runtime.choices
+    data, model = (f"{kind}s" if kind in plan.swept else choices[kind] for kind in ("data", "model"))
+    asked = [sorted(plan.swept.items()), sorted(plan.fixed.items()), config.hydra.sweeper._target_]
+    keys = "-".join(short_names(plan.swept).values()) or "point"
+    return Path(config.hydra.sweep.dir) / data / model / _bounded(f"{keys}-{_hash(asked)}")
+
+
+def short_names(keys: Iterable[str]) -> dict[str, str]:
+    """The last part of each dotted key, or all of it where two would be called the same."""
+    keys = list(keys)
+    last = [key.rpartition(".")[2] for key in keys]
+    return {key: name if last.count(name) == 1 else key for key, name in zip(keys, last, strict=True)}
+
+
+def point_name(overrides: Sequence[str], swept: Mapping[str, Any]) -> str:
+    """Name of a point's folder: ``latent_dim-2__kl_weight-0.5``. Needs no quotes, whatever the values are."""
+    names = short_names(swept)
+    values = dict(override.partition("=")[::2] for override in overrides)
+    exact = "__".join(f"{name}-{values.get(key, '')}" for key, name in names.items()) or "point"
+    plain = re.sub(r"[^\w.+-]+", "_", exact)
+    return plain if plain == exact and len(plain) <= LONGEST_NAME else _bounded(plain) + f"-{_hash(exact)}"
+
+
+def _bounded(name: str) -> str:
+    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 8] + "..." + name[-5:]
+
+
+def _hash(what: Any) -> str:
+    return blake2b(json.dumps(what).encode(), digest_size=3).hexdigest()

@@ -1,0 +1,196 @@
+"""As many points at a time as this machine has slots: its GPUs, or its processors, divided among them."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from types import FrameType
+
+from tqdm import tqdm
+
+from src.errors import UserError, whole_number
+from src.sweeps.points import GRACE, Point
+
+Slot = dict[str, str]  # the variables that pin a process to its part of the machine
+LOOK_EVERY = 0.2  # seconds
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def visible_gpus() -> list[str]:
+    """Names of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES counts them; torch is not imported."""
+    if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [name.strip() for name in named.split(",") if name.strip() not in ("", "-1")]
+    if shutil.which("nvidia-smi") is None:
+        return []
+    listed = subprocess.run(
+        ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True, check=False
+    )
+    return listed.stdout.split() if listed.returncode == 0 else []
+
+
+def slots_of(
+    accelerator: str,
+    devices: int | str | Sequence[int],
+    gpus: Sequence[str],
+    processors: int,
+    slots: int | None = None,
+    per_gpu: int = 1,
+    threads: int | None = None,
+) -> list[Slot]:
+    """What each slot's process gets to see of the machine.
+
+    Args:
+        accelerator: ``trainer.accelerator`` of the points.
+        devices: ``trainer.devices`` of the points: GPUs, or processes on a CPU, that each of them takes.
+        gpus: names of the GPUs here.
+        processors: how many there are here.
+        slots: how many slots; None for one a group of GPUs (times ``per_gpu``), or one a processor without them.
+        per_gpu: points that share a GPU.
+        threads: of each process; None divides the processors.
+
+    Raises:
+        UserError: there is no such machine here.
+    """
+    for key, value in (("slots", slots), ("threads", threads), ("per_gpu", per_gpu)):
+        if value is not None:
+            whole_number(f"hydra.launcher.{key}", value)
+    each = devices if isinstance(devices, int) and devices > 0 else 1
+    each = len(devices) if isinstance(devices, Sequence) and not isinstance(devices, str) else each
+    on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and bool(gpus))
+    pins: list[Slot] = [{}]
+    if on_gpu:
+        groups = [gpus[i : i + each] for i in range(0, len(gpus) - each + 1, each)]
+        if not groups:
+            raise UserError(f"a point takes {each} GPUs (trainer.devices) and {len(gpus)} are here: choose trainer=cpu")
+        pins = [{"CUDA_VISIBLE_DEVICES": ",".join(group)} for group in groups]
+        count = slots or len(pins) * per_gpu
+    else:
+        count = slots or max(1, processors // each)
+    share = threads or max(1, processors // (count * each))
+    return [{**pins[i % len(pins)], **dict.fromkeys(THREADS, str(share))} for i in range(count)]
+
+
+def processors() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_all(points: Sequence[Point], slots: Sequence[Slot]) -> None:
+    """Run what is not finished yet, a point a slot; failed ones do not stop the others.
+
+    Raises:
+        KeyboardInterrupt: on Ctrl-C, SIGTERM or a closed terminal, once all processes have stopped.
+    """
+    waiting = deque(point for point in points if not point.finished_before())
+    free, running = deque(slots), {}
+    handlers = {number: signal.signal(number, _interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    board = Board(points, min(len(slots), max(1, len(waiting))))
+    try:
+        while waiting or running:
+            while waiting and free:
+                point, slot = waiting.popleft(), free.popleft()
+                running[point] = slot  # first: an interrupt may come at once
+                if not point.begin(slot):
+                    board.tell(point)
+                    free.append(running.pop(point))
+            board.show()
+            time.sleep(LOOK_EVERY)
+            for point in [point for point in running if point.ended()]:
+                free.append(running.pop(point))
+                board.tell(point)
+    except KeyboardInterrupt:
+        board.say("stopping ...")
+        stop_all(running)
+        raise
+    finally:
+        board.close()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def stop_all(running: Iterable[Point]) -> None:
+    """Interrupt all, give them the same time to end, kill the rest. A second Ctrl-C waits no longer."""
+    started = [point for point in running if point.record.status == "running"]
+    deadline = time.monotonic() + GRACE
+    for point in started:
+        point.ask_to_stop()
+    for point in started:
+        try:
+            point.stop(deadline)
+        except KeyboardInterrupt:
+            deadline = 0.0
+            point.stop(deadline)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+class Board:
+    """The one line that says how a sweep stands; without a terminal, a line a point.
+
+    Args:
+        points: all of them.
+        slots: how many run at a time.
+    """
+
+    def __init__(self, points: Sequence[Point], slots: int) -> None:
+        self._points = points
+        self._slots = slots
+        self._line = tqdm(total=0, bar_format="{desc}", disable=None, leave=False, file=sys.stdout)
+        self.before = sum(p.record.status == "finished" for p in points)
+        if self.before:
+            self.say(f"{self.before} of {len(points)} points were finished before")
+
+    def show(self) -> None:
+        """Bring the line up to date."""
+        if not self._line.disable:
+            self._line.set_description_str(self.standing())
+
+    def tell(self, point: Point) -> None:
+        """A point has ended: worth a line where there is no terminal, or where it failed."""
+        value = "" if point.value is None else f", {point.value:.4f}"
+        error = f": {point.record.error}" if point.record.error else ""
+        if self._line.disable or point.record.status == "failed":
+            self.say(f"{point.name} {point.record.status}{value}{error} [{self.standing()}]")
+
+    def say(self, text: str) -> None:
+        """A line above the line."""
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+
+    def standing(self) -> str:
+        """``3 of 8 done, 2 running, 1 failed, about 4 min left``."""
+        count = {status: 0 for status in ("finished", "running", "failed")}
+        for point in self._points:
+            if point.record.status in count:
+                count[point.record.status] += 1
+        text = f"{count['finished']} of {len(self._points)} done, {count['running']} running, {count['failed']} failed"
+        left = self._seconds_left()
+        return text + (f", about {duration(left)} left" if left else "")
+
+    def _seconds_left(self) -> float | None:
+        """From what points took so far; None while that is not known."""
+        took = [p.record.seconds for p in self._points if p.record.status == "finished"]
+        if not took:
+            return None
+        mean, now = sum(took) / len(took), time.time()
+        going = [now - p.record.began for p in self._points if p.record.status == "running"]
+        waiting = sum(p.record.status == "waiting" for p in self._points)
+        return (mean * waiting + sum(max(0.0, mean - spent) for spent in going)) / self._slots
+
+    def close(self) -> None:
+        """The line goes."""
+        self._line.close()
+
+
+def duration(seconds: float) -> str:
+    """``40 s``, ``12 min`` or ``3 h 20 min``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
