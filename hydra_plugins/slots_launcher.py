@@ -4,14 +4,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hydra.core.utils import JobReturn, JobStatus, configure_log
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from src.errors import UserError
+from src.errors import INTERRUPTED, UserError
 from src.sweeps.points import Point, plan_in
-from src.sweeps.slots import processors, run_all, slots_of, visible_gpus
+from src.sweeps.slots import Slot, processors, run_all, slots_of, visible_gpus
 
 
 class SlotsLauncher(Launcher):
@@ -33,24 +33,34 @@ class SlotsLauncher(Launcher):
         self.context = hydra_context
         self.config = config
 
+    @property
+    def width(self) -> int:
+        """Points that run at a time."""
+        return len(self._slots())
+
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run the points; the value of each is its best monitored metric, None where it failed."""
-        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         sweep = Path(self.config.hydra.sweep.dir)
+        hydra = self.config.hydra
         try:
-            plan, asked = plan_in(sweep), (self.config.trainer.accelerator, self.config.trainer.devices)
-            slots = slots_of(*asked, visible_gpus(), processors(), self.slots, self.per_gpu, self.threads)
-            points = [Point(sweep, plan, o, initial_job_idx + i, self.config) for i, o in enumerate(job_overrides)]
-            run_all(points, slots)
+            plan = plan_in(sweep)
+            points = [Point(sweep, plan, o, initial_job_idx + i, hydra) for i, o in enumerate(job_overrides)]
+            different = {point.folder: point for point in points}  # a search may ask for one twice
+            run_all(list(different.values()), self._slots())
         except UserError as error:
             sys.exit(f"error: {error}")
         except KeyboardInterrupt:
             print(f"error: interrupted; the same command goes on where this one stopped ({sweep})", file=sys.stderr)
-            sys.exit(130)
-        return [self._returned(point, overrides) for point, overrides in zip(points, job_overrides, strict=True)]
+            sys.exit(INTERRUPTED)
+        return [_returned(different[point.folder]) for point in points]
 
-    def _returned(self, point: Point, overrides: Sequence[str]) -> JobReturn:
-        answer = JobReturn(overrides=list(overrides), working_dir=str(point.folder), task_name=point.name)
-        answer.return_value = point.value
-        answer.status = JobStatus.COMPLETED  # a failed one is counted at the end; Hydra would stop here
-        return answer
+    def _slots(self) -> list[Slot]:
+        asked = (self.config.trainer.accelerator, self.config.trainer.devices)
+        return slots_of(*asked, visible_gpus(), processors(), self.slots, self.per_gpu, self.threads)
+
+
+def _returned(point: Point) -> JobReturn:
+    answer = JobReturn(overrides=point.record.overrides, working_dir=str(point.folder), task_name=point.name)
+    answer.return_value = point.value
+    answer.status = JobStatus.COMPLETED  # a failed one is counted at the end; Hydra would stop here
+    return answer

@@ -19,6 +19,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 log = logging.getLogger(__name__)
 
 
+INTERRUPTED = 130  # exit status of what Ctrl-C has ended
 DIVERGED = 3  # exit status of a training whose loss was no longer a number
 
 
@@ -101,7 +102,7 @@ def reports_user_errors(task: Callable[[DictConfig], Any]) -> Callable[[DictConf
             if os.environ.get("HYDRA_FULL_ERROR") == "1":
                 raise
             log.error("error: interrupted; what was finished is kept")
-            sys.exit(130)
+            sys.exit(INTERRUPTED)
         except Exception as error:
             line = explain(error)
             if line is None or os.environ.get("HYDRA_FULL_ERROR") == "1":

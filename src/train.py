@@ -6,9 +6,12 @@
 import logging
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from src.errors import reports_user_errors
+from src.sweeps.points import run_here
 
 log = logging.getLogger(__name__)
 
@@ -17,6 +20,8 @@ log = logging.getLogger(__name__)
 @reports_user_errors
 def main(cfg: DictConfig) -> float | None:
     """Run one training; return the best monitored value, for whoever optimises it."""
+    if HydraConfig.get().mode is RunMode.MULTIRUN:
+        return run_here()
     # torch and Lightning come after the config is composed: a typo is answered at once.
     import lightning as L
     from lightning.pytorch.utilities import rank_zero_only

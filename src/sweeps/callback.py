@@ -11,7 +11,7 @@ from omegaconf import DictConfig, open_dict
 
 from src.errors import explain
 from src.sweeps.plan import plan_of, sweep_folder
-from src.sweeps.points import Record, quoted
+from src.sweeps.points import quoted, records
 
 log = logging.getLogger(__name__)
 
@@ -37,9 +37,15 @@ class Sweep(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """After the last point: the report; the exit status is the number of points that are not finished."""
+        from src.reporting.report import write_report
+        from src.reporting.results import read_results
+
         folder = Path(config.hydra.sweep.dir)
-        records = [Record.load(path.parent) for path in folder.glob("*/point.json")]
-        missing = sum(record is None or record.status != "finished" for record in records)
+        missing = sum(record.status != "finished" for record in records(folder))
+        try:
+            print(f"report: {write_report(read_results(folder))}")
+        except Exception as error:  # the points count, whatever becomes of the report
+            log.exception("no report: %s", explain(error) or error)
         if missing:
-            print(f"{missing} of {len(records)} points failed: repeat the command to try them again")
+            print(f"{missing} point{'s' if missing > 1 else ''} failed: repeat the command to try again")
             sys.exit(min(missing, MOST_EXIT_CODE))

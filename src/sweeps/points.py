@@ -6,6 +6,7 @@ The process is the command a user would type, so nothing is shared with other po
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import shutil
 import signal
@@ -17,11 +18,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from src.errors import DIVERGED, UserError
 from src.files import whole_file
 from src.sweeps.plan import Plan, point_name
+
+log = logging.getLogger(__name__)
 
 RECORD, OUTPUT, LOCK = "point.json", "output.log", ".lock"
 GRACE = 30.0  # seconds a training has to end itself after Ctrl-C
@@ -71,14 +75,14 @@ class Point:
         plan: what is swept.
         overrides: the point's own, without ``hydra.``.
         number: its place in the grid.
-        config: the sweep's composed config.
+        hydra: Hydra's own part of the sweep's config.
     """
 
-    def __init__(self, sweep: Path, plan: Plan, overrides: Sequence[str], number: int, config: DictConfig) -> None:
+    def __init__(self, sweep: Path, plan: Plan, overrides: Sequence[str], number: int, hydra: DictConfig) -> None:
         overrides = [override for override in overrides if not override.startswith("sweep=")]
         self.folder = sweep / point_name(overrides, plan.swept)
         self.record = Record(overrides, number)
-        self._command = [*_program(config), *overrides, f"hydra.run.dir={quoted(self.folder)}", "hydra.mode=RUN"]
+        self._command = [*_program(hydra), *overrides, f"hydra.run.dir={quoted(self.folder)}", "hydra.mode=RUN"]
         self._process: subprocess.Popen | None = None
         self._lock: IO[str] | None = None
 
@@ -215,9 +219,23 @@ class Point:
         return (told or said or [f"exit status {code}"])[-1]
 
 
-def _program(config: DictConfig) -> list[str]:
+def run_here() -> float | None:
+    """Run the point that another engine (joblib, submitit, Ray) has brought to this process; its value.
+
+    Also on a machine of a SLURM cluster: there Lightning is not to take the engine's one task for a DDP rank.
+    """
+    hydra = HydraConfig.get()
+    sweep = Path(hydra.sweep.dir)
+    point = Point(sweep, plan_in(sweep), hydra.overrides.task, hydra.job.num, hydra)
+    if not point.finished_before() and point.begin({"SLURM_JOB_NAME": "bash"} if "SLURM_JOB_ID" in os.environ else {}):
+        point.wait()
+    ended = point.record.status + (f": {point.record.error}" if point.record.error else "")
+    log.info("%s %s", point.name, ended)
+    return point.value
+
+
+def _program(hydra: DictConfig) -> list[str]:
     """The training command up to its overrides, with the Hydra options that the sweep was started with."""
-    hydra = config.hydra
     elsewhere = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
     flags = [word for path in elsewhere for word in ("--config-dir", path)]
     options = [override for override in hydra.overrides.hydra if not override.startswith(OF_THE_SWEEP)]
@@ -239,3 +257,19 @@ def plan_in(sweep: Path) -> Plan:
 def quoted(path: Path) -> str:
     """A path as the value of an override."""
     return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process works on the point in ``folder``."""
+    try:
+        with open(folder / LOCK) as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return isinstance(error, BlockingIOError)
+    return False
+
+
+def records(sweep: Path) -> list[Record]:
+    """How all points of a sweep stand."""
+    found = (Record.load(path.parent) for path in sweep.glob(f"*/{RECORD}"))
+    return [record for record in found if record is not None]

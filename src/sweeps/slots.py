@@ -91,17 +91,18 @@ def run_all(points: Sequence[Point], slots: Sequence[Slot]) -> None:
     board = Board(points, min(len(slots), max(1, len(waiting))))
     try:
         while waiting or running:
+            ended = [point for point in running if point.ended()]
+            free.extend(running.pop(point) for point in ended)
             while waiting and free:
                 point, slot = waiting.popleft(), free.popleft()
                 running[point] = slot  # first: an interrupt may come at once
                 if not point.begin(slot):
-                    board.tell(point)
                     free.append(running.pop(point))
+                    ended.append(point)
+            for point in ended:
+                board.tell(point)
             board.show()
             time.sleep(LOOK_EVERY)
-            for point in [point for point in running if point.ended()]:
-                free.append(running.pop(point))
-                board.tell(point)
     except KeyboardInterrupt:
         board.say("stopping ...")
         stop_all(running)

@@ -1,0 +1,167 @@
+"""Hydra's door to Optuna: which points a search asks for next.
+
+The published plugin (hydra-optuna-sweeper 1.3) is tied to Optuna 2; this one speaks to the current one.
+"""
+
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+from src.errors import UserError, whole_number
+
+STUDY = "sweep"
+
+
+class OptunaSweeper(Sweeper):
+    """Tree-structured Parzen estimator on the best monitored value, kept in ``optuna.db`` in the sweep's folder.
+
+    The same command goes on with the study: points that were cut off or failed are tried again. A point that diverged
+    counts as pruned. Several points are asked for at a time, one for each of the launcher's slots.
+
+    Args:
+        params: search space, in Hydra's words: ``choice(2, 8)``, ``range(1, 4)``, ``interval(0.1, 1)``,
+            ``tag(log, interval(1e-4, 1e-2))``, ``tag(int, log, interval(2, 64))``.
+        trials: points in all.
+        at_once: points asked for at a time; None for one a slot.
+        startup: points drawn at random before the estimator begins.
+        seed: of the search.
+    """
+
+    def __init__(
+        self,
+        params: dict[str, str],
+        trials: int = 30,
+        at_once: int | None = None,
+        startup: int = 10,
+        seed: int = 0,
+    ) -> None:
+        self.params = params
+        self.trials = trials
+        self.at_once = at_once
+        self.startup = startup
+        self.seed = seed
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Hydra hands over its state."""
+        self.config = config
+        self.context = hydra_context
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> float | None:
+        """Search; the best value, None where no point has one."""
+        try:
+            import optuna
+        except ImportError:
+            sys.exit("error: sweep=optuna needs Optuna: pip install '.[optuna]'")
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        try:
+            for key, value in (("trials", self.trials), ("startup", self.startup)):
+                whole_number(f"hydra.sweeper.{key}", value)
+            space, fixed = search_space(self.params, arguments)
+        except UserError as error:
+            sys.exit(f"error: {error}")
+        folder = Path(self.config.hydra.sweep.dir)
+        study = optuna.create_study(
+            study_name=STUDY,
+            storage=f"sqlite:///{folder.absolute()}/optuna.db",
+            load_if_exists=True,
+            direction="minimize" if self.config.callbacks.checkpoint.mode == "min" else "maximize",
+            sampler=optuna.samplers.TPESampler(seed=self.seed, n_startup_trials=self.startup, constant_liar=True),
+        )
+        self._try_again(study)
+        self._search(study, space, fixed)
+        done = [t for t in study.trials if t.state.name == "COMPLETE"]
+        return study.best_value if done else None
+
+    def _try_again(self, study: Any) -> None:
+        """Put points that were cut off or failed back into the queue."""
+        from optuna.trial import TrialState
+
+        queued = {trial.user_attrs.get("of") for trial in study.trials}
+        for trial in study.get_trials(states=(TrialState.RUNNING, TrialState.FAIL)):
+            if trial.state == TrialState.RUNNING:
+                study.tell(trial.number, state=TrialState.FAIL)
+            if trial.params and trial.number not in queued:
+                study.enqueue_trial(trial.params, user_attrs={"of": trial.number})
+
+    def _search(self, study: Any, space: dict[str, Any], fixed: list[str]) -> None:
+        from optuna.trial import TrialState
+
+        kept = (TrialState.COMPLETE, TrialState.PRUNED)
+        failed = 0
+        while (left := self.trials - failed - len(study.get_trials(states=kept, deepcopy=False))) > 0:
+            asked = [study.ask(space) for _ in range(min(left, self.at_once or getattr(self.launcher, "width", 4)))]
+            points = [[*fixed, *(f"{key}={_typed(value)}" for key, value in trial.params.items())] for trial in asked]
+            answers = self.launcher.launch(points, initial_job_idx=asked[0].number)
+            for trial, answer in zip(asked, answers, strict=True):
+                value = answer.return_value
+                if value is None:
+                    failed += 1
+                    study.tell(trial, state=TrialState.FAIL)
+                elif math.isnan(value):
+                    study.tell(trial, state=TrialState.PRUNED)
+                else:
+                    study.tell(trial, value)
+            done = len(study.get_trials(states=kept, deepcopy=False))
+            best = f", best {study.best_value:.4f}" if any(t.state == TrialState.COMPLETE for t in study.trials) else ""
+            print(f"search: {done} of {self.trials} points{best}", flush=True)
+
+
+def search_space(params: dict[str, str], arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Optuna's distributions of the swept keys, and the overrides that every point has.
+
+    The command line has the last word over ``params``.
+
+    Raises:
+        UserError: a space cannot be searched.
+    """
+    typed = [f"{key}={value}" for key, value in params.items()] + list(arguments)
+    space, fixed = {}, {}
+    for override in OverridesParser.create().parse_overrides(typed):
+        key = override.get_key_element()
+        space.pop(key, None), fixed.pop(key, None)
+        if override.is_sweep_override():
+            space[key] = _distribution(override)
+        else:
+            fixed[key] = f"{key}={override.get_value_element_as_str()}"
+    if not space:
+        raise UserError("nothing to search: give at least one key a space, such as model.latent_dim=2,8,32")
+    return space, list(fixed.values())
+
+
+def _distribution(override: Override) -> Any:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    sweep = override.value()
+    if isinstance(sweep, ChoiceSweep):
+        return CategoricalDistribution(list(override.sweep_string_iterator()))
+    try:
+        if isinstance(sweep, RangeSweep):
+            values = list(override.sweep_iterator())
+            whole = all(isinstance(value, int) for value in values)
+            kind = IntDistribution if whole else FloatDistribution
+            return kind(values[0], values[-1], step=values[1] - values[0] if len(values) > 1 else 1)
+        if isinstance(sweep, IntervalSweep):
+            log = "log" in sweep.tags
+            if "int" in sweep.tags:
+                return IntDistribution(int(sweep.start), int(sweep.end), log=log)
+            return FloatDistribution(float(sweep.start), float(sweep.end), log=log)
+    except (ValueError, IndexError) as error:
+        raise UserError(f"{override.input_line}: no space to search ({error})") from error
+    raise UserError(f"{override.input_line}: Optuna cannot search that; use choice, range or interval")
+
+
+def _typed(value: Any) -> str:
+    """A value for the command line; four digits are enough, and keep the names of folders short."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

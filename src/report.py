@@ -1,0 +1,31 @@
+"""The report of a sweep, or of any folder of runs: one page, one table, the figures.
+
+``python -m src.report sweep=outputs/multirun/...`` writes ``report/index.html``, ``report/*.png|svg`` and
+``results.csv`` into that folder. A multirun ends with the same.
+"""
+
+import logging
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from src.errors import reports_user_errors
+
+log = logging.getLogger(__name__)
+
+
+@hydra.main(version_base="1.3", config_path="../conf/report", config_name="report")
+@reports_user_errors
+def main(cfg: DictConfig) -> None:
+    """Report on one folder."""
+    from src.reporting.report import write_report
+    from src.reporting.results import read_results
+
+    results = read_results(Path(str(cfg.sweep)))
+    page = write_report(results)
+    log.info("%d runs, %d finished: %s", len(results.table), len(results.finished), page)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""A sweep's folder in, a report out: results, statistics, figures, one page. Nothing here needs torch."""

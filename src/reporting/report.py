@@ -1,0 +1,339 @@
+"""The report of a sweep: ``report/index.html``, ``results.csv`` and the figures, all from the points' own records."""
+
+import base64
+import io
+import logging
+import math
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.figure import Figure
+from PIL import Image
+
+from src.figures import sweeps
+from src.figures.sheets import contact_sheet
+from src.files import whole_file
+from src.reporting.results import SEED, Results, short
+from src.reporting.statistics import configurations, pareto, verdict
+from src.sweeps.points import quoted
+
+log = logging.getLogger(__name__)
+
+TEMPLATE = Path(__file__).with_name("page.html")
+TESTED = ("test_elbo", "test_distortion", "test_rate")
+# Column: what to call it, and 1 where less of it is better.
+COSTS = {
+    "wall_seconds": ("wall time", 1),
+    "train_images_per_second": ("speed", -1),
+    "memory_mib": ("memory", 1),
+    "trainable_parameters": ("size", 1),
+}
+AVERAGED = ("value", *TESTED, "active_latents", "latent_dim", "bits_per_dim", *COSTS)
+MOST_KEYS = 9  # in the figures by key
+MOST_COLUMNS = 6  # of the contact sheet
+MOST_NAMED = 4  # configurations of a front in its caption
+DPI = 130
+
+
+@dataclass
+class Section:
+    """What is said of points whose numbers may be compared.
+
+    Attributes:
+        title: of the section; empty where it is the only one.
+        keys: the swept keys that differ between them.
+        metric: what to call the elbo.
+        monitor: the metric that chose the weights.
+        points: rows of the table of points.
+        configurations: rows of the table over seeds; empty with one seed.
+        best: the best configuration, in words and numbers.
+        figures: name, caption and data of each figure.
+    """
+
+    title: str
+    keys: list[str]
+    metric: str
+    monitor: str
+    best: dict[str, Any] | None
+    points: list[dict[str, Any]]
+    configurations: list[dict[str, Any]] = field(default_factory=list)
+    figures: list[dict[str, str]] = field(default_factory=list)
+
+
+def write_report(results: Results) -> Path:
+    """Write ``report/`` and ``results.csv`` into the sweep's folder; the path of the page.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    folder = results.folder / "report"
+    folder.mkdir(exist_ok=True)
+    table = results.table
+    # What a process on a GPU is short of is the GPU's memory.
+    table["memory_mib"] = table.gpu_mib.fillna(table.process_mib).astype(float)
+    with whole_file(results.folder / "results.csv") as file:
+        table.drop(columns=["maximize"]).to_csv(file, index=False)
+    sections = list(_sections(results, folder))
+    sheet = [_tile(results, row) for _, row in results.finished.iterrows()]
+    columns = _columns(results)
+    pictures = [(tile["what"], Path(tile["path"])) for tile in sheet if tile["picture"]]
+    if pictures:
+        with whole_file(folder / "contact_sheet.png") as file:
+            contact_sheet(pictures, columns).save(file, "PNG")
+    pages = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    pages.filters.update(number=number, shown=sweeps.shown)
+    text = pages.from_string(TEMPLATE.read_text()).render(
+        name=str(results.folder),
+        command=results.plan.command,
+        swept=_swept(results),
+        fixed=results.plan.fixed,
+        counts=table.status.value_counts().to_dict(),
+        total=len(table),
+        sections=sections,
+        keys=_keys(results),
+        names={**results.names, SEED: SEED},
+        with_interval=with_interval,
+        differences=results.differences() if len(sections) > 1 else [],
+        notes=_notes(results),
+        sheet=sheet,
+        columns=columns,
+        unfinished=[_unfinished(results, row) for _, row in table[table.status != "finished"].iterrows()],
+        commands=[{"point": row.point, **_commands(results, row)} for _, row in table.iterrows()],
+        when=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    )
+    with whole_file(folder / "index.html") as file:
+        file.write_text(text)
+    return folder / "index.html"
+
+
+def _keys(results: Results) -> list[str]:
+    """The swept keys, with the seed where that is one."""
+    return [*results.swept, *([SEED] if results.table[SEED].nunique() > 1 else [])]
+
+
+def _swept(results: Results) -> list[dict[str, str]]:
+    """Each swept key with the values that points have, and as typed."""
+    rows = []
+    for key in _keys(results):
+        values = sweeps.ordered(results.table[key])
+        found = ", ".join(sweeps.shown(v) for v in values)
+        rows.append({"key": key, "typed": results.plan.swept.get(key) or found})
+    return rows
+
+
+def _notes(results: Results) -> list[str]:
+    """What else differs between points, and makes comparing them doubtful."""
+    notes = []
+    for column, what in (
+        ("git_commit", "versions of the code"),
+        ("precision", "precisions"),
+        ("devices", "devices"),
+        ("epochs", "numbers of epochs (early stopping, or trainer.max_epochs)"),
+    ):
+        found = sorted({short(v)[:12] for v in results.finished[column].dropna()})
+        swept = {"epochs": "trainer.max_epochs", "precision": "trainer.precision"}.get(column)
+        if len(found) > 1 and swept not in results.swept:
+            notes.append(
+                f"Points come from {len(found)} {what}: {', '.join(found[:6])}{' …' if len(found) > 6 else ''}."
+            )
+    return notes
+
+
+def _sections(results: Results, folder: Path) -> Iterator[Section]:
+    families = list(results.families())
+    for number, points in enumerate(families, 1):
+        first = points.iloc[0]
+        metric = "pseudo-elbo" if first.pseudo_likelihood else "elbo"
+        keys = [key for key in results.swept if points[key].nunique(dropna=False) > 1]
+        only = len(families) == 1
+        title = "" if only else f"Group {number}: {first.data}, {first.likelihood}, images {short(first.fingerprint)}"
+        means = configurations(points, keys, AVERAGED)
+        chosen = verdict(points, keys, bool(first.maximize))
+        section = Section(
+            title=title,
+            keys=keys,
+            metric=metric,
+            monitor=str(first.monitor),
+            best=_best(results, points, keys, means, chosen) if chosen else None,
+            points=[_point(row) for _, row in points.iterrows()],
+            configurations=_rows(means) if (means.seeds > 1).any() else [],
+        )
+        suffix = "" if only else f"_{number}"
+        names = {key: results.names[key] for key in keys}
+        for name, caption, figure in _figures(points, means, keys, names, metric):
+            section.figures.append(
+                {"caption": caption, "data": _save(figure, folder / f"{name}{suffix}"), "name": name}
+            )
+        yield section
+
+
+def _figures(
+    points: pd.DataFrame, means: pd.DataFrame, keys: Sequence[str], names: Mapping[str, str], metric: str
+) -> Iterator[tuple[str, str, Figure]]:
+    """Name, caption and figure of all that can be drawn of these points."""
+    tested = means.dropna(subset=list(TESTED))
+    bars = " Bars: 95 % intervals over seeds." if (means.seeds > 1).any() else ""
+    if len(tested) > 1:
+        caption = f"The trade between what a code costs and what it leaves to the decoder.{bars}"
+        yield "rate_distortion", caption, sweeps.rate_distortion(tested, keys, names, metric)
+        if keys:
+            label, title = f"test {metric} (nats per image)", f"Test {metric} against each swept key; higher is better"
+            figure = sweeps.by_key(tested, keys[:MOST_KEYS], names, "test_elbo", label, title)
+            yield "test_elbo", f"Weighted as in the elbo, whatever kl_weight trained with.{bars}", figure
+    used = tested.dropna(subset=["active_latents", "latent_dim"])
+    if len(used) > 1 and keys:
+        caption = (
+            "A latent is active where its posterior mean varies by more than 0.01 over the images (Burda et al. 2016)."
+        )
+        yield "latents", caption, sweeps.latents(used, keys, names)
+    costs = means.dropna(subset=["test_elbo"]).reset_index(drop=True)
+    fronts = {c: _front(costs, c, sign) for c, (_, sign) in COSTS.items() if costs[c].notna().sum() > 1}
+    if len(costs) > 1 and fronts:
+        figure = sweeps.cost(costs, "test_elbo", f"test {metric} (nats per image)", fronts)
+        yield "cost", _front_in_words(costs, fronts, keys, names), figure
+
+
+def _front(table: pd.DataFrame, column: str, sign: int) -> list[int]:
+    return pareto([sign * v for v in table[column].astype(float)], list(table.test_elbo.astype(float)))
+
+
+def _front_in_words(
+    table: pd.DataFrame, fronts: Mapping[str, Sequence[int]], keys: Sequence[str], names: Mapping[str, str]
+) -> str:
+    """Which configurations no other one beats, for each cost."""
+    parts = []
+    for column, front in fronts.items():
+        who = [_configuration(table.iloc[i], keys, names) for i in front[-MOST_NAMED:]]
+        if all(who):
+            more = f"{len(front) - MOST_NAMED} cheaper ones, then " if len(front) > MOST_NAMED else ""
+            parts.append(f"by {COSTS[column][0]} {more}{'; '.join(who)}")
+    told = f" On the fronts, from cheap to good: {'. '.join(p[0].upper() + p[1:] for p in parts)}." if parts else ""
+    return "Points that ran side by side shared the machine: their times compare with each other only." + told
+
+
+def _best(
+    results: Results, points: pd.DataFrame, keys: Sequence[str], means: pd.DataFrame, chosen: Any
+) -> dict[str, Any]:
+    row = means[means.key == chosen.best.key].iloc[0] if keys else means.iloc[0]
+    best_points = points[points.point.isin(row.points)]
+    example = best_points.sort_values("value", ascending=not best_points.maximize.iloc[0]).iloc[0]
+    return {
+        "what": _configuration(row, keys, results.names) or example.point,
+        "text": chosen.text,
+        "rivals": [_configuration(rival, keys, results.names) for rival in chosen.rivals[:8]],
+        "more_rivals": max(0, len(chosen.rivals) - 8),
+        "value": with_interval(row.value, row.value_ci),
+        "figures": [
+            (c.removeprefix("test_"), with_interval(row[c], row[f"{c}_ci"])) for c in TESTED if pd.notna(row[c])
+        ],
+        "seeds": int(row.seeds),
+        "point": example.point,
+        "path": example.path,
+    }
+
+
+def _configuration(row: Mapping[str, Any], keys: Sequence[str], names: Mapping[str, str]) -> str:
+    return ", ".join(f"{names[key]} = {sweeps.shown(row[key])}" for key in keys)
+
+
+def with_interval(mean: float, half: float) -> str:
+    """``-96.73 ± 0.12``; without the interval where there is none."""
+    return number(mean) + (f" ± {number(half)}" if math.isfinite(half) else "")
+
+
+def number(value: Any, digits: int = 2) -> str:
+    """A number for a table, an en dash where there is none."""
+    if pd.isna(value):
+        return "–"
+    if not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,.{digits}f}" if isinstance(value, float) and not float(value).is_integer() else f"{int(value):,}"
+
+
+def _point(row: pd.Series) -> dict[str, Any]:
+    seconds = row.wall_seconds
+    return {
+        **row.to_dict(),
+        "minutes": None if pd.isna(seconds) else seconds / 60,
+    }
+
+
+def _rows(means: pd.DataFrame) -> list[dict[str, Any]]:
+    return [row.to_dict() for _, row in means.iterrows()]
+
+
+def _unfinished(results: Results, row: pd.Series) -> dict[str, Any]:
+    said = Path(row.path) / "output.log"
+    return {
+        "point": row.point,
+        "status": row.status,
+        "error": row.error or "it did not end: repeat the sweep's command",
+        "said": str(said) if said.is_file() else "",
+    }
+
+
+def _commands(results: Results, row: pd.Series) -> dict[str, str]:
+    """What to type to do it again, to evaluate it and to go on with it."""
+    overrides, path = results.overrides[row.point], Path(row.path)
+    plain = re.fullmatch(r"[\w./+-]+", str(path)) is not None
+    at = str(path) if plain else quoted(path)
+    train = ["python", "-m", "src.train", *(o for o in overrides if not o.startswith("ckpt_path="))]
+    epochs = [] if pd.isna(row.epochs) else [f"trainer.max_epochs={2 * int(row.epochs)}"]
+    longer = [w for w in train if not (epochs and w.startswith("trainer.max_epochs="))] + epochs
+    found = {"again": shlex.join(train)}
+    if (path / "checkpoints" / "best.ckpt").is_file():
+        found["evaluate"] = shlex.join(["python", "-m", "src.evaluate", f"run={at}"])
+    if (path / "checkpoints" / "last.ckpt").is_file():
+        found["continue"] = shlex.join([*longer, f"hydra.run.dir={at}", "ckpt_path=last"])
+    return found
+
+
+def _tile(results: Results, row: pd.Series) -> dict[str, str]:
+    """Name, numbers and picture of a point for the contact sheet."""
+    strip = Path(row.path) / "figures" / "strip.png"
+    return {
+        "point": row.point,
+        "what": _configuration(row, _keys(results), {**results.names, SEED: SEED}) or row.point,
+        "figures": f"elbo {number(row.test_elbo)}" if pd.notna(row.test_elbo) else "not tested",
+        "path": str(strip),
+        "picture": _embedded(strip),
+    }
+
+
+def _columns(results: Results) -> int:
+    """How many points the contact sheet has side by side: a row of the grid, where that is not too wide."""
+    last = results.table[_keys(results)[-1]].nunique() if _keys(results) else 1
+    return last if 1 < last <= MOST_COLUMNS else min(4, len(results.finished) or 1)
+
+
+def _embedded(path: Path) -> str:
+    """A picture as text for a page; empty where there is none that can be read."""
+    try:
+        with Image.open(path) as image:
+            buffer = io.BytesIO()
+            image.convert("L" if _is_grey(image) else "RGB").save(buffer, "PNG", optimize=True)
+    except OSError:
+        return ""
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _is_grey(image: Image.Image) -> bool:
+    red, green, blue = image.convert("RGB").split()
+    return red.tobytes() == green.tobytes() == blue.tobytes()
+
+
+def _save(figure: Figure, path: Path) -> str:
+    """Write a figure as PNG and SVG; the latter as text for the page."""
+    with mpl.rc_context({"svg.hashsalt": path.name}):
+        for kind in ("png", "svg"):
+            with whole_file(path.with_suffix(f".{kind}")) as file:
+                figure.savefig(file, format=kind, dpi=DPI, metadata={"Date": None} if kind == "svg" else None)
+    return "data:image/svg+xml;base64," + base64.b64encode(path.with_suffix(".svg").read_bytes()).decode()
