@@ -9,8 +9,8 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from src.errors import INTERRUPTED, UserError
-from src.sweeps.points import Point, plan_in
+from src.errors import INTERRUPTED, UserError, explain
+from src.sweeps.points import Point, plan_in, program_of
 from src.sweeps.slots import Slot, processors, run_all, slots_of, visible_gpus
 
 
@@ -41,14 +41,13 @@ class SlotsLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run the points; the value of each is its best monitored metric, None where it failed."""
         sweep = Path(self.config.hydra.sweep.dir)
-        hydra = self.config.hydra
         try:
-            plan = plan_in(sweep)
-            points = [Point(sweep, plan, o, initial_job_idx + i, hydra) for i, o in enumerate(job_overrides)]
+            plan, program = plan_in(sweep), program_of(self.config.hydra)
+            points = [Point(sweep, plan, o, initial_job_idx + i, program) for i, o in enumerate(job_overrides)]
             different = {point.folder: point for point in points}  # a search may ask for one twice
             run_all(list(different.values()), self._slots())
-        except UserError as error:
-            sys.exit(f"error: {error}")
+        except (UserError, OSError) as error:
+            sys.exit(f"error: {explain(error) or error}")
         except KeyboardInterrupt:
             print(f"error: interrupted; the same command goes on where this one stopped ({sweep})", file=sys.stderr)
             sys.exit(INTERRUPTED)

@@ -82,7 +82,7 @@ def sweep_folder(plan: Plan, config: DictConfig) -> Path:
     choices = config.hydra.runtime.choices
     data, model = (f"{kind}s" if kind in plan.swept else choices[kind] for kind in ("data", "model"))
     asked = [sorted(plan.swept.items()), sorted(plan.fixed.items()), config.hydra.sweeper._target_]
-    keys = "-".join(short_names(plan.swept).values()) or "point"
+    keys = "-".join(short_names(_in_order(plan.swept)).values()) or "point"
     return Path(config.hydra.sweep.dir) / data / model / _bounded(f"{keys}-{_hash(asked)}")
 
 
@@ -94,12 +94,17 @@ def short_names(keys: Iterable[str]) -> dict[str, str]:
 
 
 def point_name(overrides: Sequence[str], swept: Mapping[str, Any]) -> str:
-    """Name of a point's folder: ``latent_dim-2__kl_weight-0.5``. Needs no quotes, whatever the values are."""
-    names = short_names(swept)
+    """Name of a point's folder: ``kl_weight-0.5__latent_dim-2__seed-0``. Needs no quotes, whatever the values are."""
+    names = short_names(_in_order(swept))
     values = dict(override.partition("=")[::2] for override in overrides)
     exact = "__".join(f"{name}-{values.get(key, '')}" for key, name in names.items()) or "point"
     plain = re.sub(r"[^\w.+-]+", "_", exact)
     return plain if plain == exact and len(plain) <= LONGEST_NAME else _bounded(plain) + f"-{_hash(exact)}"
+
+
+def _in_order(keys: Iterable[str]) -> list[str]:
+    """The same order whatever was typed first; the seed last."""
+    return sorted(keys, key=lambda key: (key == "seed", key))
 
 
 def _bounded(name: str) -> str:

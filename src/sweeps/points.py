@@ -8,13 +8,14 @@ import fcntl
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -28,6 +29,7 @@ from src.sweeps.plan import Plan, point_name
 log = logging.getLogger(__name__)
 
 RECORD, OUTPUT, LOCK = "point.json", "output.log", ".lock"
+LEFT_BY_A_RUN = (".hydra", "checkpoints", "tensorboard", "figures", "train.log", OUTPUT)
 GRACE = 30.0  # seconds a training has to end itself after Ctrl-C
 # What concerns the sweep and not its points.
 OF_THE_SWEEP = ("hydra.mode", "hydra.sweep", "hydra/sweeper", "hydra.run.dir", "hydra.launcher", "hydra/launcher")
@@ -47,6 +49,8 @@ class Record:
         diverged: whether its loss was no longer a number.
         attempts: how often it was started.
         seconds: of the last attempt, imports included.
+        began: when that was, in seconds since 1970.
+        pid: its process.
     """
 
     overrides: list[str]
@@ -56,7 +60,8 @@ class Record:
     diverged: bool = False
     attempts: int = 0
     seconds: float = 0.0
-    began: float = field(default=0.0, repr=False)
+    began: float = 0.0
+    pid: int | None = None
 
     @classmethod
     def load(cls, folder: Path) -> "Record | None":
@@ -75,14 +80,14 @@ class Point:
         plan: what is swept.
         overrides: the point's own, without ``hydra.``.
         number: its place in the grid.
-        hydra: Hydra's own part of the sweep's config.
+        program: the training command up to its overrides; see :func:`program_of`.
     """
 
-    def __init__(self, sweep: Path, plan: Plan, overrides: Sequence[str], number: int, hydra: DictConfig) -> None:
+    def __init__(self, sweep: Path, plan: Plan, overrides: Sequence[str], number: int, program: Sequence[str]) -> None:
         overrides = [override for override in overrides if not override.startswith("sweep=")]
         self.folder = sweep / point_name(overrides, plan.swept)
         self.record = Record(overrides, number)
-        self._command = [*_program(hydra), *overrides, f"hydra.run.dir={quoted(self.folder)}", "hydra.mode=RUN"]
+        self._command = [*program, *overrides, f"hydra.run.dir={quoted(self.folder)}", "hydra.mode=RUN"]
         self._process: subprocess.Popen | None = None
         self._lock: IO[str] | None = None
 
@@ -111,6 +116,8 @@ class Point:
         then = Record.load(self.folder)
         if then is None or not self.metrics or sorted(then.overrides) != sorted(self.record.overrides):
             return False
+        if then.status != "finished" and (self.folder / "metrics.json").stat().st_mtime < then.began:
+            return False  # they are of an earlier attempt, which was to go on
         self.record = Record(**{**asdict(then), "number": self.record.number, "status": "finished", "error": None})
         self._write()
         return True
@@ -122,7 +129,7 @@ class Point:
             env: variables that the process gets besides those of this one.
 
         Returns:
-            False where another process works on it.
+            False where that cannot be: another process works on it, or its folder holds something else.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = open(self.folder / LOCK, "w")  # noqa: SIM115 (held until the point has ended)
@@ -135,11 +142,12 @@ class Point:
         then = Record.load(self.folder)
         self.record.attempts = (then.attempts if then else 0) + 1
         resume = (self.folder / "checkpoints" / "last.ckpt").is_file()
+        if self.metrics and not resume:
+            self._end("failed", "its folder holds a run with other settings: give this sweep another hydra.sweep.dir")
+            return False
         if not resume:
             self._clear()
-        self.record.status, self.record.began = "running", time.time()
-        self._write()
-        with open(self.folder / OUTPUT, "a") as output:
+        with open(self.folder / OUTPUT, "w") as output:
             self._process = subprocess.Popen(
                 [*self._command, *(["ckpt_path=last"] if resume else [])],
                 env={**os.environ, **env},
@@ -149,6 +157,8 @@ class Point:
                 start_new_session=True,  # Ctrl-C comes through stop(), to all processes of the point
                 pass_fds=(self._lock.fileno(),),
             )
+        self.record.status, self.record.began, self.record.pid = "running", time.time(), self._process.pid
+        self._write()
         return True
 
     def ended(self) -> bool:
@@ -156,6 +166,7 @@ class Point:
         code = self._process.poll()
         if code is None:
             return False
+        self._signal(signal.SIGKILL)  # of its DDP ranks, none may outlive it
         if code == 0 and self.metrics:
             self._end("finished")
         else:
@@ -204,9 +215,9 @@ class Point:
 
     def _clear(self) -> None:
         """Remove what an attempt left that completed no epoch."""
-        for path in self.folder.iterdir():
-            if path.name not in (LOCK, RECORD):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for name in LEFT_BY_A_RUN:
+            path = self.folder / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     def _reason(self, code: int) -> str:
         """Why the process failed, from the end of its output."""
@@ -226,7 +237,7 @@ def run_here() -> float | None:
     """
     hydra = HydraConfig.get()
     sweep = Path(hydra.sweep.dir)
-    point = Point(sweep, plan_in(sweep), hydra.overrides.task, hydra.job.num, hydra)
+    point = Point(sweep, plan_in(sweep), hydra.overrides.task, hydra.job.num, program_of(hydra))
     if not point.finished_before() and point.begin({"SLURM_JOB_NAME": "bash"} if "SLURM_JOB_ID" in os.environ else {}):
         point.wait()
     ended = point.record.status + (f": {point.record.error}" if point.record.error else "")
@@ -234,7 +245,7 @@ def run_here() -> float | None:
     return point.value
 
 
-def _program(hydra: DictConfig) -> list[str]:
+def program_of(hydra: DictConfig) -> list[str]:
     """The training command up to its overrides, with the Hydra options that the sweep was started with."""
     elsewhere = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
     flags = [word for path in elsewhere for word in ("--config-dir", path)]
@@ -255,8 +266,9 @@ def plan_in(sweep: Path) -> Plan:
 
 
 def quoted(path: Path) -> str:
-    """A path as the value of an override."""
-    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
+    """A path as the value of an override: Hydra reads a backslash as one, but before a quote."""
+    escaped = re.sub(r"(\\*)(\'|$)", lambda m: 2 * m[1] + (r"\'" if m[2] else ""), str(path))
+    return f"'{escaped}'"
 
 
 def is_locked(folder: Path) -> bool:

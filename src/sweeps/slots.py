@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import FrameType
 
 from tqdm import tqdm
@@ -103,9 +103,9 @@ def run_all(points: Sequence[Point], slots: Sequence[Slot]) -> None:
                 board.tell(point)
             board.show()
             time.sleep(LOOK_EVERY)
-    except KeyboardInterrupt:
+    except BaseException:
         board.say("stopping ...")
-        stop_all(running)
+        stop_all(running, board.say)
         raise
     finally:
         board.close()
@@ -113,7 +113,7 @@ def run_all(points: Sequence[Point], slots: Sequence[Slot]) -> None:
             signal.signal(number, handler)
 
 
-def stop_all(running: Iterable[Point]) -> None:
+def stop_all(running: Iterable[Point], say: Callable[[str], None]) -> None:
     """Interrupt all, give them the same time to end, kill the rest. A second Ctrl-C waits no longer."""
     started = [point for point in running if point.record.status == "running"]
     deadline = time.monotonic() + GRACE
@@ -125,6 +125,8 @@ def stop_all(running: Iterable[Point]) -> None:
         except KeyboardInterrupt:
             deadline = 0.0
             point.stop(deadline)
+        except OSError as error:  # a full disk: the record stays behind, the process does not
+            say(f"{point.name}: {error}")
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

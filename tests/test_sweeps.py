@@ -1,0 +1,112 @@
+"""Sweeps by the command line, with real trainings."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.conftest import QUICK, ROOT, command, train_cli
+
+# Hydra takes a coverage tracer for a debugger.
+QUIET = {"COVERAGE_PROCESS_CONFIG": "", "OMP_NUM_THREADS": "1"}
+SHORT = (*QUICK, "trainer.max_epochs=2", "hydra.launcher.slots=2")
+
+
+def metrics(run: Path) -> dict:
+    return json.loads((run / "metrics.json").read_text())
+
+
+def wait_for(condition, seconds: float = 200.0):
+    until = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    return found
+
+
+def test_a_grid_survives_a_failed_and_a_killed_point_and_is_completed_by_the_same_command(tmp_path):
+    grid = ("-m", *SHORT, "model.latent_dim=2,3", "model.kl_weight=0.5,4", "seed=0,1", f"hydra.sweep.dir={tmp_path}")
+    damaged = tmp_path / "kl_weight-0.5__latent_dim-3__seed-1" / "checkpoints" / "last.ckpt"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_bytes(b"not a checkpoint")
+    killed = tmp_path / "kl_weight-4__latent_dim-2__seed-0"
+
+    with subprocess.Popen(
+        command(*grid),
+        cwd=ROOT,
+        env={**os.environ, **QUIET},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        wait_for((killed / "checkpoints" / "last.ckpt").exists)
+        os.kill(json.loads((killed / "point.json").read_text())["pid"], signal.SIGKILL)
+        said = process.communicate()[0]
+    assert process.returncode == 2, said  # as many as failed
+    assert "killed by SIGKILL" in said
+    assert "6 of 8 done, 0 running, 2 failed" in said
+    assert json.loads((damaged.parents[1] / "point.json").read_text())["error"].startswith(f"{damaged.parents[1]}")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/metrics.json")}
+    assert len(before) == 6
+
+    damaged.unlink()
+    done = subprocess.run(
+        command(*grid), cwd=ROOT, env={**os.environ, **QUIET}, capture_output=True, text=True, timeout=500, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "6 of 8 points were finished before" in done.stdout
+    after = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/metrics.json")}
+    assert len(after) == 8
+    assert before.items() <= after.items()
+    assert "epoch 0" not in (killed / "output.log").read_text()  # resumed
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir() and p.name != "report") == sorted(
+        path.parent.name for path in after
+    )
+
+    found = {path.parent.name: metrics(path.parent) for path in after}
+    for name, run in found.items():
+        kl_weight, latent_dim, seed = (part.partition("-")[2] for part in name.split("__"))
+        assert (run["latent_dim"], run["kl_weight"], run["seed"]) == (int(latent_dim), float(kl_weight), int(seed))
+        assert run["config"]["model"]["latent_dim"] == int(latent_dim)
+        assert run["data"]["fingerprint"]
+        assert run["peak_memory_mib"]["process"] > 0
+    table = pd.read_csv(tmp_path / "results.csv").set_index("point")
+    assert table.test_elbo.to_dict() == {name: pytest.approx(run["test"]["elbo"]) for name, run in found.items()}
+    assert (table.status == "finished").all()
+    assert f"report: {tmp_path}/report/index.html" in done.stdout
+
+
+def test_ddp_inside_a_sweep_trains_each_point_once(tmp_path):
+    done = train_cli(
+        "-m", *QUICK, "trainer.max_epochs=1", "trainer=ddp", "trainer.accelerator=cpu", f"hydra.sweep.dir={tmp_path}",
+        "model.latent_dim=3,", **QUIET,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    run = tmp_path / "latent_dim-3"
+    assert metrics(run)["devices"] == "2 x cpu"
+    assert [p.name for p in tmp_path.iterdir() if p.is_dir() and p.name != "report"] == ["latent_dim-3"]
+    assert (run / "output.log").read_text().count("Result on the test split") == 1
+
+
+def test_a_search_goes_on_with_its_study(tmp_path):
+    optuna = pytest.importorskip("optuna")
+    search = (
+        "-m", *QUICK, "trainer.max_epochs=1", "sweep=optuna", "model.latent_dim=2,3", "model.depth=1", "optimizer.lr=1e-3",
+        "hydra.launcher.slots=2", f"hydra.sweep.dir={tmp_path}",
+    )  # fmt: skip
+    for trials in (1, 2):
+        done = train_cli(*search, f"hydra.sweeper.trials={trials}", **QUIET)
+        assert done.returncode == 0, done.stdout
+    study = optuna.load_study(study_name="sweep", storage=f"sqlite:///{tmp_path}/optuna.db")
+    values = {trial.number: trial.value for trial in study.trials}
+    found = [metrics(path.parent)["best"]["val/elbo"] for path in tmp_path.glob("*/metrics.json")]
+    assert len(values) == 2
+    assert sorted(values.values()) == sorted(found)
+    assert study.direction.name == "MAXIMIZE"
+    assert all(0.25 <= trial.params["model.kl_weight"] <= 4 for trial in study.trials)
+    assert "search: 2 of 2 points" in done.stdout
