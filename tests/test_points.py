@@ -256,8 +256,9 @@ from pathlib import Path
 from src.sweeps.plan import Plan
 from src.sweeps.points import Point
 from src.sweeps.slots import run_all
-points = [Point(Path({str(tmp_path)!r}), Plan({{"value": ""}}, {{}}), [f"value={{i}}", f"seconds={{60 * (i > 0)}}"], i, {WORKER!r})
-          for i in range(4)]
+plan, folder = Plan({{"value": ""}}, {{}}), Path({str(tmp_path)!r})
+words = [[f"value={{i}}", f"seconds={{60 * (i > 0)}}"] for i in range(4)]
+points = [Point(folder, plan, typed, i, {WORKER!r}) for i, typed in enumerate(words)]
 try:
     run_all(points, [{{}}, {{}}])
 except KeyboardInterrupt:

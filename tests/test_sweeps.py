@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.conftest import QUICK, ROOT, command, train_cli
 
@@ -50,7 +51,8 @@ def test_a_grid_survives_a_failed_and_a_killed_point_and_is_completed_by_the_sam
     assert process.returncode == 2, said  # as many as failed
     assert "killed by SIGKILL" in said
     assert "6 of 8 done, 0 running, 2 failed" in said
-    assert json.loads((damaged.parents[1] / "point.json").read_text())["error"].startswith(f"{damaged.parents[1]}")
+    error = json.loads((damaged.parents[1] / "point.json").read_text())["error"]
+    assert error.endswith("is no complete run folder and cannot be resumed")
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/metrics.json")}
     assert len(before) == 6
 
@@ -79,6 +81,13 @@ def test_a_grid_survives_a_failed_and_a_killed_point_and_is_completed_by_the_sam
     assert table.test_elbo.to_dict() == {name: pytest.approx(run["test"]["elbo"]) for name, run in found.items()}
     assert (table.status == "finished").all()
     assert f"report: {tmp_path}/report/index.html" in done.stdout
+    # The HParams tab of the whole folder: what was swept, and the metric of every point.
+    columns = EventAccumulator(str(tmp_path)).Reload().summary_metadata["_hparams_/experiment"].plugin_data.content
+    assert all(key in columns for key in (b"model.latent_dim", b"model.kl_weight", b"seed", b"val/elbo"))
+    assert b"data.batch_size" not in columns
+    for name, run in found.items():
+        scalars = EventAccumulator(str(tmp_path / name / "tensorboard")).Reload()
+        assert scalars.Scalars("test/elbo")[-1].value == pytest.approx(run["test"]["elbo"])
 
 
 def test_ddp_inside_a_sweep_trains_each_point_once(tmp_path):
@@ -96,8 +105,8 @@ def test_ddp_inside_a_sweep_trains_each_point_once(tmp_path):
 def test_a_search_goes_on_with_its_study(tmp_path):
     optuna = pytest.importorskip("optuna")
     search = (
-        "-m", *QUICK, "trainer.max_epochs=1", "sweep=optuna", "model.latent_dim=2,3", "model.depth=1", "optimizer.lr=1e-3",
-        "hydra.launcher.slots=2", f"hydra.sweep.dir={tmp_path}",
+        "-m", *QUICK, "trainer.max_epochs=1", "sweep=optuna", "model.latent_dim=2,3", "model.depth=1",
+        "optimizer.lr=1e-3", "hydra.launcher.slots=2", f"hydra.sweep.dir={tmp_path}",
     )  # fmt: skip
     for trials in (1, 2):
         done = train_cli(*search, f"hydra.sweeper.trials={trials}", **QUIET)

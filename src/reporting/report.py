@@ -39,7 +39,8 @@ COSTS = {
 AVERAGED = ("value", *TESTED, "active_latents", "latent_dim", "bits_per_dim", *COSTS)
 MOST_KEYS = 9  # in the figures by key
 MOST_COLUMNS = 6  # of the contact sheet
-MOST_NAMED = 4  # configurations of a front in its caption
+MOST_RIVALS = 4  # that are named beside the best configuration
+MOST_NAMED = 3  # configurations of a front in its caption
 DPI = 130
 
 
@@ -106,7 +107,7 @@ def write_report(results: Results) -> Path:
         sheet=sheet,
         columns=columns,
         unfinished=[_unfinished(results, row) for _, row in table[table.status != "finished"].iterrows()],
-        commands=[{"point": row.point, **_commands(results, row)} for _, row in table.iterrows()],
+        commands=[{"point": row.point, "id": i, **_commands(results, row)} for i, row in table.iterrows()],
         when=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
     with whole_file(folder / "index.html") as file:
@@ -163,7 +164,7 @@ def _sections(results: Results, folder: Path) -> Iterator[Section]:
             metric=metric,
             monitor=str(first.monitor),
             best=_best(results, points, keys, means, chosen) if chosen else None,
-            points=[_point(row) for _, row in points.iterrows()],
+            points=[{**_point(row), "id": i} for i, row in points.iterrows()],
             configurations=_rows(means) if (means.seeds > 1).any() else [],
         )
         suffix = "" if only else f"_{number}"
@@ -228,8 +229,8 @@ def _best(
     return {
         "what": _configuration(row, keys, results.names) or example.point,
         "text": chosen.text,
-        "rivals": [_configuration(rival, keys, results.names) for rival in chosen.rivals[:8]],
-        "more_rivals": max(0, len(chosen.rivals) - 8),
+        "rivals": [_configuration(rival, keys, results.names) for rival in chosen.rivals[:MOST_RIVALS]],
+        "more_rivals": max(0, len(chosen.rivals) - MOST_RIVALS),
         "value": with_interval(row.value, row.value_ci),
         "figures": [
             (c.removeprefix("test_"), with_interval(row[c], row[f"{c}_ci"])) for c in TESTED if pd.notna(row[c])
@@ -275,7 +276,7 @@ def _unfinished(results: Results, row: pd.Series) -> dict[str, Any]:
     return {
         "point": row.point,
         "status": row.status,
-        "error": row.error or "it did not end: repeat the sweep's command",
+        "error": row.error if isinstance(row.error, str) else "it did not end: repeat the sweep's command",
         "said": str(said) if said.is_file() else "",
     }
 
@@ -310,7 +311,8 @@ def _tile(results: Results, row: pd.Series) -> dict[str, str]:
 
 def _columns(results: Results) -> int:
     """How many points the contact sheet has side by side: a row of the grid, where that is not too wide."""
-    last = results.table[_keys(results)[-1]].nunique() if _keys(results) else 1
+    typed = [key for key in results.plan.swept if key in results.table] or _keys(results)
+    last = results.table[typed[-1]].nunique() if typed else 1  # what varies fastest in a grid
     return last if 1 < last <= MOST_COLUMNS else min(4, len(results.finished) or 1)
 
 

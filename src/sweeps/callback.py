@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from src.errors import explain
 from src.sweeps.plan import plan_of, sweep_folder
 from src.sweeps.points import quoted, records
+from src.sweeps.tensorboard import name_columns
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +23,7 @@ class Sweep(Callback):
     """Names the sweep's folder, writes down what was asked for; at the end the report, and how many points failed."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Before the first point: ``sweep.json``."""
+        """Before the first point: ``sweep.json``, and what TensorBoard is to show."""
         plan = plan_of(config, shlex.join(["python", "-m", "src.train", *sys.argv[1:]]))
         folder = sweep_folder(plan, config)
         with open_dict(config):
@@ -31,6 +32,8 @@ class Sweep(Callback):
             config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(folder)}")
         try:
             plan.save(folder)
+            monitor = OmegaConf.select(config, "callbacks.checkpoint.monitor")
+            name_columns(folder, plan.swept, dict.fromkeys(["test/elbo", *([monitor] if monitor else [])]))
         except OSError as error:
             print(f"error: {explain(error)}", file=sys.stderr)
             sys.exit(1)
