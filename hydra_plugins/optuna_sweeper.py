@@ -77,8 +77,10 @@ class OptunaSweeper(Sweeper):
             storage=f"sqlite:///{folder.absolute()}/optuna.db",
             load_if_exists=True,
             direction="minimize" if self.config.callbacks.checkpoint.mode == "min" else "maximize",
-            sampler=optuna.samplers.TPESampler(seed=self.seed, n_startup_trials=self.startup, constant_liar=True),
         )
+        # With the same seed a search that goes on would draw its first points again.
+        seed = self.seed + len(study.trials)
+        study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=self.startup, constant_liar=True)
         self._try_again(study)
         self._search(study, space, fixed)
         done = [t for t in study.trials if t.state.name == "COMPLETE"]

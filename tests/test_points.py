@@ -139,7 +139,7 @@ def test_each_slot_sees_its_gpus_alone():
     assert seen("gpu", [0, 1], ["0", "1"], 8) == ["0,1"]
     assert seen("gpu", 1, ["0", "1"], 8, slots=3) == ["0", "1", "0"]
     assert threads(slots_of("gpu", 1, ["0", "1"], 16)) == ["8", "8"]
-    with pytest.raises(UserError, match="takes 2 GPUs .* 1 are here"):
+    with pytest.raises(UserError, match="trainer.devices=2 GPUs a point, and 1 are here"):
         slots_of("gpu", 2, ["0"], 8)
     with pytest.raises(UserError, match=r"hydra.launcher.slots=0"):
         slots_of("cpu", 1, [], 8, slots=0)

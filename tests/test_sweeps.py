@@ -93,7 +93,7 @@ def test_a_grid_survives_a_failed_and_a_killed_point_and_is_completed_by_the_sam
 def test_ddp_inside_a_sweep_trains_each_point_once(tmp_path):
     done = train_cli(
         "-m", *QUICK, "trainer.max_epochs=1", "trainer=ddp", "trainer.accelerator=cpu", f"hydra.sweep.dir={tmp_path}",
-        "model.latent_dim=3,", **QUIET,
+        "model.latent_dim=choice(3)", **QUIET,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
     run = tmp_path / "latent_dim-3"

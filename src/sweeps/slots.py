@@ -65,7 +65,7 @@ def slots_of(
     if on_gpu:
         groups = [gpus[i : i + each] for i in range(0, len(gpus) - each + 1, each)]
         if not groups:
-            raise UserError(f"a point takes {each} GPUs (trainer.devices) and {len(gpus)} are here: choose trainer=cpu")
+            raise UserError(f"trainer.devices={each} GPUs a point, and {len(gpus)} are here: choose trainer=cpu")
         pins = [{"CUDA_VISIBLE_DEVICES": ",".join(group)} for group in groups]
         count = slots or len(pins) * per_gpu
     else:
