@@ -321,7 +321,7 @@ def test_a_contact_sheet_takes_pictures_of_any_size(tmp_path):
 def test_iso_elbo_lines_are_where_the_elbo_is_the_same(swept):
     results = read_results(swept[0])
     means = configurations(results.finished, results.swept, ["test_rate", "test_distortion", "test_elbo"])
-    axes = sweeps.rate_distortion(means, results.swept, results.names).axes[0]
+    axes = sweeps.rate_distortion(means, results.finished, results.swept, results.names).axes[0]
     grey = [line for line in axes.lines if isinstance(line.get_color(), str) and line.get_color() == "0.85"]
     levels = {round(float(x + y), 6) for line in grey for x, y in zip(*line.get_data(), strict=True)}
     assert len(levels) == len(grey) >= 3

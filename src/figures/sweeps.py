@@ -21,6 +21,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 STYLES = ("-", "--", ":", "-.")
 MOST_VALUES = 8  # a key with more is a search's: its points are not joined by lines
 MOST_LINES = 14  # in one panel
+FEW_SEEDS = 3  # below this an interval is wider than the axes: the points themselves are drawn
 MOST_WRITTEN = 18  # KL weights written beside their points
 WIDE_RANGE = 8  # largest over smallest value, from which an axis is logarithmic
 KL_WEIGHT = "model.kl_weight"
@@ -100,13 +101,16 @@ def joined(table: pd.DataFrame, along: str, keys: Sequence[str]) -> bool:
     return along in table and all(table[k].nunique() <= MOST_VALUES for k in keys if k != along)
 
 
-def rate_distortion(table: pd.DataFrame, keys: Sequence[str], names: Mapping[str, str], metric: str = "elbo") -> Figure:
+def rate_distortion(
+    table: pd.DataFrame, points: pd.DataFrame, keys: Sequence[str], names: Mapping[str, str], metric: str = "elbo"
+) -> Figure:
     """The rate-distortion plane of a sweep (Alemi et al. 2018, arXiv 1711.00464, figure 1).
 
     A curve for each latent size or depth, the KL weight written along it; on a grey line the elbo is the same.
 
     Args:
-        table: configurations with ``test_rate``, ``test_distortion`` (nats per image) and their ``_ci``.
+        table: configurations with ``test_rate``, ``test_distortion`` (nats per image), their ``_ci`` and ``seeds``.
+        points: the points that they are means of.
         keys: swept keys.
         names: what to call them.
         metric: what to call the elbo.
@@ -116,7 +120,17 @@ def rate_distortion(table: pd.DataFrame, keys: Sequence[str], names: Mapping[str
     prefix = metric.removesuffix("elbo")
     axes.set(xlabel="rate: KL of the posteriors to the prior (nats per image)")
     axes.set(ylabel=f"{prefix}distortion (nats per image)", title="Rate and distortion on the test split")
-    _errorbars(axes, table, "test_rate", "test_distortion")
+    bars = _sure(table)
+    axes.errorbar(
+        bars.test_rate,
+        bars.test_distortion,
+        bars.test_distortion_ci,
+        bars.test_rate_ci,
+        fmt="none",
+        ecolor="0.6",
+        lw=0.8,
+    )
+    axes.plot(points.test_rate, points.test_distortion, ".", ms=3, color="0.6", zorder=1)
     look = look_of(table, [k for k in keys if k != KL_WEIGHT], names)
     lines = (
         curves(table, KL_WEIGHT, keys)
@@ -156,7 +170,7 @@ def _outer(lines: Sequence[pd.DataFrame]) -> pd.DataFrame:
 def _iso_elbo(axes: Axes, name: str) -> None:
     """Lines on which distortion + rate is the same."""
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
-    left = max(0.0, left) if left > -0.05 * right else left
+    left = max(0.0, left)  # a rate is not negative
     axes.set_xlim(left, right), axes.set_ylim(low, high)
     for level in MaxNLocator(9).tick_values(low + left, high + right):
         if low + left < level < high + right:
@@ -168,22 +182,25 @@ def _iso_elbo(axes: Axes, name: str) -> None:
                 axes.annotate(f"{level:g}", (x, y), fontsize=7.5, color="0.55", va="top", zorder=0)
 
 
-def _errorbars(axes: Axes, table: pd.DataFrame, x: str, y: str) -> None:
-    """95 % intervals over seeds, where there are any."""
-    known = table.dropna(subset=[f"{x}_ci", f"{y}_ci"])
-    if len(known):
-        axes.errorbar(
-            known[x], known[y], known[f"{y}_ci"], known[f"{x}_ci"], fmt="none", ecolor="0.6", lw=0.8, zorder=1
-        )
+def _sure(table: pd.DataFrame) -> pd.DataFrame:
+    """Configurations with enough seeds for an interval that says something."""
+    return table[table.seeds >= FEW_SEEDS]
 
 
 def by_key(
-    table: pd.DataFrame, keys: Sequence[str], names: Mapping[str, str], column: str, label: str, title: str
+    table: pd.DataFrame,
+    points: pd.DataFrame,
+    keys: Sequence[str],
+    names: Mapping[str, str],
+    column: str,
+    label: str,
+    title: str,
 ) -> Figure:
     """A metric against each swept key, one panel a key, one line for each combination of the others.
 
     Args:
-        table: configurations with ``column`` and ``<column>_ci``.
+        table: configurations with ``column``, ``<column>_ci`` and ``seeds``.
+        points: the points that they are means of.
         keys: swept keys.
         names: what to call them.
         column: the metric.
@@ -195,7 +212,7 @@ def by_key(
     figure = Figure(figsize=(4.6 * wide + 0.6, 3.7 * tall + 0.5), layout="constrained")
     panels = figure.subplots(tall, wide, squeeze=False, sharey=True).flatten()
     for axes, key in zip(panels, keys, strict=False):
-        _panel(axes, table, key, keys, names, column)
+        _panel(axes, table, points, key, keys, names, column)
         axes.set(xlabel=names[key])
         axes.grid(alpha=0.25)
     for axes in panels[len(keys) :]:
@@ -207,7 +224,13 @@ def by_key(
 
 
 def _panel(
-    axes: Axes, table: pd.DataFrame, key: str, keys: Sequence[str], names: Mapping[str, str], column: str
+    axes: Axes,
+    table: pd.DataFrame,
+    points: pd.DataFrame,
+    key: str,
+    keys: Sequence[str],
+    names: Mapping[str, str],
+    column: str,
 ) -> None:
     values = ordered(table[key])
     table = table[table[key].isin(values)]
@@ -218,12 +241,16 @@ def _panel(
         axes.plot([where[v] for v in table[key]], table[column], "o", ms=4, color=OKABE_ITO[0], alpha=0.7)
         return
     many = len(lines) > MOST_LINES
+    points = points[points[key].isin(values)]
+    axes.plot([where[v] for v in points[key]], points[column], ".", ms=3, color="0.6", zorder=1)
     for part in lines:
         x = [where[v] for v in part[key]]
         style = {"color": "0.7", "marker": ".", "ls": "-"} if many else look.of(part.iloc[0])
         axes.plot(x, part[column], lw=1.3, ms=5, **style)
-        if not many and part[f"{column}_ci"].notna().any():
-            axes.errorbar(x, part[column], part[f"{column}_ci"], fmt="none", ecolor=style["color"], lw=0.8, capsize=2)
+        bars = _sure(part)
+        if not many and len(bars):
+            at = [where[v] for v in bars[key]]
+            axes.errorbar(at, bars[column], bars[f"{column}_ci"], fmt="none", ecolor=style["color"], lw=0.8, capsize=2)
     if many:
         mean = table.groupby(table[key].map(where))[column].mean()
         axes.plot(mean.index, mean, "o-", color="black", lw=1.8, label="mean over the others")
@@ -281,19 +308,20 @@ def cost(table: pd.DataFrame, quality: str, label: str, fronts: Mapping[str, Seq
     return figure
 
 
-def latents(table: pd.DataFrame, keys: Sequence[str], names: Mapping[str, str]) -> Figure:
+def latents(table: pd.DataFrame, points: pd.DataFrame, keys: Sequence[str], names: Mapping[str, str]) -> Figure:
     """Active latents and the rate against the KL weight, or else against the first key.
 
     Args:
-        table: configurations with ``active_latents``, ``latent_dim``, ``test_rate``.
+        table: configurations with ``active_latents``, ``latent_dim``, ``test_rate`` and ``seeds``.
+        points: the points that they are means of.
         keys: swept keys.
         names: what to call them.
     """
     along = KL_WEIGHT if KL_WEIGHT in keys else keys[0]
     figure = Figure(figsize=(10.5, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    _panel(left, table, along, keys, names, "active_latents")
-    _panel(right, table, along, keys, names, "test_rate")
+    _panel(left, table, points, along, keys, names, "active_latents")
+    _panel(right, table, points, along, keys, names, "test_rate")
     for size in ordered(table.latent_dim)[-MOST_VALUES:]:
         left.axhline(size, color="0.8", lw=0.8, zorder=0)
         left.annotate(

@@ -181,20 +181,21 @@ def _figures(
 ) -> Iterator[tuple[str, str, Figure]]:
     """Name, caption and figure of all that can be drawn of these points."""
     tested = means.dropna(subset=list(TESTED))
-    bars = " Bars: 95 % intervals over seeds." if (means.seeds > 1).any() else ""
+    bars = " Dots: single points." if (means.seeds > 1).any() else ""
+    bars += " Bars: 95 % intervals over seeds." if (means.seeds >= sweeps.FEW_SEEDS).any() else ""
     if len(tested) > 1:
         caption = f"The trade between what a code costs and what it leaves to the decoder.{bars}"
-        yield "rate_distortion", caption, sweeps.rate_distortion(tested, keys, names, metric)
+        yield "rate_distortion", caption, sweeps.rate_distortion(tested, points, keys, names, metric)
         if keys:
             label, title = f"test {metric} (nats per image)", f"Test {metric} against each swept key; higher is better"
-            figure = sweeps.by_key(tested, keys[:MOST_KEYS], names, "test_elbo", label, title)
+            figure = sweeps.by_key(tested, points, keys[:MOST_KEYS], names, "test_elbo", label, title)
             yield "test_elbo", f"Weighted as in the elbo, whatever kl_weight trained with.{bars}", figure
     used = tested.dropna(subset=["active_latents", "latent_dim"])
     if len(used) > 1 and keys:
         caption = (
             "A latent is active where its posterior mean varies by more than 0.01 over the images (Burda et al. 2016)."
         )
-        yield "latents", caption, sweeps.latents(used, keys, names)
+        yield "latents", caption, sweeps.latents(used, points, keys, names)
     costs = means.dropna(subset=["test_elbo"]).reset_index(drop=True)
     fronts = {c: _front(costs, c, sign) for c, (_, sign) in COSTS.items() if costs[c].notna().sum() > 1}
     if len(costs) > 1 and fronts:

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 from scipy.stats import t
 
-FEW_SEEDS = 3  # below this many an interval is wide because of its own uncertainty
+from src.figures.sweeps import FEW_SEEDS
 
 
 def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
