@@ -13,8 +13,7 @@ from matplotlib.figure import Figure
 from sklearn.decomposition import PCA
 from torch import Tensor
 from torch.distributions import Normal
-from torch.nn.functional import interpolate, normalize
-from torchvision.utils import make_grid, save_image
+from torch.nn.functional import normalize
 
 from src.errors import UserError
 from src.figures import curves, grids, latents
@@ -30,8 +29,6 @@ ROWS = 10  # latents in the figure of traversals
 PAIRS, STEPS = 4, 8  # interpolations, and pictures in each
 CLASSES_A_ROW = 5
 COMPONENTS = 10  # of the mixture
-STRIP = 8  # images in a row of the strip
-STRIP_WIDTH = 512  # pixels
 
 
 class NotApplicable(Exception):
@@ -270,23 +267,6 @@ def draw(subject: Subject, names: Iterable[str], explicit: bool) -> Iterator[tup
             if explicit:
                 raise UserError(f"figures={name}: {reason}") from reason
             log.info("no %s: %s", name, reason)
-
-
-def strip(subject: Subject) -> Tensor:
-    """Originals, their reconstructions, and two rows of samples: ``[3, H, W]``, small, for a sweep's contact sheet."""
-    originals = originals_of(subject, STRIP)
-    columns = len(originals)
-    images = torch.cat([originals, whole(subject.reconstruct([originals])), whole(subject.generate(2 * columns))])
-    picture = make_grid(images.clamp(0, 1).float(), nrow=columns, padding=1, pad_value=1.0)
-    shrink = min(1.0, STRIP_WIDTH / picture.shape[2])
-    size = [round(side * shrink) for side in picture.shape[1:]]
-    return interpolate(picture[None], size, mode="bilinear", antialias=True)[0] if shrink < 1 else picture
-
-
-def write_strip(picture: Tensor, path: Path) -> None:
-    """A bare picture ``[3, H, W]`` as a PNG file."""
-    with whole_file(path) as file:
-        save_image(picture, file, format="png")
 
 
 def write(figure: Figure, path: Path) -> None:

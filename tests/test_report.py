@@ -17,11 +17,12 @@ from PIL import Image
 from scipy.stats import t
 
 from src.errors import UserError
-from src.figures import sweeps
+from src.figures import looks, sweeps
 from src.figures.sheets import contact_sheet
-from src.reporting.report import number, with_interval, write_report
+from src.reporting.report import write_report
 from src.reporting.results import plain, read_results
 from src.reporting.statistics import configurations, interval, pareto, verdict
+from src.reporting.words import number, with_interval
 from src.sweeps.plan import Plan, point_name
 from tests.conftest import ROOT, assert_one_line_error, train_cli
 
@@ -327,7 +328,7 @@ def test_iso_elbo_lines_are_where_the_elbo_is_the_same(swept):
     assert len(levels) == len(grey) >= 3
     written = {float(text.get_text()) for text in axes.texts if text.get_color() == "0.55"}
     assert written <= levels
-    curves = [line for line in axes.lines if line.get_marker() in sweeps.MARKERS]
+    curves = [line for line in axes.lines if line.get_marker() in looks.MARKERS]
     assert len(curves) == 3  # one a latent size
     assert all(len(line.get_xdata()) == 3 for line in curves)  # a point a KL weight
 

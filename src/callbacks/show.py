@@ -9,11 +9,13 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.model_summary import ModelSummary
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
+from torchvision.utils import save_image
 
 from src import exploration
 from src.callbacks.memory import History
 from src.data.base import Split
 from src.figures import grids
+from src.files import whole_file
 from src.models.base import BaseVAE
 from src.subject import Subject
 
@@ -125,4 +127,12 @@ class Figures(Callback):
         pictures = exploration.SHORT if epochs else exploration.SHORT[:-1]
         for name in pictures:
             exploration.write(exploration.PICTURES[name](subject), self.folder / f"{name}.png")
-        exploration.write_strip(exploration.strip(subject), self.folder / "strip.png")
+        self._draw_strip(subject)
+
+    def _draw_strip(self, subject: Subject) -> None:
+        """Originals, their reconstructions and two rows of samples, small, for a sweep's contact sheet."""
+        originals = exploration.originals_of(subject, grids.COLUMNS)
+        reconstructions = exploration.whole(subject.reconstruct([originals]))
+        samples = exploration.whole(subject.generate(2 * len(originals)))
+        with whole_file(self.folder / "strip.png") as file:
+            save_image(grids.strip([originals, reconstructions, samples]), file, format="png")

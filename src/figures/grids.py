@@ -6,7 +6,7 @@ from textwrap import fill
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import interpolate, pad
 from torchvision.utils import make_grid
 
 COLUMNS = 8
@@ -38,6 +38,14 @@ def stacks(rows: Sequence[Tensor], columns: int = COLUMNS) -> Tensor:
     cut = zip(*(row[:whole].split(columns) for row in rows), strict=True)
     grids = [pad(grid(torch.cat(stack), columns), (0, 0, 0, PAIR_GAP), value=GAP) for stack in cut]
     return torch.cat(grids, dim=1)
+
+
+def strip(rows: Sequence[Tensor], width: int = 512) -> Tensor:
+    """Rows of images ``[N, C, H, W]`` at their own size, at most ``width`` pixels wide: ``[3, H', W']``."""
+    image = make_grid(torch.cat([*rows]).clamp(0, 1).float(), nrow=len(rows[0]), padding=1, pad_value=GAP)
+    shrink = min(1.0, width / image.shape[2])
+    size = [round(side * shrink) for side in image.shape[1:]]
+    return interpolate(image[None], size, mode="bilinear", antialias=True)[0] if shrink < 1 else image
 
 
 def picture(image: Tensor, title: str) -> Figure:

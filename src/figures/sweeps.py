@@ -1,104 +1,29 @@
-"""Figures of a sweep: tables in, matplotlib figures out.
-
-Lines are told apart by colour *and* marker, in palettes that any colour vision tells apart.
-"""
+"""Figures of a sweep: tables in, matplotlib figures out."""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
-import matplotlib
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-STYLES = ("-", "--", ":", "-.")
-MOST_VALUES = 8  # a key with more is a search's: its points are not joined by lines
-MOST_LINES = 14  # in one panel
+from src.figures.looks import (
+    MOST_LINES,
+    MOST_VALUES,
+    OKABE_ITO,
+    WIDE_RANGE,
+    curves,
+    joined,
+    look_of,
+    ordered,
+    place,
+    shown,
+)
+
 FEW_SEEDS = 3  # below this an interval is wider than the axes: the points themselves are drawn
 MOST_WRITTEN = 18  # KL weights written beside their points
-WIDE_RANGE = 8  # largest over smallest value, from which an axis is logarithmic
 KL_WEIGHT = "model.kl_weight"
-CURVE_KEYS = ("model.latent_dim", "model.depth", "model")  # what a curve stands for, in this order
-
-
-@dataclass
-class Look:
-    """How the lines of one value of each key look.
-
-    Attributes:
-        colour: of each value of the first key.
-        shape: marker and line style of each value of the second.
-    """
-
-    keys: list[str]
-    names: Mapping[str, str]
-    values: dict[str, list[Any]]
-
-    def of(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Colour, marker and style of a configuration."""
-        places = [self.values[key].index(row[key]) for key in self.keys[:2]] + [0, 0]
-        first, second = places[0], places[1]
-        colours = palette(self.values[self.keys[0]]) if self.keys else OKABE_ITO
-        marker = MARKERS[(second if len(self.keys) > 1 else first) % len(MARKERS)]
-        return {"color": colours[first % len(colours)], "marker": marker, "ls": STYLES[second % len(STYLES)]}
-
-    def legend(self, axes: Axes) -> None:
-        """One entry a value."""
-        handles = []
-        for at, key in enumerate(self.keys[:2]):
-            for value in self.values[key]:
-                look = self.of({k: self.values[k][0] for k in self.keys[:2]} | {key: value})
-                look |= {"color": "0.35"} if at == 1 else {}
-                handles.append(Line2D([], [], label=f"{self.names[key]} = {shown(value)}", **look))
-        if handles and len(handles) <= MOST_LINES:
-            axes.legend(handles=handles, fontsize=9)
-
-
-def palette(values: Sequence[Any]) -> Sequence[Any]:
-    """Ordered colours for numbers, distinct ones for names."""
-    if all(isinstance(value, int | float) for value in values) and len(values) > 2:
-        return matplotlib.colormaps["viridis"](np.linspace(0.0, 0.88, len(values)))
-    return OKABE_ITO
-
-
-def shown(value: Any) -> str:
-    """A value as people write it."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def ordered(values: pd.Series) -> list[Any]:
-    """Different values, sorted where they are numbers."""
-    different = list(dict.fromkeys(v for v in values if not pd.isna(v)))
-    return sorted(different) if all(isinstance(v, int | float) for v in different) else different
-
-
-def look_of(table: pd.DataFrame, keys: Sequence[str], names: Mapping[str, str]) -> Look:
-    """Looks for the keys that have few values, latent size first, then depth, then the model."""
-    values = {key: ordered(table[key]) for key in keys}
-    rank = {key: CURVE_KEYS.index(key) if key in CURVE_KEYS else len(CURVE_KEYS) for key in keys}
-    few = [key for key in sorted(keys, key=rank.get) if 1 < len(values[key]) <= MOST_VALUES]
-    return Look(few, names, values)
-
-
-def curves(table: pd.DataFrame, along: str, keys: Sequence[str]) -> list[pd.DataFrame]:
-    """The configurations of each line: all keys equal but ``along``, sorted by that."""
-    others = [key for key in keys if key != along]
-    groups = (
-        [part for _, part in table.groupby([table[k].map(repr) for k in others], sort=False)] if others else [table]
-    )
-    return [part.sort_values(along, key=lambda v: v.map(ordered(table[along]).index)) for part in groups]
-
-
-def joined(table: pd.DataFrame, along: str, keys: Sequence[str]) -> bool:
-    """Whether lines make sense: every other key has few values."""
-    return along in table and all(table[k].nunique() <= MOST_VALUES for k in keys if k != along)
 
 
 def rate_distortion(
@@ -132,24 +57,12 @@ def rate_distortion(
     )
     axes.plot(points.test_rate, points.test_distortion, ".", ms=3, color="0.6", zorder=1)
     look = look_of(table, [k for k in keys if k != KL_WEIGHT], names)
-    lines = (
-        curves(table, KL_WEIGHT, keys)
-        if joined(table, KL_WEIGHT, keys)
-        else [table.iloc[[i]] for i in range(len(table))]
-    )
+    single = [table.iloc[[i]] for i in range(len(table))]
+    lines = curves(table, KL_WEIGHT, keys) if joined(table, KL_WEIGHT, keys) else single
     for part in lines:
-        style = look.of(part.iloc[0])
-        axes.plot(part.test_rate, part.test_distortion, lw=1.5, ms=6, **style)
+        axes.plot(part.test_rate, part.test_distortion, lw=1.5, ms=6, **look.of(part.iloc[0]))
     if KL_WEIGHT in keys and table[KL_WEIGHT].nunique() <= MOST_VALUES:
-        for _, row in _outer(lines).iterrows():
-            axes.annotate(
-                shown(row[KL_WEIGHT]),
-                (row.test_rate, row.test_distortion),
-                (5, 5),
-                fontsize=8,
-                textcoords="offset points",
-                color="0.25",
-            )
+        _write_weights(axes, lines)
     axes.margins(0.1)
     _iso_elbo(axes, f"−{metric}")
     look.legend(axes)
@@ -160,11 +73,13 @@ def rate_distortion(
     return figure
 
 
-def _outer(lines: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """The points whose weight is written: all where they are few, else those of the longest line."""
-    if sum(len(part) for part in lines) <= MOST_WRITTEN:
-        return pd.concat(lines)
-    return max(lines, key=lambda part: part.test_rate.max() - part.test_rate.min())
+def _write_weights(axes: Axes, lines: Sequence[pd.DataFrame]) -> None:
+    """KL weights beside their points: beside all where they are few, else along the longest line."""
+    longest = max(lines, key=lambda part: part.test_rate.max() - part.test_rate.min())
+    written = pd.concat(lines) if sum(len(part) for part in lines) <= MOST_WRITTEN else longest
+    for _, row in written.iterrows():
+        at, beside = (row.test_rate, row.test_distortion), (5, 5)
+        axes.annotate(shown(row[KL_WEIGHT]), at, beside, textcoords="offset points", fontsize=8, color="0.25")
 
 
 def _iso_elbo(axes: Axes, name: str) -> None:
@@ -234,7 +149,7 @@ def _panel(
 ) -> None:
     values = ordered(table[key])
     table = table[table[key].isin(values)]
-    where = _axis(axes, values)
+    where = place(axes, values)
     lines = curves(table, key, keys) if joined(table, key, keys) and len(values) <= 2 * MOST_VALUES else []
     look = look_of(table, [k for k in keys if k != key], names)
     if not lines:
@@ -257,19 +172,6 @@ def _panel(
         axes.legend(fontsize=8)
     else:
         look.legend(axes)
-
-
-def _axis(axes: Axes, values: Sequence[Any]) -> dict[Any, float]:
-    """Set the scale of the x axis for a key's values; where each is drawn."""
-    if not all(isinstance(v, int | float) for v in values):
-        axes.set_xticks(range(len(values)), [shown(v) for v in values], rotation=20 if len(values) > 3 else 0)
-        return {value: place for place, value in enumerate(values)}
-    if len(values) > 1 and values[0] > 0 and values[-1] / values[0] >= WIDE_RANGE:
-        axes.set_xscale("log")
-    if len(values) <= MOST_VALUES:
-        axes.set_xticks(values, [shown(v) for v in values])
-        axes.minorticks_off()
-    return {value: value for value in values}
 
 
 def cost(table: pd.DataFrame, quality: str, label: str, fronts: Mapping[str, Sequence[int]]) -> Figure:

@@ -3,9 +3,6 @@
 import base64
 import io
 import logging
-import math
-import re
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -18,29 +15,28 @@ import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
-from src.figures import sweeps
+from src.figures import looks, sweeps
 from src.figures.sheets import contact_sheet
 from src.files import whole_file
 from src.reporting.results import SEED, Results, short
 from src.reporting.statistics import configurations, pareto, verdict
-from src.sweeps.points import quoted
+from src.reporting.words import (
+    COSTS,
+    TESTED,
+    best_in_words,
+    commands,
+    configuration,
+    front_in_words,
+    number,
+    with_interval,
+)
 
 log = logging.getLogger(__name__)
 
 TEMPLATE = Path(__file__).with_name("page.html")
-TESTED = ("test_elbo", "test_distortion", "test_rate")
-# Column: what to call it, and 1 where less of it is better.
-COSTS = {
-    "wall_seconds": ("wall time", 1),
-    "train_images_per_second": ("speed", -1),
-    "memory_mib": ("memory", 1),
-    "trainable_parameters": ("size", 1),
-}
 AVERAGED = ("value", *TESTED, "active_latents", "latent_dim", "bits_per_dim", *COSTS)
 MOST_KEYS = 9  # in the figures by key
 MOST_COLUMNS = 6  # of the contact sheet
-MOST_RIVALS = 4  # that are named beside the best configuration
-MOST_NAMED = 3  # configurations of a front in its caption
 DPI = 130
 
 
@@ -90,7 +86,7 @@ def write_report(results: Results) -> Path:
         with whole_file(folder / "contact_sheet.png") as file:
             contact_sheet(pictures, columns).save(file, "PNG")
     pages = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    pages.filters.update(number=number, shown=sweeps.shown)
+    pages.filters.update(number=number, shown=looks.shown)
     text = pages.from_string(TEMPLATE.read_text()).render(
         name=str(results.folder),
         command=results.plan.command,
@@ -107,7 +103,7 @@ def write_report(results: Results) -> Path:
         sheet=sheet,
         columns=columns,
         unfinished=[_unfinished(results, row) for _, row in table[table.status != "finished"].iterrows()],
-        commands=[{"point": row.point, "id": i, **_commands(results, row)} for i, row in table.iterrows()],
+        commands=[{"point": row.point, "id": i, **commands(results, row)} for i, row in table.iterrows()],
         when=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
     with whole_file(folder / "index.html") as file:
@@ -124,8 +120,8 @@ def _swept(results: Results) -> list[dict[str, str]]:
     """Each swept key with the values that points have, and as typed."""
     rows = []
     for key in _keys(results):
-        values = sweeps.ordered(results.table[key])
-        found = ", ".join(sweeps.shown(v) for v in values)
+        values = looks.ordered(results.table[key])
+        found = ", ".join(looks.shown(v) for v in values)
         rows.append({"key": key, "typed": results.plan.swept.get(key) or found})
     return rows
 
@@ -150,12 +146,12 @@ def _notes(results: Results) -> list[str]:
 
 def _sections(results: Results, folder: Path) -> Iterator[Section]:
     families = list(results.families())
-    for number, points in enumerate(families, 1):
+    for place, points in enumerate(families, 1):
         first = points.iloc[0]
         metric = "pseudo-elbo" if first.pseudo_likelihood else "elbo"
         keys = [key for key in results.swept if points[key].nunique(dropna=False) > 1]
         only = len(families) == 1
-        title = "" if only else f"Group {number}: {first.data}, {first.likelihood}, images {short(first.fingerprint)}"
+        title = "" if only else f"Group {place}: {first.data}, {first.likelihood}, images {short(first.fingerprint)}"
         means = configurations(points, keys, AVERAGED)
         chosen = verdict(points, keys, bool(first.maximize))
         section = Section(
@@ -163,11 +159,11 @@ def _sections(results: Results, folder: Path) -> Iterator[Section]:
             keys=keys,
             metric=metric,
             monitor=str(first.monitor),
-            best=_best(results, points, keys, means, chosen) if chosen else None,
+            best=best_in_words(results, points, keys, means, chosen) if chosen else None,
             points=[{**_point(row), "id": i} for i, row in points.iterrows()],
             configurations=_rows(means) if (means.seeds > 1).any() else [],
         )
-        suffix = "" if only else f"_{number}"
+        suffix = "" if only else f"_{place}"
         names = {key: results.names[key] for key in keys}
         for name, caption, figure in _figures(points, means, keys, names, metric):
             section.figures.append(
@@ -200,64 +196,11 @@ def _figures(
     fronts = {c: _front(costs, c, sign) for c, (_, sign) in COSTS.items() if costs[c].notna().sum() > 1}
     if len(costs) > 1 and fronts:
         figure = sweeps.cost(costs, "test_elbo", f"test {metric} (nats per image)", fronts)
-        yield "cost", _front_in_words(costs, fronts, keys, names), figure
+        yield "cost", front_in_words(costs, fronts, keys, names), figure
 
 
 def _front(table: pd.DataFrame, column: str, sign: int) -> list[int]:
     return pareto([sign * v for v in table[column].astype(float)], list(table.test_elbo.astype(float)))
-
-
-def _front_in_words(
-    table: pd.DataFrame, fronts: Mapping[str, Sequence[int]], keys: Sequence[str], names: Mapping[str, str]
-) -> str:
-    """Which configurations no other one beats, for each cost."""
-    parts = []
-    for column, front in fronts.items():
-        who = [_configuration(table.iloc[i], keys, names) for i in front[-MOST_NAMED:]]
-        if all(who):
-            more = f"{len(front) - MOST_NAMED} cheaper ones, then " if len(front) > MOST_NAMED else ""
-            parts.append(f"by {COSTS[column][0]} {more}{'; '.join(who)}")
-    told = f" On the fronts, from cheap to good: {'. '.join(p[0].upper() + p[1:] for p in parts)}." if parts else ""
-    return "Points that ran side by side shared the machine: their times compare with each other only." + told
-
-
-def _best(
-    results: Results, points: pd.DataFrame, keys: Sequence[str], means: pd.DataFrame, chosen: Any
-) -> dict[str, Any]:
-    row = means[means.key == chosen.best.key].iloc[0] if keys else means.iloc[0]
-    best_points = points[points.point.isin(row.points)]
-    example = best_points.sort_values("value", ascending=not best_points.maximize.iloc[0]).iloc[0]
-    return {
-        "what": _configuration(row, keys, results.names) or example.point,
-        "text": chosen.text,
-        "rivals": [_configuration(rival, keys, results.names) for rival in chosen.rivals[:MOST_RIVALS]],
-        "more_rivals": max(0, len(chosen.rivals) - MOST_RIVALS),
-        "value": with_interval(row.value, row.value_ci),
-        "figures": [
-            (c.removeprefix("test_"), with_interval(row[c], row[f"{c}_ci"])) for c in TESTED if pd.notna(row[c])
-        ],
-        "seeds": int(row.seeds),
-        "point": example.point,
-        "path": example.path,
-    }
-
-
-def _configuration(row: Mapping[str, Any], keys: Sequence[str], names: Mapping[str, str]) -> str:
-    return ", ".join(f"{names[key]} = {sweeps.shown(row[key])}" for key in keys)
-
-
-def with_interval(mean: float, half: float) -> str:
-    """``-96.73 ± 0.12``; without the interval where there is none."""
-    return number(mean) + (f" ± {number(half)}" if math.isfinite(half) else "")
-
-
-def number(value: Any, digits: int = 2) -> str:
-    """A number for a table, an en dash where there is none."""
-    if pd.isna(value):
-        return "–"
-    if not isinstance(value, int | float):
-        return str(value)
-    return f"{value:,.{digits}f}" if isinstance(value, float) and not float(value).is_integer() else f"{int(value):,}"
 
 
 def _point(row: pd.Series) -> dict[str, Any]:
@@ -282,28 +225,12 @@ def _unfinished(results: Results, row: pd.Series) -> dict[str, Any]:
     }
 
 
-def _commands(results: Results, row: pd.Series) -> dict[str, str]:
-    """What to type to do it again, to evaluate it and to go on with it."""
-    overrides, path = results.overrides[row.point], Path(row.path)
-    plain = re.fullmatch(r"[\w./+-]+", str(path)) is not None
-    at = str(path) if plain else quoted(path)
-    train = ["python", "-m", "src.train", *(o for o in overrides if not o.startswith("ckpt_path="))]
-    epochs = [] if pd.isna(row.epochs) else [f"trainer.max_epochs={2 * int(row.epochs)}"]
-    longer = [w for w in train if not (epochs and w.startswith("trainer.max_epochs="))] + epochs
-    found = {"again": shlex.join(train)}
-    if (path / "checkpoints" / "best.ckpt").is_file():
-        found["evaluate"] = shlex.join(["python", "-m", "src.evaluate", f"run={at}"])
-    if (path / "checkpoints" / "last.ckpt").is_file():
-        found["continue"] = shlex.join([*longer, f"hydra.run.dir={at}", "ckpt_path=last"])
-    return found
-
-
 def _tile(results: Results, row: pd.Series) -> dict[str, str]:
     """Name, numbers and picture of a point for the contact sheet."""
     strip = Path(row.path) / "figures" / "strip.png"
     return {
         "point": row.point,
-        "what": _configuration(row, _keys(results), {**results.names, SEED: SEED}) or row.point,
+        "what": configuration(row, _keys(results), {**results.names, SEED: SEED}) or row.point,
         "figures": f"elbo {number(row.test_elbo)}" if pd.notna(row.test_elbo) else "not tested",
         "path": str(strip),
         "picture": _embedded(strip),
