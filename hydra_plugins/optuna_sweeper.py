@@ -3,9 +3,11 @@
 The published plugin (hydra-optuna-sweeper 1.3) is tied to Optuna 2; this one speaks to the current one.
 """
 
+import fcntl
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Overrid
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from src.errors import UserError, whole_number
 
@@ -65,26 +67,44 @@ class OptunaSweeper(Sweeper):
         except ImportError:
             sys.exit("error: sweep=optuna needs Optuna: pip install '.[optuna]'")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        folder = Path(self.config.hydra.sweep.dir)
         try:
-            for key, value in (("trials", self.trials), ("startup", self.startup)):
-                whole_number(f"hydra.sweeper.{key}", value)
-            space, fixed = search_space(self.params, arguments)
+            space, fixed = self._asked(arguments)
+            with _alone_in(folder):
+                return self._searched(folder, space, fixed)
         except UserError as error:
             sys.exit(f"error: {error}")
-        folder = Path(self.config.hydra.sweep.dir)
+
+    def _asked(self, arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+        """The search space and the fixed overrides, once all values are seen to make sense."""
+        for key, value in (("trials", self.trials), ("startup", self.startup), ("at_once", self.at_once)):
+            if value is not None:
+                whole_number(f"hydra.sweeper.{key}", value)
+        space, fixed = search_space(self.params, arguments)
+        monitor = OmegaConf.select(self.config, "callbacks.checkpoint.monitor") or ""
+        if monitor.endswith("/loss") and "model.kl_weight" in space:
+            raise UserError(
+                f"{monitor} has another meaning at every model.kl_weight: search by val/elbo, or fix the weight"
+            )
+        return space, fixed
+
+    def _searched(self, folder: Path, space: dict[str, Any], fixed: list[str]) -> float | None:
+        import optuna
+
+        if set("?%#{}") & set(str(folder.absolute())):
+            raise UserError(f"{folder.absolute()}: a study cannot be kept in a folder with one of ?%#{{}} in its path")
         study = optuna.create_study(
             study_name=STUDY,
             storage=f"sqlite:///{folder.absolute()}/optuna.db",
             load_if_exists=True,
-            direction="minimize" if self.config.callbacks.checkpoint.mode == "min" else "maximize",
+            direction="minimize" if OmegaConf.select(self.config, "callbacks.checkpoint.mode") == "min" else "maximize",
         )
         # With the same seed a search that goes on would draw its first points again.
         seed = self.seed + len(study.trials)
         study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=self.startup, constant_liar=True)
         self._try_again(study)
         self._search(study, space, fixed)
-        done = [t for t in study.trials if t.state.name == "COMPLETE"]
-        return study.best_value if done else None
+        return study.best_value if any(t.state.name == "COMPLETE" for t in study.trials) else None
 
     def _try_again(self, study: Any) -> None:
         """Put points that were cut off or failed back into the queue."""
@@ -103,7 +123,12 @@ class OptunaSweeper(Sweeper):
         kept = (TrialState.COMPLETE, TrialState.PRUNED)
         failed = 0
         while (left := self.trials - failed - len(study.get_trials(states=kept, deepcopy=False))) > 0:
-            asked = [study.ask(space) for _ in range(min(left, self.at_once or getattr(self.launcher, "width", 4)))]
+            width = self.at_once or getattr(self.launcher, "width", 4)
+            try:
+                asked = [study.ask(space) for _ in range(min(left, width))]
+            except ValueError as error:
+                advice = "the search in this folder was begun with another space: choose another hydra.sweep.dir"
+                raise UserError(f"{advice} ({error})") from error
             points = [[*fixed, *(f"{key}={_typed(value)}" for key, value in trial.params.items())] for trial in asked]
             answers = self.launcher.launch(points, initial_job_idx=asked[0].number)
             for trial, answer in zip(asked, answers, strict=True):
@@ -118,6 +143,17 @@ class OptunaSweeper(Sweeper):
             done = len(study.get_trials(states=kept, deepcopy=False))
             best = f", best {study.best_value:.4f}" if any(t.state == TrialState.COMPLETE for t in study.trials) else ""
             print(f"search: {done} of {self.trials} points{best}", flush=True)
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """No other search works in the folder meanwhile."""
+    with open(folder / ".search.lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"another process searches in {folder}: stop that, or wait for it") from error
+        yield
 
 
 def search_space(params: dict[str, str], arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:

@@ -10,7 +10,8 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from src.errors import INTERRUPTED, UserError, explain
-from src.sweeps.points import Point, plan_in, program_of
+from src.sweeps.plan import Plan, plan_in
+from src.sweeps.points import Point, program_of
 from src.sweeps.slots import Slot, processors, run_all, slots_of, visible_gpus
 
 
@@ -43,6 +44,7 @@ class SlotsLauncher(Launcher):
         sweep = Path(self.config.hydra.sweep.dir)
         try:
             plan, program = plan_in(sweep), program_of(self.config.hydra)
+            _refuse_to_sweep_the_machine(plan)
             points = [Point(sweep, plan, o, initial_job_idx + i, program) for i, o in enumerate(job_overrides)]
             different = {point.folder: point for point in points}  # a search may ask for one twice
             run_all(list(different.values()), self._slots())
@@ -56,6 +58,13 @@ class SlotsLauncher(Launcher):
     def _slots(self) -> list[Slot]:
         asked = (self.config.trainer.accelerator, self.config.trainer.devices)
         return slots_of(*asked, visible_gpus(), processors(), self.slots, self.per_gpu, self.threads)
+
+
+def _refuse_to_sweep_the_machine(plan: Plan) -> None:
+    """Slots are made once, for points that all take the same part of the machine."""
+    for key in ("trainer", "trainer.accelerator", "trainer.devices"):
+        if key in plan.swept:
+            raise UserError(f"{key} cannot be swept: it decides how this machine is divided; give a sweep for each")
 
 
 def _returned(point: Point) -> JobReturn:

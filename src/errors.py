@@ -19,6 +19,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 log = logging.getLogger(__name__)
 
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 INTERRUPTED = 130  # exit status of what Ctrl-C has ended
 DIVERGED = 3  # exit status of a training whose loss was no longer a number
 
@@ -57,7 +58,7 @@ def explain(error: BaseException) -> str | None:
     ) is not None:
         chain.append(cause)
     for link in chain:
-        if isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(link, OSError) and link.errno in DISK_FULL:
             return (
                 f"the disk is full ({link.filename or 'while writing'}): free some; a run resumes with ckpt_path=last"
             )

@@ -6,7 +6,6 @@
 
 import json
 import os
-import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,12 +23,10 @@ from src.data.base import ImageDataModule
 from src.errors import UserError
 from src.files import whole_file
 from src.models.base import BaseVAE
+from src.resuming import other_setting
 
-# Keys that may differ when a run is resumed: how long, where and on what it trains, not what is trained.
-FREE_TO_CHANGE = re.compile(
-    r"(ckpt_path|run_dir|tags|test|callbacks|logger|data\.(root|cache_dir|where_to_get|download)"
-    r"|trainer\.(max_epochs|max_steps|accelerator|devices|num_nodes|strategy|log_every_n_steps|limit_test_batches))\b"
-)
+# Config groups that a sweep may choose from.
+CHOICES = ("experiment", "model", "data", "likelihood@model.likelihood", "optimizer", "schedule", "trainer")
 # Keys of the data that name places, not properties of the images.
 ELSEWHERE = ("root", "cache_dir", "where_to_get", "dataset", "download", "name")
 
@@ -89,13 +86,11 @@ class RunFolder:
         if not self.config.exists():
             raise UserError(f"{self.config} is missing: {self.path} is no complete run folder and cannot be resumed")
         then, now = (dict(flatten(OmegaConf.to_container(c, resolve=True))) for c in (OmegaConf.load(self.config), cfg))
-        for key in sorted(then.keys() | now.keys()):
-            before, after = then.get(key), now.get(key)
-            if before != after and not FREE_TO_CHANGE.match(key):
-                raise UserError(
-                    f"{self.path} was trained with {key}={before}, this resume says {after}: repeat its overrides "
-                    f"({self.path}/.hydra/overrides.yaml), or start a new run"
-                )
+        if (key := other_setting(then, now)) is not None:
+            raise UserError(
+                f"{self.path} was trained with {key}={then.get(key)}, this resume says {now.get(key)}: repeat its "
+                f"overrides ({self.path}/.hydra/overrides.yaml), or start a new run"
+            )
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
         """Write ``metrics.json``: whole, or not at all."""
@@ -117,7 +112,7 @@ def hyperparameters(cfg: DictConfig) -> dict[str, str | int | float | bool]:
     tree = OmegaConf.to_container(cfg, resolve=True)
     tree["trainer"] = {key: tree["trainer"].get(key) for key in ("max_epochs", "precision", "gradient_clip_val")}
     tree["data"] = {key: value for key, value in tree["data"].items() if key not in ELSEWHERE}
-    names = {key: choice for key, choice in HydraConfig.get().runtime.choices.items() if key in ("model", "data")}
+    names = {key: str(choice) for key, choice in HydraConfig.get().runtime.choices.items() if key in CHOICES}
     shaping = {key: tree[key] for key in ("model", "data", "optimizer", "schedule", "trainer", "seed") if key in tree}
     plain = {key: v if isinstance(v, str | int | float | bool) else str(v) for key, v in flatten(shaping)}
     return names | {key: value for key, value in plain.items() if not key.endswith(("_target_", "_partial_"))}

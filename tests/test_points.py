@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.conf import ConfigSourceInfo
 
 from src.errors import UserError
-from src.sweeps.plan import Plan, plan_of, point_name, sweep_folder
-from src.sweeps.points import Point, Record, is_locked, program_of, quoted
+from src.sweeps.plan import Plan, plan_of, point_name, quoted, sweep_folder
+from src.sweeps.points import Point, program_of, unfinished
+from src.sweeps.records import Record, is_locked
 from src.sweeps.slots import run_all, slots_of
 from tests.conftest import ROOT
 
@@ -136,11 +138,13 @@ def test_each_slot_sees_its_gpus_alone():
     assert seen("gpu", 1, ["0", "1", "GPU-abc"], 8) == ["0", "1", "GPU-abc"]
     assert seen("auto", 1, ["3"], 8, per_gpu=3) == ["3", "3", "3"]
     assert seen("gpu", 2, ["0", "1", "2", "3", "4"], 8) == ["0,1", "2,3"]
-    assert seen("gpu", [0, 1], ["0", "1"], 8) == ["0,1"]
+    assert seen("gpu", "2", ["0", "1"], 8) == ["0,1"]
     assert seen("gpu", 1, ["0", "1"], 8, slots=3) == ["0", "1", "0"]
     assert threads(slots_of("gpu", 1, ["0", "1"], 16)) == ["8", "8"]
     with pytest.raises(UserError, match="trainer.devices=2 GPUs a point, and 1 are here"):
         slots_of("gpu", 2, ["0"], 8)
+    with pytest.raises(UserError, match="give a number; CUDA_VISIBLE_DEVICES says which"):
+        slots_of("gpu", [2, 3], ["0", "1", "2", "3"], 8)
     with pytest.raises(UserError, match=r"hydra.launcher.slots=0"):
         slots_of("cpu", 1, [], 8, slots=0)
 
@@ -162,12 +166,30 @@ def test_a_finished_point_is_recorded_with_its_value_and_not_run_again(tmp_path)
     assert not point(tmp_path, "value=2.5", "other=1").finished_before()
 
 
-def test_a_folder_with_other_settings_is_neither_taken_nor_emptied(tmp_path):
-    finish(point(tmp_path, "value=1"))
-    other = point(tmp_path, "value=1", "other=1")
+@pytest.mark.parametrize("checkpoint", [[], ["checkpoint=1"]])
+def test_a_folder_with_other_settings_is_neither_taken_nor_changed(tmp_path, checkpoint):
+    first = point(tmp_path, "value=1", *checkpoint)
+    finish(first)
+    before = {path: path.read_bytes() for path in first.folder.rglob("*") if path.is_file()}
+    other = point(tmp_path, "value=1", *checkpoint, "other=1")
     assert not other.finished_before()
-    assert "another hydra.sweep.dir" in finish(other).error
-    assert point(tmp_path, "value=1").finished_before()
+    assert "its folder holds a run with another other: give this sweep another hydra.sweep.dir" in finish(other).error
+    assert before == {path: path.read_bytes() for path in first.folder.rglob("*") if path.is_file()}
+    assert point(tmp_path, "value=1", *checkpoint).finished_before()
+
+
+def test_a_point_that_another_process_has_just_finished_is_not_run_again(tmp_path):
+    late = point(tmp_path, "value=1")
+    assert not late.finished_before()
+    finish(point(tmp_path, "value=1"))
+    assert not late.begin({})
+    assert (late.record.status, late.record.attempts, late.value) == ("finished", 1, 1.0)
+
+
+def test_a_file_in_the_place_of_a_folder_fails_that_point_alone(tmp_path):
+    (tmp_path / "value-1").touch()
+    run_all(points := [point(tmp_path, f"value={i}") for i in (0, 1)], [{}])
+    assert [p.record.status for p in points] == ["finished", "failed"]
 
 
 def test_a_failed_point_has_the_reason_that_it_printed(tmp_path):
@@ -186,7 +208,7 @@ def test_a_point_that_diverged_has_the_value_nan(tmp_path):
 
 def test_an_interrupted_point_is_resumed_if_it_has_a_checkpoint(tmp_path):
     for options, resumed in ((["checkpoint=1"], True), ([], False)):
-        cut = point(tmp_path / str(resumed), "value=1", *options, "seconds=60")
+        cut = point(tmp_path / str(resumed), "value=1", *options, "trainer.max_steps=60")
         cut.begin({})
         while not (cut.folder / "seen.json").exists():
             time.sleep(0.02)
@@ -196,18 +218,30 @@ def test_an_interrupted_point_is_resumed_if_it_has_a_checkpoint(tmp_path):
         while not cut.ended():
             time.sleep(0.02)
         assert cut.record.error.startswith("killed by SIGKILL")
-        again = point(tmp_path / str(resumed), "value=1", *options, "seconds=0")
+        again = point(tmp_path / str(resumed), "value=1", *options, "trainer.max_steps=0")
         assert finish(again).status == "finished"
         assert again.record.attempts == 2
         assert ("ckpt_path=last" in json.loads((again.folder / "seen.json").read_text())["argv"]) is resumed
         assert (again.folder / "train.log").exists() is resumed
 
 
-def test_a_point_that_was_to_go_on_is_not_finished_by_its_old_metrics(tmp_path):
-    finish(point(tmp_path, "value=1", "checkpoint=1"))
-    longer = point(tmp_path, "value=1", "fail=cut off")
-    assert finish(longer).status == "failed"
-    assert not point(tmp_path, "value=1", "fail=cut off").finished_before()
+def test_a_point_that_was_to_go_on_longer_is_not_finished_by_its_old_metrics(tmp_path):
+    finish(point(tmp_path, "value=1", "checkpoint=1", "trainer.max_epochs=2"))
+    longer = point(tmp_path, "value=1", "checkpoint=1", "trainer.max_epochs=13")
+    assert finish(longer).error == "unlucky"
+    assert longer.metrics == {}
+    assert (longer.folder / "metrics.before.json").exists()  # and nothing is lost
+    assert not point(tmp_path, "value=1", "checkpoint=1", "trainer.max_epochs=13").finished_before()
+
+
+def test_points_of_the_command_are_counted_and_no_others(tmp_path):
+    asked = [["value=1"], ["value=2", "fail=no"], ["value=3"]]
+    for overrides in asked[:2]:
+        finish(point(tmp_path, *overrides))
+    finish(point(tmp_path, "value=9", "fail=of another command"))
+    assert unfinished(tmp_path, Plan({"value": ""}, {}, "", asked)) == 2
+    finish(point(tmp_path, "value=8", "fail=nan", "exit=3"))
+    assert unfinished(tmp_path, Plan({"value": ""}, {})) == 2  # a search: what diverged was an answer
 
 
 def test_only_one_process_works_on_a_point(tmp_path):
@@ -250,13 +284,15 @@ def test_failed_points_do_not_stop_the_others_and_slots_are_kept_full(tmp_path, 
     assert "4 of 5 points were finished before" in capfd.readouterr().out
 
 
-def test_an_interrupted_sweep_stops_its_points_and_goes_on_later(tmp_path):
+def sweep_process(folder: Path, before: str = "", **options) -> subprocess.Popen:
+    """A sweep of four workers in two slots: the first is soon done, the others take a minute."""
     code = f"""
 from pathlib import Path
 from src.sweeps.plan import Plan
 from src.sweeps.points import Point
 from src.sweeps.slots import run_all
-plan, folder = Plan({{"value": ""}}, {{}}), Path({str(tmp_path)!r})
+{before}
+plan, folder = Plan({{"value": ""}}, {{}}), Path({str(folder)!r})
 words = [[f"value={{i}}", f"seconds={{60 * (i > 0)}}"] for i in range(4)]
 points = [Point(folder, plan, typed, i, {WORKER!r}) for i, typed in enumerate(words)]
 try:
@@ -264,11 +300,71 @@ try:
 except KeyboardInterrupt:
     print("stopped", *(p.record.status for p in points))
 """
-    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        while not (tmp_path / "value-2" / "seen.json").exists():
-            time.sleep(0.05)
-        time.sleep(0.2)
+    options = {"stdout": subprocess.PIPE, **options}
+    return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, text=True, **options)
+
+
+def wait_until_started(folder: Path) -> None:
+    while not (folder / "value-2" / "seen.json").exists():
+        time.sleep(0.05)
+    time.sleep(0.2)
+
+
+def wait_until_free(folder: Path) -> None:
+    until = time.monotonic() + 15
+    while any(is_locked(path) for path in folder.iterdir()):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def test_an_interrupted_sweep_stops_its_points(tmp_path):
+    with sweep_process(tmp_path) as process:
+        wait_until_started(tmp_path)
         process.send_signal(signal.SIGTERM)
         said = process.communicate(timeout=30)[0]
     assert said.splitlines()[-1] == "stopped finished interrupted interrupted waiting"
     assert not any(is_locked(path) for path in tmp_path.iterdir())
+
+
+def test_no_point_outlives_a_sweep_that_is_killed_without_a_word(tmp_path):
+    with sweep_process(tmp_path) as process:
+        wait_until_started(tmp_path)
+        process.kill()
+    wait_until_free(tmp_path)
+
+
+def test_a_closed_pipe_takes_the_words_and_not_the_sweep(tmp_path):
+    read, write = os.pipe()
+    with sweep_process(tmp_path, stdout=write, stderr=subprocess.DEVNULL) as process:
+        os.close(write)
+        os.close(read)
+        wait_until_started(tmp_path)  # it goes on when it cannot say so
+        process.send_signal(signal.SIGHUP)
+        process.wait(30)
+    assert not any(is_locked(path) for path in tmp_path.iterdir())
+
+
+def test_nohup_lets_a_sweep_outlive_its_terminal(tmp_path):
+    with sweep_process(tmp_path, "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)") as process:
+        wait_until_started(tmp_path)
+        process.send_signal(signal.SIGHUP)
+        time.sleep(1)
+        assert is_locked(tmp_path / "value-2")
+        process.terminate()
+        process.wait(30)
+
+
+def test_a_preset_that_sets_more_than_the_sweep_is_refused(tmp_path):
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "mine.yaml").write_text("hydra: {}\ntrainer: {max_epochs: 3}\n")
+    config = multirun_config("model.latent_dim=2,3")
+    config.hydra.runtime.choices.sweep = "mine"
+    config.hydra.runtime.config_sources.append(ConfigSourceInfo(str(tmp_path), "file", "test"))
+    with pytest.raises(UserError, match="sets trainer: a preset only says what is swept"):
+        plan_of(config, "")
+
+
+def test_the_grid_of_a_command_is_known_beforehand():
+    plan = plan_of(multirun_config("sweep=rate_distortion", "model.kl_weight=1,2", "seed=0,1", "model=lstm"), "")
+    assert len(plan.points) == 3 * 2 * 2
+    assert plan.points[1] == ["model.latent_dim=2", "model.kl_weight=1", "seed=1", "model=lstm"]

@@ -139,7 +139,7 @@ def test_the_best_is_chosen_by_the_mean_and_compared_seed_by_seed():
     chosen = verdict(table, ["config"], maximize=True)
     assert chosen.best.config == "b"
     assert chosen.rivals == []
-    assert "better than each of the 1 others at 95 %" in chosen.text
+    assert chosen.text == "at 95 % better than 1 of 1 other"
     unpaired = table.assign(seed=[0, 1, 2, 3, 4, 5])
     assert [rival.config for rival in verdict(unpaired, ["config"], maximize=True).rivals] == ["a"]
     assert verdict(table, ["config"], maximize=False).best.config == "a"
@@ -149,9 +149,30 @@ def test_it_is_said_when_seeds_are_too_few():
     one = verdict(points({("a", 0): -10.0, ("b", 0): -9.0}), ["config"], maximize=True)
     assert one.text.startswith("1.00 better than the next one, but with one seed")
     two = verdict(points({("a", 0): -10.0, ("a", 1): -11.0, ("b", 0): -9.0, ("b", 1): -9.5}), ["config"], maximize=True)
-    assert "2 seeds are too few" in two.text
+    assert (
+        two.text
+        == "at 95 % better than 0 of 1 other, not to be told from 1; 2 seeds are too few to be sure: add seed=0,1,2"
+    )
     alone = verdict(points({("a", 0): -1.0}), ["config"], maximize=True)
     assert "only configuration; 1 seed is too few" in alone.text
+
+
+def test_a_configuration_that_lost_its_seeds_leaves_the_others_comparable():
+    good = {("a", s): -9.0 - s / 100 for s in range(3)} | {("b", s): -19.0 - s / 90 for s in range(3)}
+    chosen = verdict(points({**good, ("c", 0): -12.0}), ["config"], maximize=True)
+    assert chosen.text == "at 95 % better than 1 of 2 others, 1 with one seed cannot be judged"
+    assert chosen.rivals == []
+
+
+def test_the_same_seed_twice_is_one_seed():
+    rows = [
+        {"point": f"{c}{i}", "config": c, "seed": 0, "value": v}
+        for i in range(2)
+        for c, v in (("a", -1.0), ("b", -2.0))
+    ]
+    table = configurations(pd.DataFrame(rows), ["config"], ["value"])
+    assert table.seeds.tolist() == [1, 1]
+    assert "with one seed nobody knows" in verdict(pd.DataFrame(rows), ["config"], maximize=True).text
 
 
 def test_configurations_average_over_seeds_alone():
@@ -200,6 +221,63 @@ def test_runs_that_were_started_one_by_one_are_compared_by_what_was_typed(tmp_pa
     results = read_results(tmp_path)
     assert results.swept == ["trainer.max_epochs"]
     assert results.table["trainer.max_epochs"].tolist() == [5, 7]
+
+
+def single_run(folder: Path, overrides: list[str], choices: dict[str, str], **metrics) -> None:
+    """A run that nobody swept."""
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / ".hydra" / "overrides.yaml").write_text(json.dumps(overrides))
+    (folder / ".hydra" / "hydra.yaml").write_text(json.dumps({"hydra": {"runtime": {"choices": choices}}}))
+    (folder / "metrics.json").write_text(json.dumps(record(**metrics)))
+
+
+def test_a_key_that_some_runs_do_not_name_is_looked_up_or_left_open(tmp_path):
+    single_run(tmp_path / "a", ["model=lstm"], {"model": "lstm"})
+    single_run(tmp_path / "b", ["model=conv_tiny", "optimizer.lr=1e-3"], {"model": "conv_tiny"})
+    single_run(tmp_path / "c", ["experiment=mnist_conv_wide"], {"model": "conv_wide"}, test={"elbo": -90.0})
+    results = read_results(tmp_path)
+    assert results.table.model.tolist() == ["lstm", "conv_tiny", "conv_wide"]
+    assert results.table["optimizer.lr"].tolist() == ["–", 0.001, "–"]
+    assert results.differences() == []
+    assert "3 finished" in write_report(results).read_text()
+
+
+def test_settings_that_another_command_changed_are_not_taken_for_seeds(tmp_path):
+    write_grid(tmp_path, {"model.latent_dim": [2, 8], "model.kl_weight": [1.0, 4.0]}, trade)
+    write_grid(tmp_path, {"model.latent_dim": [16, 32]}, trade)
+    results = read_results(tmp_path)
+    assert results.swept == ["model.latent_dim", "model.kl_weight"]
+    assert configurations(results.finished, results.swept, ["test_elbo"]).seeds.tolist() == [1] * 6
+    assert "6 finished" in write_report(results).read_text()
+
+
+def test_points_that_have_not_begun_are_waited_for(tmp_path):
+    asked = [[f"model.kl_weight={w}"] for w in (1, 2)]
+    write_point(tmp_path, ["model.kl_weight"], asked[0], 0, record())
+    Plan({"model.kl_weight": "1,2"}, {}, "", asked).save(tmp_path)
+    results = read_results(tmp_path)
+    assert results.table.status.tolist() == ["finished", "waiting"]
+    assert "1 finished, 1 waiting" in write_report(results).read_text()
+
+
+def test_the_loss_of_different_kl_weights_chooses_nothing(tmp_path):
+    def figures(typed):
+        return {"kl_weight": typed["model.kl_weight"], "best": {"val/loss": 10.0 * typed["model.kl_weight"]}}
+
+    write_grid(tmp_path, {"model.kl_weight": [0.5, 1.0]}, figures)
+    page = write_report(read_results(tmp_path)).read_text()
+    assert "val/loss has another meaning at every KL weight" in page
+    assert '<div class="best">' not in page
+
+
+def test_memory_is_that_of_the_gpu_only_where_all_points_were_on_gpus(tmp_path):
+    peak = {"peak_memory_mib": {"process": 900.0, "gpu": 300.0}}
+    devices = {0: "1 x cpu", 1: "1 x cuda"}
+    for name, seeds, memory in (("mixed", [0, 1], [900.0, 900.0]), ("gpu", [1], [300.0])):
+        write_grid(tmp_path / name, {"seed": seeds}, lambda typed: {**peak, "devices": devices[typed["seed"]]})
+        results = read_results(tmp_path / name)
+        write_report(results)
+        assert results.table.memory_mib.tolist() == memory
 
 
 def test_numbers_of_different_kinds_are_kept_apart_and_it_is_said_why(tmp_path):
@@ -253,11 +331,11 @@ def test_failed_and_unfinished_points_are_shown_with_their_reason(tmp_path):
     keys = ["model.kl_weight"]
     write_point(tmp_path, keys, ["model.kl_weight=2"], 1, None, "failed", "the <loss> is not finite")
     write_point(tmp_path, keys, ["model.kl_weight=3"], 2, None, "running")
-    write_point(tmp_path, keys, ["model.kl_weight=4"], 3, record(), "failed", "cut off when it went on")
+    write_point(tmp_path, keys, ["model.kl_weight=4"], 3, None, "interrupted")
     damaged = write_point(tmp_path, keys, ["model.kl_weight=5"], 4, None, "finished")
     (damaged / "metrics.json").write_text("{")
     results = read_results(tmp_path)
-    assert results.table.status.tolist() == ["finished", "failed", "interrupted", "failed", "failed"]
+    assert results.table.status.tolist() == ["finished", "failed", "interrupted", "interrupted", "failed"]
     page = write_report(results).read_text()
     rows = cells(page, "Points that are not finished")
     assert rows[0][1:3] == ["failed", "the &lt;loss&gt; is not finite"]
@@ -296,8 +374,10 @@ def test_a_search_over_numbers_makes_a_report(tmp_path):
 
 
 def test_what_else_differs_is_said(tmp_path):
-    write_grid(tmp_path, {"seed": [0, 1]}, lambda typed: {"git_commit": f"{typed['seed']}" * 40})
-    assert "2 versions of the code: 000000000000, 111111111111" in write_report(read_results(tmp_path)).read_text()
+    commits = ["0" * 40, "1" * 40, "1" * 40 + "+changes"]
+    write_grid(tmp_path, {"seed": [0, 1, 2]}, lambda typed: {"git_commit": commits[typed["seed"]]})
+    page = write_report(read_results(tmp_path)).read_text()
+    assert "3 versions of the code: 00000000, 11111111, 11111111+changes" in page
 
 
 def test_the_contact_sheet_shows_every_point_in_grid_order(swept, page):

@@ -17,7 +17,9 @@ if "checkpoint" in options:
     (folder / "checkpoints" / "last.ckpt").touch()
 if "children" in options and os.fork() == 0:
     time.sleep(600)
-time.sleep(float(options.get("seconds", 0)))
+time.sleep(float(options.get("seconds", options.get("trainer.max_steps", 0))))
+if options.get("trainer.max_epochs") == "13":
+    options["fail"] = "unlucky"
 if "fail" in options:
     print(f"Traceback (most recent call last)\nerror: {options['fail']}")
     sys.exit(int(options.get("exit", 1)))

@@ -3,6 +3,7 @@
 import base64
 import io
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -51,6 +52,7 @@ class Section:
         monitor: the metric that chose the weights.
         points: rows of the table of points.
         configurations: rows of the table over seeds; empty with one seed.
+        doubt: why none is called the best; empty where one is.
         best: the best configuration, in words and numbers.
         figures: name, caption and data of each figure.
     """
@@ -59,6 +61,7 @@ class Section:
     keys: list[str]
     metric: str
     monitor: str
+    doubt: str
     best: dict[str, Any] | None
     points: list[dict[str, Any]]
     configurations: list[dict[str, Any]] = field(default_factory=list)
@@ -74,8 +77,9 @@ def write_report(results: Results) -> Path:
     folder = results.folder / "report"
     folder.mkdir(exist_ok=True)
     table = results.table
-    # What a process on a GPU is short of is the GPU's memory.
-    table["memory_mib"] = table.gpu_mib.fillna(table.process_mib).astype(float)
+    # What processes on GPUs are short of is the GPUs' memory; it compares with no other.
+    on_gpus = not table.devices.dropna().astype(str).str.contains("cpu").any()
+    table["memory_mib"] = (table.gpu_mib if on_gpus else table.process_mib).astype(float)
     with whole_file(results.folder / "results.csv") as file:
         table.drop(columns=["maximize"]).to_csv(file, index=False)
     sections = list(_sections(results, folder))
@@ -86,7 +90,7 @@ def write_report(results: Results) -> Path:
         with whole_file(folder / "contact_sheet.png") as file:
             contact_sheet(pictures, columns).save(file, "PNG")
     pages = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    pages.filters.update(number=number, shown=looks.shown)
+    pages.filters.update(number=number, shown=looks.shown, sortable=lambda value: "" if pd.isna(value) else value)
     text = pages.from_string(TEMPLATE.read_text()).render(
         name=str(results.folder),
         command=results.plan.command,
@@ -135,13 +139,17 @@ def _notes(results: Results) -> list[str]:
         ("devices", "devices"),
         ("epochs", "numbers of epochs (early stopping, or trainer.max_epochs)"),
     ):
-        found = sorted({short(v)[:12] for v in results.finished[column].dropna()})
+        found = sorted({str(v).replace(".0", "") for v in results.finished[column].dropna()})
         swept = {"epochs": "trainer.max_epochs", "precision": "trainer.precision"}.get(column)
         if len(found) > 1 and swept not in results.swept:
-            notes.append(
-                f"Points come from {len(found)} {what}: {', '.join(found[:6])}{' …' if len(found) > 6 else ''}."
-            )
+            some = ", ".join(_commit(v) for v in found[:6]) + (" …" if len(found) > 6 else "")
+            notes.append(f"Points come from {len(found)} {what}: {some}.")
     return notes
+
+
+def _commit(text: str) -> str:
+    """A commit's hash cut to eight digits, with what marks it; anything else as it is."""
+    return re.sub(r"^([0-9a-f]{8})[0-9a-f]{32}", r"\1", text)
 
 
 def _sections(results: Results, folder: Path) -> Iterator[Section]:
@@ -151,14 +159,18 @@ def _sections(results: Results, folder: Path) -> Iterator[Section]:
         metric = "pseudo-elbo" if first.pseudo_likelihood else "elbo"
         keys = [key for key in results.swept if points[key].nunique(dropna=False) > 1]
         only = len(families) == 1
-        title = "" if only else f"Group {place}: {first.data}, {first.likelihood}, images {short(first.fingerprint)}"
+        title = (
+            "" if only else f"Group {place}: {first.data_name}, {first.likelihood}, images {short(first.fingerprint)}"
+        )
         means = configurations(points, keys, AVERAGED)
-        chosen = verdict(points, keys, bool(first.maximize))
+        doubt = _why_no_best(points)
+        chosen = None if doubt else verdict(points, keys, bool(first.maximize))
         section = Section(
             title=title,
             keys=keys,
             metric=metric,
             monitor=str(first.monitor),
+            doubt=doubt,
             best=best_in_words(results, points, keys, means, chosen) if chosen else None,
             points=[{**_point(row), "id": i} for i, row in points.iterrows()],
             configurations=_rows(means) if (means.seeds > 1).any() else [],
@@ -170,6 +182,14 @@ def _sections(results: Results, folder: Path) -> Iterator[Section]:
                 {"caption": caption, "data": _save(figure, folder / f"{name}{suffix}"), "name": name}
             )
         yield section
+
+
+def _why_no_best(points: pd.DataFrame) -> str:
+    """The loss of one KL weight does not compare with that of another."""
+    monitor = str(points.monitor.iloc[0])
+    if not monitor.endswith("/loss") or points.kl_weight.nunique() < 2:
+        return ""
+    return f"{monitor} has another meaning at every KL weight, so it chooses no best point: monitor val/elbo"
 
 
 def _figures(

@@ -1,6 +1,5 @@
 """The points of a sweep as a table, and which of its numbers may be compared."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +9,12 @@ import pandas as pd
 import yaml
 
 from src.errors import UserError
-from src.sweeps.plan import Plan, short_names
-from src.sweeps.points import Record, is_locked
+from src.sweeps.plan import Plan, point_name, short_names
+from src.sweeps.records import Record, is_locked, read_metrics
 
 SEED = "seed"
+NOT_SETTINGS = ("ckpt_path", "tags", "sweep")
+NOT_RECORDED = "–"
 # Column of results.csv: where it stands in metrics.json.
 FIGURES = {
     "test_elbo": "test.elbo",
@@ -32,7 +33,7 @@ FIGURES = {
     "gpu_mib": "peak_memory_mib.gpu",
 }
 FACTS = {
-    "data": "data.name",
+    "data_name": "data.name",
     "fingerprint": "data.fingerprint",
     "likelihood": "likelihood",
     "pixels": "pixels",
@@ -40,13 +41,17 @@ FACTS = {
     "precision": "precision",
     "devices": "devices",
     "git_commit": "git_commit",
+    "tested_batches": "config.trainer.limit_test_batches",
+    "validated_batches": "config.trainer.limit_val_batches",
 }
 # Numbers are of the same kind where all of these are equal; what each difference means.
 SAME_KIND = {
-    "data": "the data set",
+    "data_name": "the data set",
     "fingerprint": "the images, their splits or what was done to their pixels (size, binarization, dequantization)",
     "likelihood": "the likelihood",
     "pseudo_likelihood": "whether the likelihood is one of the data",
+    "tested_batches": "trainer.limit_test_batches",
+    "validated_batches": "trainer.limit_val_batches",
     "monitor": "the metric that chose the weights",
 }
 
@@ -82,14 +87,17 @@ class Results:
 
     def families(self) -> Iterator[pd.DataFrame]:
         """Finished points whose numbers are of the same kind, the largest group first."""
-        finished = self.finished.copy()
-        kind = finished[list(SAME_KIND)].fillna("not recorded").astype(str)
-        groups = [part for _, part in finished.groupby([kind[column] for column in SAME_KIND], sort=False)]
+        kind = self._kind()
+        groups = [part for _, part in self.finished.groupby([kind[column] for column in SAME_KIND], sort=False)]
         yield from sorted(groups, key=len, reverse=True)
+
+    def _kind(self) -> pd.DataFrame:
+        """What must be equal of each finished point, as text."""
+        return self.finished[list(SAME_KIND)].map(lambda value: "not recorded" if pd.isna(value) else str(value))
 
     def differences(self) -> list[str]:
         """Why not all numbers can be compared; empty where they can."""
-        kind = self.finished[list(SAME_KIND)].fillna("not recorded").astype(str)
+        kind = self._kind()
         return [
             f"{meaning} ({', '.join(sorted(short(v) for v in kind[column].unique()))})"
             for column, meaning in SAME_KIND.items()
@@ -110,15 +118,26 @@ def read_results(folder: Path) -> Results:
         raise UserError(f"there is no run below {folder}: name the folder that a multirun left, or one that holds runs")
     plan = Plan.load(folder) or Plan({}, {})
     rows = [_row(folder, run) for run in runs]
+    begun = {tuple(sorted(row["overrides"])) for row in rows}
+    waiting = [(n, words) for n, words in enumerate(plan.points) if tuple(sorted(words)) not in begun]
+    rows += [_waiting(folder, plan, number, words) for number, words in waiting]
     overrides = {row["point"]: row.pop("overrides") for row in rows}
     typed = [dict(o.removeprefix("+").partition("=")[::2] for o in overrides[row["point"]]) for row in rows]
     keys = _swept(plan, typed)
     for row, values in zip(rows, typed, strict=True):
-        config = row.pop("config")
-        row.update({key: plain(values.get(key, _default(config, key))) for key in keys})
-        row.setdefault(SEED, plain(values.get(SEED, _default(config, SEED))))
+        config, seed = row.pop("config"), row.pop("own_seed")
+        row.update({key: _value(values, config, key, Path(row["path"])) for key in keys if key != SEED})
+        row[SEED] = seed if seed is not None else plain(values.get(SEED, select(config, SEED)))
     table = pd.DataFrame(rows).sort_values(["number", "point"], kind="stable", ignore_index=True)
     return Results(folder, plan, table, [key for key in keys if key != SEED], overrides)
+
+
+def _value(values: dict[str, str], config: dict[str, Any], key: str, run: Path) -> Any:
+    """The value of a swept key in a run: as typed, else from its config, else the choice of a group."""
+    found = values.get(key, select(config, key))
+    if found is None or isinstance(found, dict):
+        found = select(_yaml(run / ".hydra" / "hydra.yaml"), "hydra.runtime.choices", key)
+    return NOT_RECORDED if found is None else plain(found)
 
 
 def plain(value: Any) -> Any:
@@ -141,9 +160,9 @@ def short(value: Any) -> str:
     return text[:8] if len(text) == 32 and all(c in "0123456789abcdef" for c in text) else text
 
 
-def select(tree: Any, path: str) -> Any:
-    """The value at a dotted path in nested mappings; None where it ends."""
-    for key in path.split("."):
+def select(tree: Any, path: str, *more: str) -> Any:
+    """The value at a dotted path in nested mappings, and then at keys that may have dots; None where it ends."""
+    for key in (*path.split("."), *more):
         tree = tree.get(key) if isinstance(tree, dict) else None
     return tree
 
@@ -155,18 +174,12 @@ def _run_folders(folder: Path) -> Iterator[Path]:
 
 def _row(folder: Path, run: Path) -> dict[str, Any]:
     """What one run says of itself, as far as it says it."""
-    record, error = Record.load(run), None
-    try:
-        metrics = json.loads((run / "metrics.json").read_text())
-        if not isinstance(metrics, dict):
-            raise ValueError("not a record")
-    except FileNotFoundError:
-        metrics = {}
-    except (OSError, ValueError) as problem:
-        metrics, error = {}, f"metrics.json is damaged ({problem})"
+    record, metrics = Record.load(run), read_metrics(run)
+    error = record.error if record else None
+    if not metrics and (run / "metrics.json").exists():
+        error = "metrics.json is damaged"
     status = "finished" if metrics else "failed" if error else record.status if record else "interrupted"
-    if record is not None and record.status == "failed":
-        status, error = "failed", error or record.error
+    typed = record.overrides if record else _yaml(run / ".hydra" / "overrides.yaml")
     best = metrics.get("best") if isinstance(metrics.get("best"), dict) else {}
     monitor = next(iter(best), None)
     config = metrics.get("config") or _yaml(run / ".hydra" / "config.yaml")
@@ -175,14 +188,15 @@ def _row(folder: Path, run: Path) -> dict[str, Any]:
         "path": str(run),
         "number": record.number if record else 0,
         "status": "interrupted" if status == "running" and not is_locked(run) else status,
-        "error": error,
+        "error": None if metrics else error,
         "attempts": record.attempts if record else 1,
         "monitor": monitor,
         "maximize": select(config, "callbacks.checkpoint.mode") != "min",
         "value": _number(best.get(monitor)),
         **{column: _number(select(metrics, path)) for column, path in FIGURES.items()},
         **{column: select(metrics, path) for column, path in FACTS.items()},
-        "overrides": record.overrides if record else _typed(run),
+        "overrides": [o for o in typed if isinstance(o, str)] if isinstance(typed, list) else [],
+        "own_seed": _number(metrics.get("seed")),
         "config": config if isinstance(config, dict) else {},
     }
 
@@ -198,20 +212,23 @@ def _yaml(path: Path) -> Any:
         return None
 
 
-def _typed(run: Path) -> list[str]:
-    typed = _yaml(run / ".hydra" / "overrides.yaml")
-    return [o for o in typed if isinstance(o, str)] if isinstance(typed, list) else []
+def _waiting(folder: Path, plan: Plan, number: int, overrides: list[str]) -> dict[str, Any]:
+    """A point that the sweep has not begun."""
+    path = folder / point_name(overrides, plan.swept)
+    return {
+        "point": path.name,
+        "path": str(path),
+        "number": number,
+        "status": "waiting",
+        "error": "it has not begun: repeat the sweep's command",
+        "overrides": overrides,
+        "own_seed": None,
+        "config": {},
+    }
 
 
 def _swept(plan: Plan, typed: Sequence[dict[str, str]]) -> list[str]:
-    """The plan's keys; without a plan, those that differ between the runs' command lines."""
-    if plan.swept:
-        return [key.removeprefix("+") for key in plan.swept]
-    keys = dict.fromkeys(key for values in typed for key in values if key not in ("ckpt_path", "tags"))
-    return [key for key in keys if len({values.get(key) for values in typed}) > 1]
-
-
-def _default(config: dict[str, Any], key: str) -> Any:
-    """What a config says where the command line does not name the key."""
-    value = select(config, key)
-    return value if value is None or isinstance(value, str | int | float) else None
+    """The plan's keys, and all others that differ between the command lines: another command may have added points."""
+    planned = [key.removeprefix("+") for key in plan.swept]
+    keys = dict.fromkeys(key for values in typed for key in values if key not in (*planned, *NOT_SETTINGS))
+    return planned + [key for key in keys if len({values.get(key) for values in typed}) > 1]

@@ -28,17 +28,15 @@ def configurations(points: pd.DataFrame, swept: Sequence[str], columns: Sequence
         columns: what to average.
     """
     rows = []
-    for key, part in points.groupby([points[k].map(_sortable) for k in swept] or (lambda _: 0), sort=False):
-        row: dict[str, Any] = {"key": key, "points": list(part.point), "seeds": len(part)}
+    for key, part in points.groupby([points[k].map(repr) for k in swept] or (lambda _: 0), sort=False):
+        numbers = part[[*columns]].apply(pd.to_numeric, errors="coerce")
+        by_seed = numbers.groupby(part.seed.map(repr)).mean()  # the same seed twice says nothing new
+        row: dict[str, Any] = {"key": key, "points": list(part.point), "seeds": len(by_seed)}
         row.update({k: part[k].iloc[0] for k in swept})
         for column in columns:
-            row[column], row[f"{column}_ci"] = interval(part[column])
+            row[column], row[f"{column}_ci"] = interval(by_seed[column])
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def _sortable(value: Any) -> str:
-    return repr(value)
 
 
 @dataclass
@@ -67,18 +65,20 @@ def verdict(points: pd.DataFrame, swept: Sequence[str], maximize: bool) -> Verdi
         return None
     table = table.sort_values("value", ascending=not maximize, kind="stable", ignore_index=True)
     best, others = table.iloc[0], [table.iloc[i] for i in range(1, len(table))]
-    seeds = int(table.seeds.min())
     if not others:
         return Verdict(best, "it is the only configuration" + _few(int(best.seeds)))
-    if seeds < 2:
+    if best.seeds < 2:
         gap = abs(best.value - others[0].value)
         text = f"{gap:.2f} better than the next one, but with one seed nobody knows what chance does: add seed=0,1,2"
         return Verdict(best, text, others)
-    values = points.set_index("point").value
-    rivals = [other for other in others if not _apart(points, values, best, other)]
-    if not rivals:
-        return Verdict(best, f"better than each of the {len(others)} others at 95 %{_few(seeds)}")
-    return Verdict(best, f"{len(rivals)} of {len(others)} others cannot be told from it at 95 %{_few(seeds)}", rivals)
+    known = [other for other in others if other.seeds > 1]
+    rivals = [other for other in known if not _apart(points, best, other)]
+    parts = [f"at 95 % better than {len(known) - len(rivals)} of {len(others)} other{'s' if len(others) > 1 else ''}"]
+    if rivals:
+        parts.append(f"not to be told from {len(rivals)}")
+    if len(known) < len(others):
+        parts.append(f"{len(others) - len(known)} with one seed cannot be judged")
+    return Verdict(best, ", ".join(parts) + _few(min(int(row.seeds) for row in (best, *known))), rivals)
 
 
 def _few(seeds: int) -> str:
@@ -87,18 +87,18 @@ def _few(seeds: int) -> str:
     return f"; {seeds} seed{'s are' if seeds > 1 else ' is'} too few to be sure: add seed=0,1,2"
 
 
-def _apart(points: pd.DataFrame, values: pd.Series, best: pd.Series, other: pd.Series) -> bool:
+def _apart(points: pd.DataFrame, best: pd.Series, other: pd.Series) -> bool:
     """Whether the difference of two configurations has an interval without 0."""
-    seed = points.set_index("point")["seed"]
-    ours, theirs = (pd.Series(values[row.points].to_numpy(), index=seed[row.points]) for row in (best, other))
+    ours, theirs = (
+        part.groupby("seed").value.mean() for part in (points[points.point.isin(row.points)] for row in (best, other))
+    )
     common = ours.index.intersection(theirs.index)
-    if len(common) >= 2 and ours.index.is_unique and theirs.index.is_unique:
+    if len(common) >= 2:
         mean, half = interval(ours[common] - theirs[common])
     else:  # Welch's interval, with the smaller number of degrees of freedom
         mean = ours.mean() - theirs.mean()
-        freedom = min(len(ours), len(theirs)) - 1
-        half = t.ppf(0.975, freedom) * math.hypot(ours.sem(), theirs.sem())
-    return abs(mean) > half
+        half = t.ppf(0.975, min(len(ours), len(theirs)) - 1) * math.hypot(ours.sem(), theirs.sem())
+    return abs(mean) > half > 0
 
 
 def pareto(cost: Sequence[float], quality: Sequence[float]) -> list[int]:

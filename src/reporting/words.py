@@ -12,7 +12,7 @@ import pandas as pd
 from src.figures.looks import shown
 from src.reporting.results import Results
 from src.reporting.statistics import Verdict
-from src.sweeps.points import quoted
+from src.sweeps.plan import quoted
 
 # Column: what to call it, and 1 where less of it is better.
 COSTS = {
@@ -86,7 +86,8 @@ def commands(results: Results, row: pd.Series) -> dict[str, str]:
     overrides, path = results.overrides[row.point], Path(row.path)
     plain = re.fullmatch(r"[\w./+-]+", str(path)) is not None
     at = str(path) if plain else quoted(path)
-    train = ["python", "-m", "src.train", *(o for o in overrides if not o.startswith("ckpt_path="))]
+    known = [f"seed={row.seed}" if o in ("seed=null", "seed=None") else o for o in overrides]
+    train = ["python", "-m", "src.train", *(o for o in known if not o.startswith("ckpt_path="))]
     epochs = [] if pd.isna(row.epochs) else [f"trainer.max_epochs={2 * int(row.epochs)}"]
     longer = [w for w in train if not (epochs and w.startswith("trainer.max_epochs="))] + epochs
     found = {"again": shlex.join(train)}

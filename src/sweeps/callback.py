@@ -9,9 +9,9 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from src.errors import explain
-from src.sweeps.plan import plan_of, sweep_folder
-from src.sweeps.points import quoted, records
+from src.errors import UserError, explain
+from src.sweeps.plan import plan_in, plan_of, quoted, sweep_folder
+from src.sweeps.points import unfinished
 from src.sweeps.tensorboard import name_columns
 
 log = logging.getLogger(__name__)
@@ -24,7 +24,10 @@ class Sweep(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Before the first point: ``sweep.json``, and what TensorBoard is to show."""
-        plan = plan_of(config, shlex.join(["python", "-m", "src.train", *sys.argv[1:]]))
+        try:
+            plan = plan_of(config, shlex.join(["python", "-m", "src.train", *sys.argv[1:]]))
+        except UserError as error:
+            sys.exit(f"error: {error}")
         folder = sweep_folder(plan, config)
         with open_dict(config):
             config.hydra.sweep.dir = str(folder)
@@ -35,8 +38,7 @@ class Sweep(Callback):
             monitor = OmegaConf.select(config, "callbacks.checkpoint.monitor")
             name_columns(folder, plan.swept, dict.fromkeys(["test/elbo", *([monitor] if monitor else [])]))
         except OSError as error:
-            print(f"error: {explain(error)}", file=sys.stderr)
-            sys.exit(1)
+            sys.exit(f"error: {explain(error)}")
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """After the last point: the report; the exit status is the number of points that are not finished."""
@@ -44,7 +46,7 @@ class Sweep(Callback):
         from src.reporting.results import read_results
 
         folder = Path(config.hydra.sweep.dir)
-        missing = sum(record.status != "finished" for record in records(folder))
+        missing = unfinished(folder, plan_in(folder))
         try:
             print(f"report: {write_report(read_results(folder))}")
         except Exception as error:  # the points count, whatever becomes of the report

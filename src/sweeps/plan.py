@@ -7,11 +7,13 @@ finds its work again.
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+import yaml
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
@@ -29,11 +31,13 @@ class Plan:
         swept: values or space of each swept key: ``{"model.latent_dim": "2,8,32"}``.
         fixed: the other overrides: ``{"experiment": "mnist_lstm"}``.
         command: what repeats the sweep.
+        points: command line of each point in grid order; empty for a search.
     """
 
     swept: dict[str, str]
     fixed: dict[str, str]
     command: str = ""
+    points: list[list[str]] = field(default_factory=list)
 
     def save(self, folder: Path) -> None:
         """Write ``sweep.json``."""
@@ -60,16 +64,37 @@ def plan_of(config: DictConfig, command: str) -> Plan:
     """The plan of a composed multirun config: its sweeper's parameters and the command line, which has the last word.
 
     ``sweep=`` itself is neither swept nor fixed: all it does is to name parameters.
+
+    Raises:
+        UserError: the preset sets more than that.
     """
+    _refuse_other_keys(config)
     params = OmegaConf.to_container(config.hydra.sweeper.get("params") or OmegaConf.create({}))
     typed = [f"{key}={value}" for key, value in params.items()] + list(config.hydra.overrides.task)
     swept, fixed = {}, {}
-    for override in OverridesParser.create().parse_overrides(typed):
+    overrides = OverridesParser.create().parse_overrides(typed)
+    for override in overrides:
         key, value = override.input_line.partition("=")[::2]
         swept.pop(key, None), fixed.pop(key, None)
         if key != "sweep":
             (swept if override.is_sweep_override() else fixed)[key] = value
-    return Plan(swept, fixed, command)
+    points = []
+    if config.hydra.sweeper._target_.endswith("BasicSweeper"):
+        (grid,) = BasicSweeper.split_arguments(overrides, None)
+        points = [[word for word in words if not word.startswith("sweep=")] for words in grid]
+    return Plan(swept, fixed, command, points)
+
+
+def _refuse_other_keys(config: DictConfig) -> None:
+    """A preset says what is swept; its points would not see anything else in it."""
+    preset = config.hydra.runtime.choices.get("sweep")
+    for source in config.hydra.runtime.config_sources:
+        path = Path(source.path) / "sweep" / f"{preset}.yaml"
+        if path.is_file() and (others := set(yaml.safe_load(path.read_text())) - {"defaults", "hydra"}):
+            raise UserError(
+                f"{path} sets {', '.join(sorted(others))}: a preset only says what is swept; put settings into an "
+                "experiment, or into its hydra.sweeper.params with one value"
+            )
 
 
 def sweep_folder(plan: Plan, config: DictConfig) -> Path:
@@ -80,6 +105,8 @@ def sweep_folder(plan: Plan, config: DictConfig) -> Path:
     if any(override.startswith("hydra.sweep.dir=") for override in config.hydra.overrides.hydra):
         return Path(config.hydra.sweep.dir)
     choices = config.hydra.runtime.choices
+    if "experiment" in plan.swept:
+        choices = {"data": "experiments", "model": ""}
     data, model = (f"{kind}s" if kind in plan.swept else choices[kind] for kind in ("data", "model"))
     asked = [sorted(plan.swept.items()), sorted(plan.fixed.items()), config.hydra.sweeper._target_]
     keys = "-".join(short_names(_in_order(plan.swept)).values()) or "point"
@@ -113,3 +140,21 @@ def _bounded(name: str) -> str:
 
 def _hash(what: Any) -> str:
     return blake2b(json.dumps(what).encode(), digest_size=3).hexdigest()
+
+
+def plan_in(sweep: Path) -> Plan:
+    """The plan of the sweep that this process serves.
+
+    Raises:
+        UserError: its folder cannot be seen from here.
+    """
+    plan = Plan.load(sweep)
+    if plan is None:
+        raise UserError(f"there is no {sweep}/sweep.json: the sweep's folder must be on a disk that all machines share")
+    return plan
+
+
+def quoted(path: Path) -> str:
+    """A path as the value of an override: Hydra reads a backslash as one, but before a quote."""
+    escaped = re.sub(r"(\\*)(\'|$)", lambda m: 2 * m[1] + (r"\'" if m[2] else ""), str(path))
+    return f"'{escaped}'"

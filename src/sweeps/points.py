@@ -4,72 +4,37 @@ The process is the command a user would type, so nothing is shared with other po
 """
 
 import contextlib
+import ctypes
 import fcntl
-import json
 import logging
 import os
-import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from src.errors import DIVERGED, UserError
-from src.files import whole_file
-from src.sweeps.plan import Plan, point_name
+from src.errors import DISK_FULL, DIVERGED
+from src.resuming import other_setting
+from src.sweeps.plan import Plan, plan_in, point_name, quoted
+from src.sweeps.records import LOCK, RECORD, Record, Status, read_metrics
 
 log = logging.getLogger(__name__)
 
-RECORD, OUTPUT, LOCK = "point.json", "output.log", ".lock"
+OUTPUT = "output.log"
 LEFT_BY_A_RUN = (".hydra", "checkpoints", "tensorboard", "figures", "train.log", OUTPUT)
+LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # before any fork
+PR_SET_PDEATHSIG = 1
 GRACE = 30.0  # seconds a training has to end itself after Ctrl-C
 # What concerns the sweep and not its points.
 OF_THE_SWEEP = ("hydra.mode", "hydra.sweep", "hydra/sweeper", "hydra.run.dir", "hydra.launcher", "hydra/launcher")
-
-Status = Literal["waiting", "running", "finished", "failed", "interrupted"]
-
-
-@dataclass
-class Record:
-    """How a point stands; ``point.json`` in its folder.
-
-    Attributes:
-        overrides: its command line without the sweep's own keys.
-        number: its place in the grid, from 0.
-        status: ``running`` also for a point whose process was killed without a word.
-        error: why it failed, in one line.
-        diverged: whether its loss was no longer a number.
-        attempts: how often it was started.
-        seconds: of the last attempt, imports included.
-        began: when that was, in seconds since 1970.
-        pid: its process.
-    """
-
-    overrides: list[str]
-    number: int = 0
-    status: Status = "waiting"
-    error: str | None = None
-    diverged: bool = False
-    attempts: int = 0
-    seconds: float = 0.0
-    began: float = 0.0
-    pid: int | None = None
-
-    @classmethod
-    def load(cls, folder: Path) -> "Record | None":
-        """The record in a folder; None where there is none that can be read."""
-        try:
-            return cls(**json.loads((folder / RECORD).read_text()))
-        except (OSError, ValueError, TypeError):
-            return None
 
 
 class Point:
@@ -90,6 +55,7 @@ class Point:
         self._command = [*program, *overrides, f"hydra.run.dir={quoted(self.folder)}", "hydra.mode=RUN"]
         self._process: subprocess.Popen | None = None
         self._lock: IO[str] | None = None
+        self.busy = False  # whether another process had it when it was to begin
 
     @property
     def name(self) -> str:
@@ -99,10 +65,7 @@ class Point:
     @property
     def metrics(self) -> dict[str, Any]:
         """What the training left; empty until then."""
-        try:
-            return json.loads((self.folder / "metrics.json").read_text())
-        except (OSError, ValueError):
-            return {}
+        return read_metrics(self.folder)
 
     @property
     def value(self) -> float | None:
@@ -116,10 +79,8 @@ class Point:
         then = Record.load(self.folder)
         if then is None or not self.metrics or sorted(then.overrides) != sorted(self.record.overrides):
             return False
-        if then.status != "finished" and (self.folder / "metrics.json").stat().st_mtime < then.began:
-            return False  # they are of an earlier attempt, which was to go on
         self.record = Record(**{**asdict(then), "number": self.record.number, "status": "finished", "error": None})
-        self._write()
+        self.record.save(self.folder)
         return True
 
     def begin(self, env: Mapping[str, str]) -> bool:
@@ -129,22 +90,40 @@ class Point:
             env: variables that the process gets besides those of this one.
 
         Returns:
-            False where that cannot be: another process works on it, or its folder holds something else.
+            Whether it runs now. If not it was finished by another process meanwhile, another one is working on it
+            (``busy``), or it failed: the record says which.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = open(self.folder / LOCK, "w")  # noqa: SIM115 (held until the point has ended)
+        self.busy = False
         try:
-            # The point's own processes inherit it, so it is held for as long as any of them lives.
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.folder / LOCK, "w")  # noqa: SIM115 (held until the point has ended)
+        except OSError as error:
+            if error.errno in DISK_FULL:
+                raise
+            return self._refuse(f"{error.strerror}: {error.filename}")
+        try:
+            # Its process inherits it, and so holds it for as long as it lives.
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            self._end("failed", "another process is working on it: stop that, or wait for it")
+            self.busy = True
+            return self._refuse("another process is working on it: stop that, or wait for it")
+        if self.finished_before():
+            self._lock.close()
             return False
+        return self._start(env)
+
+    def _start(self, env: Mapping[str, str]) -> bool:
+        """Begin, once the folder is ours."""
         then = Record.load(self.folder)
-        self.record.attempts = (then.attempts if then else 0) + 1
         resume = (self.folder / "checkpoints" / "last.ckpt").is_file()
-        if self.metrics and not resume:
-            self._end("failed", "its folder holds a run with other settings: give this sweep another hydra.sweep.dir")
-            return False
+        if then is not None and (resume or self.metrics):
+            other = other_setting(_pairs(then.overrides), _pairs(self.record.overrides))
+            if other is not None or not resume:
+                what = f"another {other}" if other else "other settings and no checkpoint to go on from"
+                return self._refuse(f"its folder holds a run with {what}: give this sweep another hydra.sweep.dir")
+        self.record.attempts = (then.attempts if then else 0) + 1
+        if resume and self.metrics:  # to go on longer; from now on metrics.json are those of this attempt
+            (self.folder / "metrics.json").replace(self.folder / "metrics.before.json")
         if not resume:
             self._clear()
         with open(self.folder / OUTPUT, "w") as output:
@@ -156,10 +135,18 @@ class Point:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C comes through stop(), to all processes of the point
                 pass_fds=(self._lock.fileno(),),
+                preexec_fn=_die_with_parent,  # noqa: PLW1509 (it makes one system call)
             )
         self.record.status, self.record.began, self.record.pid = "running", time.time(), self._process.pid
-        self._write()
+        self.record.save(self.folder)
         return True
+
+    def _refuse(self, why: str) -> bool:
+        """It failed before it began; what the folder holds is not ours to touch."""
+        self.record.status, self.record.error = "failed", why
+        if self._lock is not None:
+            self._lock.close()
+        return False
 
     def ended(self) -> bool:
         """Look whether its process has ended; if so the record says how."""
@@ -167,7 +154,7 @@ class Point:
         if code is None:
             return False
         self._signal(signal.SIGKILL)  # of its DDP ranks, none may outlive it
-        if code == 0 and self.metrics:
+        if self.metrics:
             self._end("finished")
         else:
             self.record.diverged = code == DIVERGED
@@ -193,10 +180,8 @@ class Point:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(max(0.0, deadline - time.monotonic()))
         self._signal(signal.SIGKILL)
-        if self._process.wait() == 0 and self.metrics:
-            self._end("finished")
-        else:
-            self._end("interrupted")
+        self._process.wait()
+        self._end("finished" if self.metrics else "interrupted")
 
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -204,14 +189,9 @@ class Point:
 
     def _end(self, status: Status, error: str | None = None) -> None:
         self.record.status, self.record.error = status, error
-        if self._process is not None:
-            self.record.seconds = round(time.time() - self.record.began, 1)
-            self._write()
+        self.record.seconds = round(time.time() - self.record.began, 1)
+        self.record.save(self.folder)
         self._lock.close()
-
-    def _write(self) -> None:
-        with whole_file(self.folder / RECORD) as file:
-            file.write_text(json.dumps(asdict(self.record), indent=2) + "\n")
 
     def _clear(self) -> None:
         """Remove what an attempt left that completed no epoch."""
@@ -222,7 +202,8 @@ class Point:
     def _reason(self, code: int) -> str:
         """Why the process failed, from the end of its output."""
         if code < 0:
-            name = signal.Signals(-code).name
+            known = {number.value: number.name for number in signal.Signals}
+            name = known.get(-code, f"signal {-code}")
             return f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
         lines = (self.folder / OUTPUT).read_text(errors="replace").splitlines()[-200:]
         told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
@@ -253,35 +234,23 @@ def program_of(hydra: DictConfig) -> list[str]:
     return [sys.executable, "-m", "src.train", "--config-name", hydra.job.config_name, *flags, *options]
 
 
-def plan_in(sweep: Path) -> Plan:
-    """The plan of the sweep that this process serves.
+def _pairs(overrides: Sequence[str]) -> dict[str, str]:
+    return dict(override.partition("=")[::2] for override in overrides)
 
-    Raises:
-        UserError: its folder cannot be seen from here.
+
+def _die_with_parent() -> None:
+    """Have Linux end this process when the one that started it is killed without a word."""
+    if LIBC is not None:
+        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def unfinished(sweep: Path, plan: Plan) -> int:
+    """How many points of the sweep's command have failed, or have not even begun.
+
+    Of a search, those that failed; one that diverged has taught it something.
     """
-    plan = Plan.load(sweep)
-    if plan is None:
-        raise UserError(f"there is no {sweep}/sweep.json: the sweep's folder must be on a disk that all machines share")
-    return plan
-
-
-def quoted(path: Path) -> str:
-    """A path as the value of an override: Hydra reads a backslash as one, but before a quote."""
-    escaped = re.sub(r"(\\*)(\'|$)", lambda m: 2 * m[1] + (r"\'" if m[2] else ""), str(path))
-    return f"'{escaped}'"
-
-
-def is_locked(folder: Path) -> bool:
-    """Whether a process works on the point in ``folder``."""
-    try:
-        with open(folder / LOCK) as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError as error:
-        return isinstance(error, BlockingIOError)
-    return False
-
-
-def records(sweep: Path) -> list[Record]:
-    """How all points of a sweep stand."""
-    found = (Record.load(path.parent) for path in sweep.glob(f"*/{RECORD}"))
-    return [record for record in found if record is not None]
+    if plan.points:
+        points = [Point(sweep, plan, overrides, 0, []) for overrides in plan.points]
+        return sum(not point.finished_before() for point in points)
+    records = [Record.load(path.parent) for path in sweep.glob(f"*/{RECORD}")]
+    return sum(record is None or (record.status == "failed" and not record.diverged) for record in records)

@@ -1,5 +1,6 @@
 """As many points at a time as this machine has slots: its GPUs, or its processors, divided among them."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -7,8 +8,9 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from types import FrameType
+from typing import Any
 
 from tqdm import tqdm
 
@@ -34,7 +36,7 @@ def visible_gpus() -> list[str]:
 
 def slots_of(
     accelerator: str,
-    devices: int | str | Sequence[int],
+    devices: int | str,
     gpus: Sequence[str],
     processors: int,
     slots: int | None = None,
@@ -58,8 +60,11 @@ def slots_of(
     for key, value in (("slots", slots), ("threads", threads), ("per_gpu", per_gpu)):
         if value is not None:
             whole_number(f"hydra.launcher.{key}", value)
-    each = devices if isinstance(devices, int) and devices > 0 else 1
-    each = len(devices) if isinstance(devices, Sequence) and not isinstance(devices, str) else each
+    if not str(devices).lstrip("-").isdecimal() and devices != "auto":
+        raise UserError(
+            f"trainer.devices={devices}: give a number; CUDA_VISIBLE_DEVICES says which GPUs a sweep may use"
+        )
+    each = 1 if devices == "auto" else max(1, int(devices))
     on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and bool(gpus))
     pins: list[Slot] = [{}]
     if on_gpu:
@@ -87,25 +92,26 @@ def run_all(points: Sequence[Point], slots: Sequence[Slot]) -> None:
     """
     waiting = deque(point for point in points if not point.finished_before())
     free, running = deque(slots), {}
-    handlers = {number: signal.signal(number, _interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    handlers = _interrupt_on(signal.SIGTERM, signal.SIGHUP)
     board = Board(points, min(len(slots), max(1, len(waiting))))
+    patience = time.monotonic() + GRACE  # for what is left of a sweep that was killed a moment ago
     try:
         while waiting or running:
             ended = [point for point in running if point.ended()]
             free.extend(running.pop(point) for point in ended)
-            while waiting and free:
+            for _ in range(min(len(waiting), len(free))):
                 point, slot = waiting.popleft(), free.popleft()
                 running[point] = slot  # first: an interrupt may come at once
                 if not point.begin(slot):
                     free.append(running.pop(point))
-                    ended.append(point)
+                    again = point.busy and time.monotonic() < patience
+                    (waiting if again else ended).append(point)
             for point in ended:
                 board.tell(point)
             board.show()
             time.sleep(LOOK_EVERY)
     except BaseException:
-        board.say("stopping ...")
-        stop_all(running, board.say)
+        stop_all(running)
         raise
     finally:
         board.close()
@@ -113,7 +119,13 @@ def run_all(points: Sequence[Point], slots: Sequence[Slot]) -> None:
             signal.signal(number, handler)
 
 
-def stop_all(running: Iterable[Point], say: Callable[[str], None]) -> None:
+def _interrupt_on(*numbers: signal.Signals) -> dict[signal.Signals, Any]:
+    """Take these signals as Ctrl-C, but for those that are to be ignored (nohup); what they did before."""
+    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    return {number: signal.signal(number, _interrupt) for number in heard}
+
+
+def stop_all(running: Iterable[Point]) -> None:
     """Interrupt all, give them the same time to end, kill the rest. A second Ctrl-C waits no longer."""
     started = [point for point in running if point.record.status == "running"]
     deadline = time.monotonic() + GRACE
@@ -125,8 +137,8 @@ def stop_all(running: Iterable[Point], say: Callable[[str], None]) -> None:
         except KeyboardInterrupt:
             deadline = 0.0
             point.stop(deadline)
-        except OSError as error:  # a full disk: the record stays behind, the process does not
-            say(f"{point.name}: {error}")
+        except OSError:  # a full disk: the record stays behind, the process does not
+            continue
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -135,6 +147,8 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 class Board:
     """The one line that says how a sweep stands; without a terminal, a line a point.
+
+    A terminal or a pipe that is closed takes the words, not the sweep.
 
     Args:
         points: all of them.
@@ -152,7 +166,8 @@ class Board:
     def show(self) -> None:
         """Bring the line up to date."""
         if not self._line.disable:
-            self._line.set_description_str(self.standing())
+            with contextlib.suppress(OSError, ValueError):
+                self._line.set_description_str(self.standing())
 
     def tell(self, point: Point) -> None:
         """A point has ended: worth a line where there is no terminal, or where it failed."""
@@ -163,8 +178,9 @@ class Board:
 
     def say(self, text: str) -> None:
         """A line above the line."""
-        tqdm.write(text, file=sys.stdout)
-        sys.stdout.flush()
+        with contextlib.suppress(OSError, ValueError):
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
 
     def standing(self) -> str:
         """``3 of 8 done, 2 running, 1 failed, about 4 min left``."""
@@ -188,7 +204,8 @@ class Board:
 
     def close(self) -> None:
         """The line goes."""
-        self._line.close()
+        with contextlib.suppress(OSError, ValueError):
+            self._line.close()
 
 
 def duration(seconds: float) -> str:

@@ -1,0 +1,72 @@
+"""How a point stands, as its folder tells it."""
+
+import fcntl
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from src.files import whole_file
+
+RECORD, LOCK = "point.json", ".lock"
+
+Status = Literal["waiting", "running", "finished", "failed", "interrupted"]
+
+
+@dataclass
+class Record:
+    """How a point stands; ``point.json`` in its folder.
+
+    Attributes:
+        overrides: its command line without the sweep's own keys.
+        number: its place in the grid, from 0.
+        status: ``running`` also for a point whose process was killed without a word.
+        error: why it failed, in one line.
+        diverged: whether its loss was no longer a number.
+        attempts: how often it was started.
+        seconds: of the last attempt, imports included.
+        began: when that was, in seconds since 1970.
+        pid: its process.
+    """
+
+    overrides: list[str]
+    number: int = 0
+    status: Status = "waiting"
+    error: str | None = None
+    diverged: bool = False
+    attempts: int = 0
+    seconds: float = 0.0
+    began: float = 0.0
+    pid: int | None = None
+
+    @classmethod
+    def load(cls, folder: Path) -> "Record | None":
+        """The record in a folder; None where there is none that can be read."""
+        try:
+            return cls(**json.loads((folder / RECORD).read_text()))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def save(self, folder: Path) -> None:
+        """Write ``point.json``."""
+        with whole_file(folder / RECORD) as file:
+            file.write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """What a training left when it ended well; empty where it has not, or where that cannot be read."""
+    try:
+        metrics = json.loads((folder / "metrics.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return metrics if isinstance(metrics, dict) else {}
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process works on the point in ``folder``."""
+    try:
+        with open(folder / LOCK) as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return isinstance(error, BlockingIOError)
+    return False
