@@ -1,5 +1,6 @@
 """Hydra's door to :mod:`src.sweeps.slots`; Hydra takes plugins from a namespace of this name alone."""
 
+import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,7 +52,9 @@ class SlotsLauncher(Launcher):
         except (UserError, OSError) as error:
             sys.exit(f"error: {explain(error) or error}")
         except KeyboardInterrupt:
-            print(f"error: interrupted; the same command goes on where this one stopped ({sweep})", file=sys.stderr)
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                print("error: interrupted; the same command goes on where this one stopped", file=sys.stderr)
+                print(f"What there is so far: python -m src.report sweep={sweep}", file=sys.stderr)
             sys.exit(INTERRUPTED)
         return [_returned(different[point.folder]) for point in points]
 

@@ -104,8 +104,11 @@ def run_all(points: Sequence[Point], slots: Sequence[Slot]) -> None:
                 running[point] = slot  # first: an interrupt may come at once
                 if not point.begin(slot):
                     free.append(running.pop(point))
-                    again = point.busy and time.monotonic() < patience
-                    (waiting if again else ended).append(point)
+                    if point.busy and time.monotonic() < patience:
+                        point.record.status = "waiting"
+                        waiting.append(point)
+                    else:
+                        ended.append(point)
             for point in ended:
                 board.tell(point)
             board.show()
