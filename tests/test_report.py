@@ -301,7 +301,7 @@ def test_numbers_of_different_kinds_are_kept_apart_and_it_is_said_why(tmp_path):
 
 def cells(page: str, heading: str) -> list[list[str]]:
     """Texts of the first table below a heading."""
-    table = page.split(f"<h2>{heading}</h2>")[1].split("<tbody>")[1].split("</tbody>", 1)[0]
+    table = re.split(f"<h2[^>]*>{heading}</h2>", page)[1].split("<tbody>")[1].split("</tbody>", 1)[0]
     rows = [re.findall(r"<td[^>]*>(.*?)</td>", row, re.S) for row in table.split("</tr>")[:-1]]
     return [[re.sub("<[^>]+>", "", cell).strip() for cell in row] for row in rows]
 

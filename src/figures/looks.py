@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.ticker import NullFormatter
 
 OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -102,6 +103,7 @@ def place(axes: Axes, values: Sequence[Any]) -> dict[Any, float]:
         return {value: place for place, value in enumerate(values)}
     if len(values) > 1 and values[0] > 0 and values[-1] / values[0] >= WIDE_RANGE:
         axes.set_xscale("log")
+        axes.xaxis.set_minor_formatter(NullFormatter())  # they overprint each other
     if len(values) <= MOST_VALUES:
         axes.set_xticks(values, [shown(v) for v in values])
         axes.minorticks_off()

@@ -61,13 +61,14 @@ def rate_distortion(
     lines = curves(table, KL_WEIGHT, keys) if joined(table, KL_WEIGHT, keys) else single
     for part in lines:
         axes.plot(part.test_rate, part.test_distortion, lw=1.5, ms=6, **look.of(part.iloc[0]))
-    if KL_WEIGHT in keys and table[KL_WEIGHT].nunique() <= MOST_VALUES:
+    written = KL_WEIGHT in keys and table[KL_WEIGHT].nunique() <= MOST_VALUES
+    if written:
         _write_weights(axes, lines)
     axes.margins(0.1)
     _iso_elbo(axes, f"−{metric}")
     look.legend(axes)
     note = "Grey: lines of equal elbo, labelled with its negative; lower left is better." + (
-        " Numbers: kl_weight." if KL_WEIGHT in keys else ""
+        " Numbers: kl_weight." if written else ""
     )
     figure.supxlabel(note, fontsize=9, color="0.35")
     return figure
@@ -224,7 +225,8 @@ def latents(table: pd.DataFrame, points: pd.DataFrame, keys: Sequence[str], name
     left, right = figure.subplots(1, 2)
     _panel(left, table, points, along, keys, names, "active_latents")
     _panel(right, table, points, along, keys, names, "test_rate")
-    for size in ordered(table.latent_dim)[-MOST_VALUES:]:
+    sizes = ordered(table.latent_dim)
+    for size in sizes if len(sizes) <= MOST_VALUES else ():
         left.axhline(size, color="0.8", lw=0.8, zorder=0)
         left.annotate(
             f"all of {size:g}",
@@ -238,7 +240,7 @@ def latents(table: pd.DataFrame, points: pd.DataFrame, keys: Sequence[str], name
     gone = table[table.active_latents == 0]
     if len(gone) and all(isinstance(v, int | float) for v in gone[along]):
         left.plot(gone[along], gone.active_latents, "x", ms=10, mew=2, color="#B00020")
-    left.set(ylabel="active latents", ylim=(-0.03 * table.latent_dim.max(), None))
+    left.set(ylabel="active latents", ylim=(-0.03 * table.active_latents.max() - 0.05, None))
     right.set(ylabel="rate (nats per image)", ylim=(0, None))
     if right.get_legend() is not None and left.get_legend() is not None:
         left.get_legend().remove()

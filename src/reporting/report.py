@@ -83,7 +83,7 @@ def write_report(results: Results) -> Path:
     with whole_file(results.folder / "results.csv") as file:
         table.drop(columns=["maximize"]).to_csv(file, index=False)
     sections = list(_sections(results, folder))
-    sheet = [_tile(results, row) for _, row in results.finished.iterrows()]
+    sheet = [_tile(results, row) for _, row in table.iterrows()]
     columns = _columns(results)
     pictures = [(tile["what"], Path(tile["path"])) for tile in sheet if tile["picture"]]
     if pictures:
@@ -162,16 +162,16 @@ def _sections(results: Results, folder: Path) -> Iterator[Section]:
         title = (
             "" if only else f"Group {place}: {first.data_name}, {first.likelihood}, images {short(first.fingerprint)}"
         )
-        means = configurations(points, keys, AVERAGED)
+        means = configurations(points, results.swept, AVERAGED)
         doubt = _why_no_best(points)
-        chosen = None if doubt else verdict(points, keys, bool(first.maximize))
+        chosen = None if doubt else verdict(points, results.swept, bool(first.maximize))
         section = Section(
             title=title,
             keys=keys,
             metric=metric,
             monitor=str(first.monitor),
             doubt=doubt,
-            best=best_in_words(results, points, keys, means, chosen) if chosen else None,
+            best=best_in_words(results, points, results.swept, means, chosen) if chosen else None,
             points=[{**_point(row), "id": i} for i, row in points.iterrows()],
             configurations=_rows(means) if (means.seeds > 1).any() else [],
         )
@@ -251,7 +251,10 @@ def _tile(results: Results, row: pd.Series) -> dict[str, str]:
     return {
         "point": row.point,
         "what": configuration(row, _keys(results), {**results.names, SEED: SEED}) or row.point,
-        "figures": f"elbo {number(row.test_elbo)}" if pd.notna(row.test_elbo) else "not tested",
+        "status": row.status,
+        "figures": f"elbo {number(row.test_elbo)}"
+        if pd.notna(row.test_elbo)
+        else (row.error if isinstance(row.error, str) else "not tested"),
         "path": str(strip),
         "picture": _embedded(strip),
     }
@@ -261,7 +264,7 @@ def _columns(results: Results) -> int:
     """How many points the contact sheet has side by side: a row of the grid, where that is not too wide."""
     typed = [key for key in results.plan.swept if key in results.table] or _keys(results)
     last = results.table[typed[-1]].nunique() if typed else 1  # what varies fastest in a grid
-    return last if 1 < last <= MOST_COLUMNS else min(4, len(results.finished) or 1)
+    return last if 1 < last <= MOST_COLUMNS else min(4, len(results.table))
 
 
 def _embedded(path: Path) -> str:

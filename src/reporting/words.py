@@ -37,7 +37,7 @@ def number(value: Any, digits: int = 2) -> str:
         return "–"
     if not isinstance(value, int | float):
         return str(value)
-    return f"{value:,.{digits}f}" if isinstance(value, float) and not float(value).is_integer() else f"{int(value):,}"
+    return f"{value:,.{digits}f}" if isinstance(value, float) else f"{value:,}"
 
 
 def configuration(row: Mapping[str, Any], keys: Sequence[str], names: Mapping[str, str]) -> str:
@@ -49,7 +49,7 @@ def best_in_words(
     results: Results, points: pd.DataFrame, keys: Sequence[str], means: pd.DataFrame, chosen: Verdict
 ) -> dict[str, Any]:
     """The best configuration, how sure that is, and its best run."""
-    row = means[means.key == chosen.best.key].iloc[0] if keys else means.iloc[0]
+    row = means[means.key == chosen.best.key].iloc[0]
     best_points = points[points.point.isin(row.points)]
     example = best_points.sort_values("value", ascending=not best_points.maximize.iloc[0]).iloc[0]
     return {

@@ -162,9 +162,11 @@ class Board:
         self._points = points
         self._slots = slots
         self._line = tqdm(total=0, bar_format="{desc}", disable=None, leave=False, file=sys.stdout)
-        self.before = sum(p.record.status == "finished" for p in points)
-        if self.before:
-            self.say(f"{self.before} of {len(points)} points were finished before")
+        before = sum(p.record.status == "finished" for p in points)
+        if before:
+            self.say(f"{before} of {len(points)} points were finished before")
+        if before < len(points):
+            self.say(f"{len(points) - before} points, {slots} at a time, into {points[0].folder.parent}")
 
     def show(self) -> None:
         """Bring the line up to date."""
