@@ -279,7 +279,7 @@ def test_debug_trainer_sweep_and_sgd(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    results = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("outputs/multirun/*/*/metrics.json"))]
+    results = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("outputs/multirun/**/metrics.json"))]
     assert [result["seed"] for result in results] == [0, 1]
     assert results[0]["test"] != results[1]["test"]
     assert results[0]["data"]["fingerprint"] == results[1]["data"]["fingerprint"]

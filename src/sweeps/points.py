@@ -135,7 +135,7 @@ class Point:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C comes through stop(), to all processes of the point
                 pass_fds=(self._lock.fileno(),),
-                preexec_fn=_die_with_parent,  # noqa: PLW1509 (it makes one system call)
+                preexec_fn=_listen,  # noqa: PLW1509 (it makes two system calls)
             )
         self.record.status, self.record.began, self.record.pid = "running", time.time(), self._process.pid
         self.record.save(self.folder)
@@ -238,8 +238,9 @@ def _pairs(overrides: Sequence[str]) -> dict[str, str]:
     return dict(override.partition("=")[::2] for override in overrides)
 
 
-def _die_with_parent() -> None:
-    """Have Linux end this process when the one that started it is killed without a word."""
+def _listen() -> None:
+    """Let this process hear Ctrl-C, also in a background job, and end with the one that started it (on Linux)."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     if LIBC is not None:
         LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
