@@ -95,7 +95,7 @@ def write_report(results: Results) -> Path:
         name=str(results.folder),
         command=results.plan.command,
         swept=_swept(results),
-        fixed=results.plan.fixed,
+        fixed={key: value for key, value in results.plan.fixed.items() if key not in results.swept},
         counts=table.status.value_counts().to_dict(),
         total=len(table),
         sections=sections,
