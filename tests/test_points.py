@@ -335,7 +335,8 @@ def test_no_point_outlives_a_sweep_that_is_killed_without_a_word(tmp_path):
 
 def test_a_closed_pipe_takes_the_words_and_not_the_sweep(tmp_path):
     read, write = os.pipe()
-    with sweep_process(tmp_path, stdout=write, stderr=subprocess.DEVNULL) as process:
+    heard = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)"  # the tests may run under nohup
+    with sweep_process(tmp_path, heard, stdout=write, stderr=subprocess.DEVNULL) as process:
         os.close(write)
         os.close(read)
         wait_until_started(tmp_path)  # it goes on when it cannot say so
