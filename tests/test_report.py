@@ -425,3 +425,10 @@ def test_an_empty_folder_is_answered_in_one_line(tmp_path):
 def test_a_report_does_without_torch():
     code = "import sys, src.report, src.reporting.report, src.reporting.results; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_a_sweep_of_which_every_point_failed_has_a_report(tmp_path):
+    for place, weight in enumerate((1, 2)):
+        write_point(tmp_path, ["model.kl_weight"], [f"model.kl_weight={weight}"], place, None, "failed", "no such data")
+    page = write_report(read_results(tmp_path)).read_text()
+    assert [row[2] for row in cells(page, "Points that are not finished")] == ["no such data", "no such data"]

@@ -194,7 +194,7 @@ def _row(folder: Path, run: Path) -> dict[str, Any]:
         "maximize": select(config, "callbacks.checkpoint.mode") != "min",
         "value": _number(best.get(monitor)),
         **{column: _number(select(metrics, path)) for column, path in FIGURES.items()},
-        **{column: select(metrics, path) for column, path in FACTS.items()},
+        **{column: select({**metrics, "config": config}, path) for column, path in FACTS.items()},
         "overrides": [o for o in typed if isinstance(o, str)] if isinstance(typed, list) else [],
         "own_seed": _number(metrics.get("seed")),
         "config": config if isinstance(config, dict) else {},
