@@ -24,12 +24,8 @@ class ElboTerms(NamedTuple):
     """The two parts of the negative ELBO of each image, in nats."""
 
     distortion: Tensor  # [B]     -E_q log p(x|z), over K samples
+    rate: Tensor  # [B]     KL(q(z|x) || p(z)): the sum over independent latents
     rate_per_latent: Tensor  # [B, D]  KL(q(z_d|x) || p(z_d))
-
-    @property
-    def rate(self) -> Tensor:
-        """KL(q(z|x) || p(z)) ``[B]``: the sum over independent latents."""
-        return self.rate_per_latent.sum(-1)
 
     @property
     def elbo(self) -> Tensor:
@@ -53,10 +49,8 @@ def rate_per_latent(posterior: Independent, prior: Independent) -> Tensor:
 
 def elbo_terms(x: Tensor, inference: Inference, prior: Independent) -> ElboTerms:
     """Distortion and rate of every image of the batch ``x``."""
-    return ElboTerms(
-        distortion=distortion(x, inference.likelihood).mean(0),
-        rate_per_latent=rate_per_latent(inference.posterior, prior),
-    )
+    rates = rate_per_latent(inference.posterior, prior)
+    return ElboTerms(distortion(x, inference.likelihood).mean(0), rates.sum(-1), rates)
 
 
 def log_weights(x: Tensor, inference: Inference, prior: Independent) -> Tensor:

@@ -29,10 +29,13 @@ def main(cfg: DictConfig) -> float | None:
     from src import record, runs
     from src.console import hush_libraries
     from src.evaluation.likelihood import tested
+    from src.machine import keep_pages
 
     hush_libraries()
+    keep_pages()
     run = runs.RunFolder(cfg.run_dir)
     runs.fill_seed(cfg, run)
+    runs.fill_precision(cfg, run)
     start = run.start(cfg)
 
     L.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -40,6 +43,7 @@ def main(cfg: DictConfig) -> float | None:
     model = runs.build_model(cfg, datamodule)
     if start is not None:
         runs.read_weights(start, model)  # a damaged or foreign one is named before anything starts
+    runs.compile_networks(model, cfg)
     trainer = runs.build_trainer(cfg)
     say = rank_zero_only(log.info)  # to the terminal and train.log
     datamodule.prepare_data()

@@ -72,7 +72,10 @@ class Dashboard(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: BaseVAE, optimizer: torch.optim.Optimizer) -> None:
         """Terms of the loss, gradient norm (the guard's), learning rate and KL weight, every ``log_every_n_steps``."""
         if trainer.log_every_n_steps and trainer.global_step % trainer.log_every_n_steps == 0:
-            step = {f"step/{name}": float(value) for name, value in pl_module.step_terms.items()}
+            terms = zip(("loss", "distortion", "rate"), pl_module.step_terms.tolist(), strict=True)
+            step = {f"step/{name}": value for name, value in terms}
+            if pl_module.step_grad_norm is not None:
+                step["step/grad_norm"] = float(pl_module.step_grad_norm)
             step["step/learning_rate"] = optimizer.param_groups[0]["lr"]
             step["step/kl_weight"] = pl_module.current_kl_weight
             for logger in trainer.loggers:

@@ -86,9 +86,14 @@ class BaseVAE(L.LightningModule):
             image_shape=(channels * likelihood.parameters_per_pixel, height, width),
             depth=depth,
         )
+        # The layout in which convolutions are fastest: channels of a pixel side by side. Values and shapes are the same.
+        self.encoder.to(memory_format=torch.channels_last)
+        self.decoder.to(memory_format=torch.channels_last)
         self._make_optimizer = optimizer
         self._schedule = schedule
-        self.step_terms: dict[str, Tensor] = {}  # means of the latest training batch, detached
+        # Of the latest training batch, detached: mean loss, distortion and rate; and the guard's norm of the gradient.
+        self.step_terms = torch.zeros(3)
+        self.step_grad_norm: Tensor | None = None
         # loss, distortion and rate, then of each latent its rate and, in evaluation, its mean and that squared
         sizes = {"fit": 3 + latent_dim, "val": 3 + 3 * latent_dim, "test": 3 + 3 * latent_dim}
         self.means = nn.ModuleDict({stage: ExampleMean(size) for stage, size in sizes.items()})
@@ -154,26 +159,23 @@ class BaseVAE(L.LightningModule):
                 "which needs at least 2 images in each process"
             )
 
-    def _step(self, batch: Batch, stage: str) -> tuple[Tensor, ElboTerms]:
-        """Loss per image and ELBO terms of one batch, added to the stage's means."""
+    def _step(self, batch: Batch, stage: str) -> tuple[Tensor, Tensor]:
+        """Loss per image, and what was added to the stage's means: loss, distortion, rate, and of each latent."""
         inference = self.infer(batch.x)
         with torch.autocast(batch.x.device.type, enabled=False):
             terms = elbo_terms(batch.x, inference, self.prior())
             loss = self.objective(batch.x, inference, terms)
-        values = [torch.stack([loss, terms.distortion, terms.rate], dim=1), terms.rate_per_latent]
+        values = [loss[:, None], terms.distortion[:, None], terms.rate[:, None], terms.rate_per_latent]
         if stage != "fit":  # while the weights move, a variance over the images means nothing
             values += [inference.posterior.mean, inference.posterior.mean**2]
-        self.means[stage].update(torch.cat(values, dim=1).detach())
-        return loss, terms
+        added = torch.cat([value.detach() for value in values], dim=1)
+        self.means[stage].update(added)
+        return loss, added
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The mean loss of the batch; its terms stay in ``step_terms`` for the callbacks."""
-        loss, terms = self._step(batch, "fit")
-        self.step_terms = {
-            "loss": loss.detach().mean(),
-            "distortion": terms.distortion.detach().mean(),
-            "rate": terms.rate.detach().mean(),
-        }
+        loss, added = self._step(batch, "fit")
+        self.step_terms = added[:, :3].mean(0)
         return loss.mean()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

@@ -1,0 +1,1 @@
+"""What the parts of ``python -m src.benchmark`` measure, and how."""

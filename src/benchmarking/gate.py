@@ -1,0 +1,78 @@
+"""The gate in a training loop: it lets through the steps that are asked for, and says how long they took.
+
+Loops that are compared stand in processes of their own, each at its gate; the benchmark opens one gate at a time.
+"""
+
+import time
+from multiprocessing.connection import Client
+from typing import Any, NamedTuple
+
+import torch
+from lightning import Callback, Trainer
+
+from src.models.base import BaseVAE
+from src.record import peak_memory
+
+
+class Round(NamedTuple):
+    """Some steps in a row."""
+
+    steps: int
+    seconds: float
+    peak_memory_mib: float  # of the process so far; where it has a GPU, on that
+
+
+class Gate:
+    """Counts the steps of a loop, and waits for orders when those that were asked for are done.
+
+    Args:
+        address: socket on which the benchmark listens.
+        note: what the benchmark should know of this loop, such as the variant that it chose.
+    """
+
+    def __init__(self, address: str, note: str = "") -> None:
+        self._door = Client(address)
+        self._door.send(note)
+        self._steps = self._left = 0
+        self._since = 0.0
+
+    def wait(self) -> None:
+        """Before the first step: wait for the first order.
+
+        Raises:
+            SystemExit: nobody asks any more.
+        """
+        try:
+            self._steps = self._left = self._door.recv()
+        except EOFError:
+            raise SystemExit from None
+        self._since = time.perf_counter()
+
+    def step(self) -> None:
+        """After each step."""
+        self._left -= 1
+        if self._left == 0:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            seconds, peak = time.perf_counter() - self._since, peak_memory()
+            self._door.send(Round(self._steps, seconds, peak.get("gpu", peak["process"])))
+            self.wait()
+
+
+class GateCallback(Callback):
+    """The gate in Lightning's loop.
+
+    Args:
+        address: socket on which the benchmark listens.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._gate = Gate(address)
+
+    def on_train_start(self, trainer: Trainer, pl_module: BaseVAE) -> None:
+        """All is set up: steps may be asked for."""
+        self._gate.wait()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: BaseVAE, *args: Any) -> None:
+        """One more."""
+        self._gate.step()

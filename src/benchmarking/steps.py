@@ -1,0 +1,187 @@
+"""Training steps of ``src.train`` beside the tutorials' loop and the best one written by hand, round by round."""
+
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from multiprocessing.connection import Connection, Listener
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from src import runs
+from src.benchmarking.gate import Round
+from src.benchmarking.loops import Network, composed
+from src.console import progress
+from src.errors import UserError
+
+LOOPS = ("tutorial", "bare", "ours")
+PATIENCE = 600.0  # seconds a loop may take to start, or for a round
+MATMUL = 2048  # side of the matrices whose product is the machine's peak
+
+
+class Loop(NamedTuple):
+    """A training loop in a process of its own."""
+
+    door: Connection
+    note: str  # what it says of itself
+    output: Path
+
+    def run(self, steps: int) -> Round:
+        """Let it do some steps.
+
+        Raises:
+            UserError: it has ended; the message quotes its last line.
+        """
+        try:
+            self.door.send(steps)
+            if self.door.poll(PATIENCE):
+                return self.door.recv()
+        except (OSError, EOFError):
+            pass
+        raise UserError(f"a measured loop has ended: {_last_line(self.output)}")
+
+
+class Steps(NamedTuple):
+    """What was measured of one experiment; seconds of a step in each round, of each loop."""
+
+    experiment: str
+    batch_size: int
+    precision: str
+    seconds: dict[str, list[float]]
+    peak_memory_mib: dict[str, float]
+    bare: str  # the variant that the bare loop chose
+    flops: int  # of a step, counted as two a multiplication and addition
+
+    def ratio(self, loop: str) -> list[float]:
+        """Speed of ours over that of ``loop``, round by round."""
+        return [other / ours for other, ours in zip(self.seconds[loop], self.seconds["ours"], strict=True)]
+
+    def row(self, peak: float) -> dict[str, Any]:
+        """Medians and spread, for the table; ``peak`` in FLOP/s."""
+        row: dict[str, Any] = {"experiment": self.experiment, "precision": self.precision}
+        for loop in ("tutorial", "bare"):
+            ratios = self.ratio(loop)
+            row |= {
+                f"ours/{loop}": statistics.median(ratios),
+                f"ours/{loop} least": min(ratios),
+                f"ours/{loop} most": max(ratios),
+            }
+        for loop in LOOPS:
+            step = statistics.median(self.seconds[loop])
+            row |= {
+                f"{loop} images/s": self.batch_size / step,
+                f"{loop} ms/step": 1000 * step,
+                f"{loop} peak MiB": self.peak_memory_mib[loop],
+            }
+        row["GFLOP/s"] = self.flops / statistics.median(self.seconds["ours"]) / 1e9
+        row["of peak"] = row["GFLOP/s"] * 1e9 / peak
+        return row | {"bare": self.bare, "batch_size": self.batch_size}
+
+
+def measure(experiment: str, overrides: Sequence[str], rounds: int, seconds: float) -> Steps:
+    """Steps of the three loops, each in its own process, one after another in each round.
+
+    Args:
+        experiment: a choice of ``experiment=``.
+        overrides: more of the command line, such as ``trainer=gpu``.
+        rounds: rounds; which loop begins changes from one to the next.
+        seconds: what a round of the fastest loop should last.
+
+    Raises:
+        UserError: a loop fails.
+    """
+    command = [f"experiment={experiment}", "data.download=false", *overrides]
+    cfg = composed(*command)
+    runs.fill_precision(cfg)
+    datamodule = runs.build_datamodule(cfg)
+    flops = count_flops(Network(runs.build_model(cfg, datamodule)), datamodule.batch_size, datamodule.image_shape)
+    with ExitStack() as stack:
+        loops = stack.enter_context(_started(command))
+        warm = {name: [loop.run(1), loop.run(2)][1] for name, loop in loops.items()}
+        fastest = min(round_.seconds / round_.steps for round_ in warm.values())
+        steps = max(2, min(200, round(seconds / fastest)))
+        for loop in loops.values():
+            loop.run(steps)  # whatever is still cold
+        taken: dict[str, list[Round]] = {name: [] for name in LOOPS}
+        for number in progress(range(rounds), experiment):
+            first = number % len(LOOPS)
+            for name in LOOPS[first:] + LOOPS[:first]:
+                taken[name].append(loops[name].run(steps))
+    return Steps(
+        experiment,
+        datamodule.batch_size,
+        cfg.trainer.precision,
+        {name: [r.seconds / r.steps for r in rounds_] for name, rounds_ in taken.items()},
+        {name: rounds_[-1].peak_memory_mib for name, rounds_ in taken.items()},
+        loops["bare"].note,
+        flops,
+    )
+
+
+@contextmanager
+def _started(command: Sequence[str]) -> Iterator[dict[str, Loop]]:
+    """The three loops, waiting at their gates; they end with the block."""
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as folder, ExitStack() as stack:
+        waiting = {}
+        for name in LOOPS:
+            address = f"{folder}/{name}.socket"
+            program = ["-m", "src.benchmarking.loops", name, address, *command]
+            if name == "ours":  # the command a user types, with one more callback
+                gate = ["_target_=src.benchmarking.gate.GateCallback", f"address={address}"]
+                gate = [f"+callbacks.gate.{setting}" for setting in gate]
+                program = ["-m", "src.train", *command, f"hydra.run.dir={folder}/run", *gate]
+            listener = stack.enter_context(Listener(address, "AF_UNIX"))
+            output = Path(folder) / f"{name}.log"
+            process = subprocess.Popen(
+                [sys.executable, *program], stdout=output.open("w"), stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
+            )
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            waiting[name] = (listener, process, output)
+        yield {name: _entered(*there) for name, there in waiting.items()}
+
+
+def _entered(listener: Listener, process: subprocess.Popen, output: Path) -> Loop:
+    """The loop, once it stands at its gate."""
+    deadline = time.monotonic() + PATIENCE
+    listener._listener._socket.settimeout(1.0)  # multiprocessing has no public way to wait with a limit
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            door = listener.accept()
+        except TimeoutError:
+            continue
+        return Loop(door, door.recv(), output)
+    raise UserError(f"a measured loop did not start: {_last_line(output)}")
+
+
+def _last_line(output: Path) -> str:
+    lines = output.read_text(errors="replace").split("\n") if output.exists() else []
+    return next((line for line in reversed(lines) if line.strip()), "it said nothing")
+
+
+def count_flops(network: Network, batch_size: int, image_shape: tuple[int, int, int]) -> int:
+    """Floating-point operations of a forward and backward pass: convolutions and matrix products."""
+    with torch.backends.mkldnn.flags(enabled=False):  # its LSTM is one operator that the counter does not know
+        with FlopCounterMode(display=False) as counter:
+            network(torch.rand(2, *image_shape)).backward()
+    return counter.get_total_flops() * batch_size // 2
+
+
+def matmul_peak(precision: str, device: str) -> float:
+    """FLOP/s of a large matrix product in the precision of a training, on ``cpu`` or ``cuda``: the best of some."""
+    kind = torch.bfloat16 if precision == "bf16-mixed" else torch.float32
+    a = torch.randn(MATMUL, MATMUL, device=device).to(kind)
+    times = []
+    for _ in range(12):
+        began = time.perf_counter()
+        a @ a
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - began)
+    return 2 * MATMUL**3 / min(times)

@@ -1,0 +1,29 @@
+"""What the machine can do, and how it is told to do it."""
+
+import ctypes
+import re
+import sys
+from pathlib import Path
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # names and numbers of malloc.h
+
+
+def keep_pages() -> bool:
+    """Tell the allocator to keep the pages it has; returns whether there is one that listens (glibc's).
+
+    By itself glibc gives every block above 32 MB back to the kernel when it is freed, so each training step faults
+    its activations in again, page by page. Memory in use is the same; memory once used stays with the process.
+    """
+    if sys.platform != "linux":
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries do not have it
+    return mallopt is not None and bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, -1))
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this processor has instructions for bfloat16 products; elsewhere they are emulated, and slower."""
+    try:
+        flags = re.search(r"^(?:flags|Features)\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        return False
+    return flags is not None and not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags.group(1).split())
