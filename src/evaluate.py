@@ -23,8 +23,10 @@ def main(cfg: DictConfig) -> None:
     from src.evaluation.parts import evaluate, parts_of
     from src.evaluation.table import evaluation_table
     from src.loading import load_run, subject_of
+    from src.machine import keep_pages
 
     hush_libraries()
+    keep_pages()
     options = {name: OmegaConf.to_container(cfg[name], resolve=True) for name in parts_of(cfg.parts)}
     run = load_run(cfg.run, cfg.checkpoint, cfg.data.root, cfg.cache_dir, cfg.other_data)
     subject = subject_of(run, cfg.split, cfg.seed, cfg.device, cfg.cache_dir)

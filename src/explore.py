@@ -23,8 +23,10 @@ def main(cfg: DictConfig) -> None:
     from src import embedding, exploration, pictures, record
     from src.console import hush_libraries
     from src.loading import load_run, subject_of
+    from src.machine import keep_pages
 
     hush_libraries()
+    keep_pages()
     chosen, form = exploration.choose(cfg.figures), embedding.form_of(cfg.embed)
     if not (chosen or cfg.images or cfg.noise or form):
         raise UserError("nothing to do: name figures=, images=, noise= or embed=")

@@ -1,5 +1,6 @@
 """Folders of image files: class folders, a flat folder, or either below train/ and test/."""
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -54,12 +55,11 @@ class FolderDataModule(ImageDataModule):
 
     def load_pool(self) -> ImagePool:
         """Decode the files into the cache, or read them from it."""
-        files = self._files()
+        names = self._files()
         store = open_store(
-            self.root, files, self.image_size, self.channels, self.cache_dir, self.name, self.on_bad_image
+            self.root, names, self.image_size, self.channels, self.cache_dir, self.name, self.on_bad_image
         )
-        published, class_names = zip(*(self._place(f) for f in files), strict=True)
-        names = [str(f.relative_to(self.root)) for f in files]
+        published, class_names = zip(*(_place(name) for name in names), strict=True)
         classes = sorted(set(class_names) - {""})
         return ImagePool(
             images=store.images,
@@ -69,30 +69,36 @@ class FolderDataModule(ImageDataModule):
                 ["skipped" if name in store.bad else side for name, side in zip(names, published, strict=True)]
             ),
             digests=store.digests,
-            groups=None if self.group_pattern is None else [self._group(f) for f in files],
+            groups=None if self.group_pattern is None else [self._group(name) for name in names],
             names=names,
         )
 
-    def _files(self) -> list[Path]:
-        """All image files, sorted."""
+    def _files(self) -> list[str]:
+        """All image files, sorted folder by folder: their paths below the root."""
         if not self.root.is_dir():
             raise UserError(f"{self.name}: there is no folder {self.root}. {self.where_to_get}")
-        files = sorted(f for f in self.root.rglob("*") if f.suffix.lower() in IMG_EXTENSIONS and f.is_file())
+        found = []
+        for folder, _, names in os.walk(self.root):
+            below = os.path.relpath(folder, self.root)
+            images = (name for name in names if name.lower().endswith(IMG_EXTENSIONS))
+            found += [name if below == os.curdir else f"{below}/{name}" for name in images]
+        files = sorted((f for f in found if os.path.isfile(self.root / f)), key=lambda f: f.split("/"))
         if not files:
             kinds = ", ".join(e.lstrip(".") for e in IMG_EXTENSIONS)
             raise UserError(f"{self.name}: no image files ({kinds}) below {self.root}. {self.where_to_get}")
         return files
 
-    def _place(self, file: Path) -> tuple[str, str]:
-        """Published split and class of a file, "" for none."""
-        *folders, _ = file.relative_to(self.root).parts
-        published = folders.pop(0) if folders and folders[0] in PUBLISHED else ""
-        return published, folders[0] if folders else ""
-
-    def _group(self, file: Path) -> str:
+    def _group(self, file: str) -> str:
         """What the file's name says must stay together; the file alone where the pattern does not match."""
-        match = re.search(self.group_pattern, file.name)
-        return match.group(1) if match else str(file)
+        match = re.search(self.group_pattern, os.path.basename(file))
+        return match.group(1) if match else file
+
+
+def _place(file: str) -> tuple[str, str]:
+    """Published split and class of a file, "" for none."""
+    *folders, _ = file.split("/")
+    published = folders.pop(0) if folders and folders[0] in PUBLISHED else ""
+    return published, folders[0] if folders else ""
 
 
 def _groups(pattern: str) -> int | None:
