@@ -1,14 +1,9 @@
 """Training steps of ``src.train`` beside the tutorials' loop and the best one written by hand, round by round."""
 
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from multiprocessing.connection import Connection, Listener
-from pathlib import Path
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import torch
@@ -16,35 +11,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from src import runs
 from src.benchmarking.gate import Round
-from src.benchmarking.loops import Network, composed
+from src.benchmarking.loops import LOOPS, Loop
+from src.benchmarking.written import Network, composed
 from src.console import progress
-from src.errors import UserError
 
-LOOPS = ("tutorial", "bare", "ours")
-PATIENCE = 600.0  # seconds a loop may take to start, or for a round
 MATMUL = 2048  # side of the matrices whose product is the machine's peak
-
-
-class Loop(NamedTuple):
-    """A training loop in a process of its own."""
-
-    door: Connection
-    note: str  # what it says of itself
-    output: Path
-
-    def run(self, steps: int) -> Round:
-        """Let it do some steps.
-
-        Raises:
-            UserError: it has ended; the message quotes its last line.
-        """
-        try:
-            self.door.send(steps)
-            if self.door.poll(PATIENCE):
-                return self.door.recv()
-        except (OSError, EOFError):
-            pass
-        raise UserError(f"a measured loop has ended: {_last_line(self.output)}")
 
 
 class Steps(NamedTuple):
@@ -102,7 +73,7 @@ def measure(experiment: str, overrides: Sequence[str], rounds: int, seconds: flo
     datamodule = runs.build_datamodule(cfg)
     flops = count_flops(Network(runs.build_model(cfg, datamodule)), datamodule.batch_size, datamodule.image_shape)
     with ExitStack() as stack:
-        loops = stack.enter_context(_started(command))
+        loops = {name: stack.enter_context(Loop(name, command)) for name in LOOPS}
         warm = {name: [loop.run(1), loop.run(2)][1] for name, loop in loops.items()}
         fastest = min(round_.seconds / round_.steps for round_ in warm.values())
         steps = max(2, min(200, round(seconds / fastest)))
@@ -124,52 +95,11 @@ def measure(experiment: str, overrides: Sequence[str], rounds: int, seconds: flo
     )
 
 
-@contextmanager
-def _started(command: Sequence[str]) -> Iterator[dict[str, Loop]]:
-    """The three loops, waiting at their gates; they end with the block."""
-    with tempfile.TemporaryDirectory(prefix="benchmark-") as folder, ExitStack() as stack:
-        waiting = {}
-        for name in LOOPS:
-            address = f"{folder}/{name}.socket"
-            program = ["-m", "src.benchmarking.loops", name, address, *command]
-            if name == "ours":  # the command a user types, with one more callback
-                gate = ["_target_=src.benchmarking.gate.GateCallback", f"address={address}"]
-                gate = [f"+callbacks.gate.{setting}" for setting in gate]
-                program = ["-m", "src.train", *command, f"hydra.run.dir={folder}/run", *gate]
-            listener = stack.enter_context(Listener(address, "AF_UNIX"))
-            output = Path(folder) / f"{name}.log"
-            process = subprocess.Popen(
-                [sys.executable, *program], stdout=output.open("w"), stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
-            )
-            stack.callback(process.wait)
-            stack.callback(process.kill)
-            waiting[name] = (listener, process, output)
-        yield {name: _entered(*there) for name, there in waiting.items()}
-
-
-def _entered(listener: Listener, process: subprocess.Popen, output: Path) -> Loop:
-    """The loop, once it stands at its gate."""
-    deadline = time.monotonic() + PATIENCE
-    listener._listener._socket.settimeout(1.0)  # multiprocessing has no public way to wait with a limit
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            door = listener.accept()
-        except TimeoutError:
-            continue
-        return Loop(door, door.recv(), output)
-    raise UserError(f"a measured loop did not start: {_last_line(output)}")
-
-
-def _last_line(output: Path) -> str:
-    lines = output.read_text(errors="replace").split("\n") if output.exists() else []
-    return next((line for line in reversed(lines) if line.strip()), "it said nothing")
-
-
 def count_flops(network: Network, batch_size: int, image_shape: tuple[int, int, int]) -> int:
     """Floating-point operations of a forward and backward pass: convolutions and matrix products."""
-    with torch.backends.mkldnn.flags(enabled=False):  # its LSTM is one operator that the counter does not know
-        with FlopCounterMode(display=False) as counter:
-            network(torch.rand(2, *image_shape)).backward()
+    # Without oneDNN, whose LSTM is one operator that the counter does not know.
+    with torch.backends.mkldnn.flags(enabled=False), FlopCounterMode(display=False) as counter:
+        network(torch.rand(2, *image_shape)).backward()
     return counter.get_total_flops() * batch_size // 2
 
 

@@ -24,7 +24,7 @@ from src.errors import UserError
 
 OnBadImage = Literal["raise", "skip"]
 DRAFT = 4  # a JPEG this many times larger is decoded at a half, a quarter or an eighth of its size
-AT_A_TIME = 32  # files a thread takes: one by one, the threads wait for each other
+AT_A_TIME = 32  # files that a thread takes, at most: one by one, the threads wait for each other
 FORMAT = 3  # raise it when decoding changes, so that old caches are not read
 
 
@@ -131,10 +131,12 @@ def _decode_all(
             digests[i] = content_digest(files[i].encode())
             _refuse_bad(root, bad, on_bad_image)
 
-    pool = ThreadPoolExecutor(os.cpu_count())  # Pillow decodes and resizes outside the interpreter lock
+    threads = os.cpu_count() or 1
+    turn = max(1, min(AT_A_TIME, len(files) // (4 * threads)))
+    turns = [range(start, min(start + turn, len(files))) for start in range(0, len(files), turn)]
+    pool = ThreadPoolExecutor(threads)  # Pillow decodes and resizes outside the interpreter lock
     try:
-        starts = range(0, len(files), AT_A_TIME)
-        done = pool.map(lambda start: [work(i) for i in range(start, min(start + AT_A_TIME, len(files)))], starts)
+        done = pool.map(lambda numbers: [work(i) for i in numbers], turns)
         list(progress(chain.from_iterable(done), "decoding images", len(files)))
     finally:
         pool.shutdown(cancel_futures=True)

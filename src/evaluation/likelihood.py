@@ -67,14 +67,13 @@ def bound(subject: Subject, samples: int, images: int | None) -> dict[str, Any]:
     """
     size = len(getattr(subject.datamodule.splits, subject.split))
     count = size if images is None else min(size, images)
-    decoded_at_once = max(1, NUMBERS_AT_ONCE // subject.pixels)
-    group = max(1, min(8, decoded_at_once // samples))  # images at once: more only where all their samples fit
+    group, at_once = samples_at_once(subject.pixels, samples)
     parts = []
     groups = (x for batch, _ in subject.batches(subject.split, count) for x in batch.x.split(group))
     for number, x in enumerate(progress(groups, "importance bound", -(-count // group))):
         began = time.perf_counter()
         with stream(subject.seed, "bound", number):
-            parts.append(importance_bound(subject.model, x, samples, max(1, decoded_at_once // len(x))))
+            parts.append(importance_bound(subject.model, x, samples, at_once))
         if number == 1 or count <= group:  # the first one warms up
             _forecast(samples, count, samples * len(x) / (time.perf_counter() - began))
     estimates, elbos, effective = (torch.cat(column) for column in zip(*parts, strict=True))
@@ -90,6 +89,13 @@ def bound(subject: Subject, samples: int, images: int | None) -> dict[str, Any]:
         "bits_per_dim": subject.model.likelihood.bits_per_dim(-value, subject.pixels, subject.datamodule.pixels),
         "median_effective_samples": effective.median().item(),
     }
+
+
+def samples_at_once(pixels: int, samples: int) -> tuple[int, int]:
+    """How many images, and how many samples of each, are decoded at once: several images only where all samples fit."""
+    decoded_at_once = max(1, NUMBERS_AT_ONCE // pixels)
+    group = max(1, min(8, decoded_at_once // samples))
+    return group, max(1, decoded_at_once // group)
 
 
 def _forecast(samples: int, images: int, per_second: float) -> None:

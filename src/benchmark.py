@@ -1,0 +1,34 @@
+"""How fast this machine trains, beside the tutorials' loop and the best one written by hand.
+
+``python -m src.benchmark`` (``make bench``) prints tables and writes them, as CSV and as pictures too, to
+``outputs/benchmark``. Ratios are of the same run; nothing else should run meanwhile.
+"""
+
+import logging
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from src.errors import reports_user_errors
+
+log = logging.getLogger(__name__)
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="benchmark")
+@reports_user_errors
+def main(cfg: DictConfig) -> None:
+    """Measure the parts that are asked for, one after another."""
+    from src.benchmarking.parts import Benchmark
+    from src.console import hush_libraries
+
+    hush_libraries()
+    settings = OmegaConf.to_container(cfg, resolve=True)
+    benchmark = Benchmark(settings)
+    log.info("%s\n", benchmark.machine)
+    for part in benchmark.parts:
+        log.info("%s\n", benchmark.measure(part))
+    log.info("Written to %s", benchmark.folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""Decoding a folder of JPEGs, beside a loop over torchvision's ImageFolder."""
+
+import shutil
+import statistics
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from torchvision import datasets, transforms
+
+from src import runs
+from src.benchmarking.figure import Figure, seconds
+from src.benchmarking.standin import FULL_SIZE, write_jpegs
+from src.benchmarking.written import composed
+
+IMAGE_SIZE = 128  # pixels that JPEGs are decoded to
+
+
+def decoding(xrays: Path | None, full_size: Path | None, repetitions: int) -> Iterator[Figure]:
+    """A folder of JPEGs into the cache, and from it, beside a loop over torchvision's ``ImageFolder``.
+
+    Args:
+        xrays: a folder of class folders with pictures of 224 pixels; None for random ones.
+        full_size: the same with large pictures.
+        repetitions: rounds; the median counts.
+    """
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as name:
+        folder = Path(name)
+        if xrays is None:
+            write_jpegs(folder / "small" / "class", 2000, (224, 224))
+        if full_size is None:
+            write_jpegs(folder / "large" / "class", 24, FULL_SIZE)
+        for size, root in (("224 px", xrays or folder / "small"), ("full size", full_size or folder / "large")):
+            yield from _decoding_of(size, root, folder / "cache", repetitions)
+
+
+def _decoding_of(size: str, root: Path, cache: Path, repetitions: int) -> Iterator[Figure]:
+    to_size = transforms.Compose([transforms.Grayscale(), transforms.Resize((IMAGE_SIZE, IMAGE_SIZE))])
+
+    command = ("data=image_folder", "data.channels=1", f"data.image_size={IMAGE_SIZE}")
+    cfg = composed(*command, f"data.root={root}", f"data.cache_dir={cache}")
+    loop, cold, cached = [], [], []
+    for _ in range(repetitions):
+        loop.append(seconds(lambda: [None for _ in datasets.ImageFolder(str(root), to_size)]))
+        shutil.rmtree(cache, ignore_errors=True)
+        cold.append(seconds(lambda: runs.build_datamodule(cfg).prepare_data()))
+        cached.append(seconds(lambda: runs.build_datamodule(cfg).setup("fit")))
+    images = len(runs.build_datamodule(cfg).pool.images)
+    ratio = statistics.median(a / b for a, b in zip(loop, cold, strict=True))
+    yield Figure(f"decoding, {size}: ours / ImageFolder loop", ratio, "ratio")
+    yield Figure(f"decoding, {size}: ours", images / statistics.median(cold), "images/s")
+    yield Figure(f"decoding, {size}: ImageFolder loop", images / statistics.median(loop), "images/s")
+    yield Figure(f"{images:,} cached images, {size}: ready after", statistics.median(cached), "s")

@@ -1,0 +1,70 @@
+"""How an epoch grows with the number of images."""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from src import runs
+from src.benchmarking.figure import Figure
+from src.benchmarking.standin import write_jpegs
+from src.benchmarking.written import composed
+from src.data.splits import ImagePool
+from src.machine import keep_pages
+
+IMAGE_SIZE = 128  # pixels of the large store's images
+LARGE = 2**31  # bytes
+
+
+def epochs(images: int) -> Iterator[Figure]:
+    """An epoch over N images and over 10 N, as ``src.train`` runs it; and the memory of one over a large store."""
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as name:
+        folder = Path(name)
+        seconds = {}
+        for count in (images, 10 * images):
+            write_jpegs(folder / str(count), count, (64, 64))
+            data = ["data=image_folder", f"data.root={folder / str(count)}", "data.channels=1", "data.image_size=32"]
+            places = [f"data.cache_dir={folder}/cache", f"hydra.run.dir={folder}/run{count}"]
+            command = ["model=conv_tiny", *data, *places, "trainer.max_epochs=2", "~callbacks.figures"]
+            done = subprocess.run(
+                [sys.executable, "-m", "src.train", *command], capture_output=True, text=True, check=False
+            )
+            if done.returncode:
+                raise RuntimeError(done.stdout + done.stderr)
+            metrics = json.loads((folder / f"run{count}/metrics.json").read_text())
+            seconds[count] = count / metrics["train_images_per_second"]
+        memory = _memory_of_an_epoch(folder / "images.npy")
+    yield Figure("training an epoch of 10 N images / of N", seconds[10 * images] / seconds[images], "ratio")
+    yield Figure(f"N = {images}: an epoch", seconds[images], "s")
+    yield Figure("an epoch of batches from 2,048 MiB on disk adds", memory, "MiB")
+
+
+def _memory_of_an_epoch(path: Path) -> float:
+    """MiB of memory (without the disk's cached pages) that an epoch over a memory-mapped store adds."""
+    count = LARGE // IMAGE_SIZE**2
+    np.lib.format.open_memmap(path, "w+", np.uint8, (count, 1, IMAGE_SIZE, IMAGE_SIZE))
+    cfg = composed("data=digits", f"data.image_size={IMAGE_SIZE}", "data.batch_size=256")
+    datamodule = runs.build_datamodule(cfg)
+    images = torch.from_numpy(np.load(path, mmap_mode="c"))
+    digests = [i.to_bytes(4, "big") for i in range(count)]
+    datamodule._pool = ImagePool(images, torch.zeros(count).long(), [], np.full(count, ""), digests)
+    keep_pages()
+    batches = iter(datamodule.train_dataloader())
+    datamodule.on_after_batch_transfer(next(batches), 0)
+    before = _anonymous_mib()
+    for batch in batches:
+        datamodule.on_after_batch_transfer(batch, 0)
+    return _anonymous_mib() - before
+
+
+def _anonymous_mib() -> float:
+    """Memory of this process that is its own, not pages of a file; NaN where the system does not say."""
+    status = Path("/proc/self/status")
+    found = re.search(r"RssAnon:\s+(\d+) kB", status.read_text()) if status.exists() else None
+    return int(found.group(1)) / 1024 if found else float("nan")

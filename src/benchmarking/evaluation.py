@@ -1,0 +1,39 @@
+"""The importance bound, beside loops over images."""
+
+import statistics
+from collections.abc import Iterator
+
+import torch
+
+from src import runs
+from src.benchmarking.figure import Figure, seconds
+from src.benchmarking.written import composed
+from src.evaluation.likelihood import samples_at_once
+from src.machine import keep_pages
+from src.metrics.bounds import importance_bound
+from src.record import peak_memory
+
+
+def evaluation(samples: int, device: str) -> Iterator[Figure]:
+    """The importance bound beside loops over images: a sample at a time, and all samples of an image at once."""
+    cfg = composed("model=lstm", "data=digits", "data.image_size=28")
+    model = runs.build_model(cfg, runs.build_datamodule(cfg)).eval().to(device)
+    x = torch.rand(8, 1, 28, 28, device=device)
+
+    def speed(images: torch.Tensor, at_once: int, count: int) -> float:
+        work = lambda: importance_bound(model, images, count, at_once)  # noqa: E731
+        work()
+        return len(images) * count / statistics.median(seconds(work) for _ in range(3))
+
+    tutorial = speed(x[:1], 1, 100)
+    all_at_once = speed(x[:1], samples, samples)
+    keep_pages()
+    group, at_once = samples_at_once(28 * 28, samples)
+    ours = speed(x[:group], at_once, samples)
+    before = peak_memory()["process"]
+    importance_bound(model, x[:group], 10 * samples, at_once)
+    yield Figure(f"importance bound, K = {samples}: ours / a sample at a time", ours / tutorial, "ratio")
+    yield Figure(f"importance bound, K = {samples}: ours / an image at a time", ours / all_at_once, "ratio")
+    yield Figure(f"importance bound, K = {samples}: ours", ours, "decodings/s")
+    yield Figure("1,000 images would take", 1000 * samples / ours, "s")
+    yield Figure(f"memory added by K = {10 * samples}", peak_memory()["process"] - before, "MiB")

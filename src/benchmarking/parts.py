@@ -1,0 +1,187 @@
+"""The parts of the benchmark: what each needs, where its figures go, and how they read."""
+
+import csv
+import os
+import platform
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from src.benchmarking.decoding import decoding
+from src.benchmarking.epochs import epochs
+from src.benchmarking.evaluation import evaluation
+from src.benchmarking.figure import Figure
+from src.benchmarking.standin import data_overrides
+from src.benchmarking.startup import startup
+from src.benchmarking.steps import matmul_peak, measure
+from src.benchmarking.written import composed
+from src.errors import UserError, whole_number
+from src.figures.speed import speed_figure
+from src.files import whole_file
+from src.machine import multiplies_bfloat16
+
+PARTS = ("steps", "startup", "decoding", "evaluation", "epochs")
+LEAST = (
+    ("steps", "rounds", 1),
+    ("startup", "repetitions", 1),
+    ("decoding", "repetitions", 1),
+    ("evaluation", "samples", 1),
+    ("epochs", "images", 100),
+)
+
+
+class Benchmark:
+    """What is measured, and the folder that the figures go to: ``<part>.csv``, ``<part>.md``, ``steps.png``.
+
+    Args:
+        settings: ``conf/benchmark.yaml``, resolved.
+
+    Raises:
+        UserError: a part, experiment, device or number that there is not.
+    """
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        parts = [settings["parts"]] if isinstance(settings["parts"], str) else settings["parts"]
+        for part in parts:
+            if part not in PARTS:
+                raise UserError(f"parts={part}: choose from {', '.join(PARTS)}")
+        if settings["device"] not in ("auto", "cpu", "cuda"):
+            raise UserError(f"device={settings['device']}: choose auto, cpu or cuda")
+        if settings["device"] == "cuda" and not torch.cuda.is_available():
+            raise UserError("device=cuda: no GPU is to be seen on this machine")
+        for key in (
+            "steps.rounds",
+            "startup.repetitions",
+            "decoding.repetitions",
+            "evaluation.samples",
+            "epochs.images",
+        ):
+            part, name = key.split(".")
+            whole_number(key, settings[part][name], at_least=100 if key == "epochs.images" else 1)
+        self.parts = parts
+        self.folder = Path(settings["folder"])
+        self._settings = settings
+        cuda = settings["device"] != "cpu" and torch.cuda.is_available()
+        self._device = "cuda" if cuda else "cpu"
+        self._overrides = [*(["trainer=gpu"] if cuda else []), *settings["overrides"]]
+        for experiment in settings["steps"]["experiments"]:
+            composed(f"experiment={experiment}", *self._overrides)  # a typo is answered before anything is measured
+
+    @property
+    def machine(self) -> str:
+        """The processor, the GPU, and torch, in one line."""
+        cpuinfo = Path("/proc/cpuinfo")
+        found = re.search(r"model name\s*:\s*(.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
+        name = found.group(1) if found else platform.processor()
+        bf16 = "with" if multiplies_bfloat16() else "without"
+        gpu = torch.cuda.get_device_name() if self._device == "cuda" else "no GPU"
+        cpu = f"{name} ({bf16} bfloat16), {os.cpu_count()} processors, {torch.get_num_threads()} threads"
+        return f"{cpu}; {gpu}; torch {torch.__version__}"
+
+    def measure(self, part: str) -> str:
+        """Measure one part and write its files; returns its table."""
+        if part == "steps":
+            return self._steps()
+        options = self._settings[part]
+        root = Path(self._settings["data_dir"])
+        measured: dict[str, Callable[[], list[Figure]]] = {
+            "startup": lambda: _apart(startup, options["repetitions"]),
+            "decoding": lambda: _apart(
+                decoding, _folder(root / "chest_xray"), _folder(root / "chest_xray_fullres"), options["repetitions"]
+            ),
+            "evaluation": lambda: _apart(evaluation, options["samples"], self._device),
+            "epochs": lambda: _apart(epochs, options["images"]),
+        }
+        return self._write(part, [figure._asdict() for figure in measured[part]()])
+
+    def _steps(self) -> str:
+        options = self._settings["steps"]
+        peaks: dict[str, float] = {}
+        rows: list[dict[str, Any]] = []
+        with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
+            for experiment in options["experiments"]:
+                data, images = self._data(experiment, Path(folder))
+                steps = measure(experiment, [*self._overrides, *data], options["rounds"], options["seconds"])
+                if steps.precision not in peaks:
+                    peaks[steps.precision] = matmul_peak(steps.precision, self._device)
+                rows.append(steps.row(peaks[steps.precision]) | {"images": images})
+                table = self._write("steps", rows)  # what is measured is kept, whatever becomes of the next one
+        with whole_file(self.folder / "steps.png") as file:
+            speed_figure(rows, self.machine).savefig(file, format="png", dpi=150)
+        return table
+
+    def _data(self, experiment: str, folder: Path) -> tuple[list[str], str]:
+        name = composed(f"experiment={experiment}", *self._overrides).data.name
+        return data_overrides(name, Path(self._settings["data_dir"]), folder)
+
+    def _write(self, part: str, rows: Sequence[Mapping[str, Any]]) -> str:
+        table = steps_table(rows) if part == "steps" else figures_table(rows)
+        with whole_file(self.folder / f"{part}.csv") as file, file.open("w", newline="") as text:
+            writer = csv.DictWriter(text, rows[0].keys())
+            writer.writeheader()
+            writer.writerows(rows)
+        with whole_file(self.folder / f"{part}.md") as file:
+            file.write_text(f"{self.machine}\n\n{table}\n")
+        return table
+
+
+def _apart(part: Callable[..., Iterator[Figure]], *values: Any) -> list[Figure]:
+    """Measure in a new process, which shares neither memory nor allocator with what was measured before."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_listed, part, *values).result()
+
+
+def _listed(part: Callable[..., Iterator[Figure]], *values: Any) -> list[Figure]:
+    return list(part(*values))
+
+
+def _folder(path: Path) -> Path | None:
+    return path if path.is_dir() else None
+
+
+def markdown(rows: Sequence[Mapping[str, str]]) -> str:
+    """A table that reads on a terminal and in a README."""
+    widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in rows[0]}
+    lines = [[name.ljust(width) for name, width in widths.items()], ["-" * width for width in widths.values()]]
+    lines += [[row[name].ljust(width) for name, width in widths.items()] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def steps_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Ratios first, with their spread over the rounds; then speed, memory, and the share of the machine's peak."""
+
+    def cells(row: Mapping[str, Any]) -> dict[str, str]:
+        def ratio(key: str) -> str:
+            return f"{row[key]:.2f} ({row[f'{key} least']:.2f}–{row[f'{key} most']:.2f})"
+
+        speeds = " / ".join(f"{row[f'{loop} images/s']:,.0f}" for loop in ("tutorial", "bare", "ours"))
+        memory = " / ".join(f"{row[f'{loop} peak MiB']:,.0f}" for loop in ("tutorial", "bare", "ours"))
+        return {
+            "experiment": row["experiment"],
+            "ours / tutorial": ratio("ours/tutorial"),
+            "ours / bare": ratio("ours/bare"),
+            "images/s: tutorial / bare / ours": speeds,
+            "ms a step": f"{row['ours ms/step']:,.1f}",
+            "peak MiB": memory,
+            "GFLOP/s (of matmul peak)": f"{row['GFLOP/s']:,.0f} ({row['of peak']:.0%})",
+            "precision": row["precision"],
+            "images": row["images"],
+        }
+
+    return markdown([cells(row) for row in rows])
+
+
+def figures_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What was measured, and how much."""
+
+    def value(row: Mapping[str, Any]) -> str:
+        number = row["value"]
+        return f"{number:,.0f}" if abs(number) >= 100 else f"{number:.3g}"
+
+    return markdown([{"measured": row["what"], "value": value(row), "unit": row["unit"]} for row in rows])

@@ -1,0 +1,31 @@
+"""Starting: from the command to its first training step, or to the answer to a typo."""
+
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+from src.benchmarking.figure import Figure, seconds
+from src.benchmarking.loops import Loop
+
+SMALL = ("model=conv_tiny", "data=digits", "data.image_size=16")
+
+
+def startup(repetitions: int) -> Iterator[Figure]:
+    """From the command to its first training step, and to the answer to a typo, beside ``import torch``."""
+    typo = [sys.executable, "-m", "src.train", "model.latnt_dim=3"]
+    bare = [sys.executable, "-c", "import torch"]
+    times: dict[str, list[float]] = {"typo": [], "torch": [], "step": []}
+    for _ in range(repetitions):
+        times["typo"].append(seconds(lambda: subprocess.run(typo, capture_output=True, check=False)))
+        times["torch"].append(seconds(lambda: subprocess.run(bare, capture_output=True, check=True)))
+        began = time.perf_counter()
+        with Loop("ours", [*SMALL, "test=false"]) as loop:
+            loop.run(1)
+            times["step"].append(time.perf_counter() - began)
+    typo_s, torch_s, step_s = (statistics.median(times[name]) for name in ("typo", "torch", "step"))
+    yield Figure("answer to a typo / import torch", typo_s / torch_s, "ratio")
+    yield Figure("answer to a typo", typo_s, "s")
+    yield Figure("import torch", torch_s, "s")
+    yield Figure("first training step", step_s, "s")

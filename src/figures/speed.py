@@ -1,0 +1,37 @@
+"""Speed of the training loops."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+
+LOOPS = {"tutorial": "#999999", "bare": "#0072B2", "ours": "#D55E00"}
+NAMES = {"tutorial": "tutorial's loop", "bare": "best loop by hand", "ours": "src.train"}
+
+
+def speed_figure(rows: Sequence[Mapping[str, Any]], machine: str) -> Figure:
+    """Images a second of each loop, as multiples of the tutorial's.
+
+    Args:
+        rows: of the steps' table: a mapping an experiment.
+        machine: where that was.
+    """
+    figure = Figure(figsize=(9, 1 + 0.8 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    for i, row in enumerate(rows):
+        for k, (loop, colour) in enumerate(LOOPS.items()):
+            times = row[f"{loop} images/s"] / row["tutorial images/s"]
+            place = i + 0.27 * (k - 1)
+            axes.barh(place, times, 0.25, color=colour, label=NAMES[loop] if i == 0 else None)
+            axes.annotate(
+                f"{row[f'{loop} images/s']:,.0f} images/s", (times, place), (4, 0), textcoords="offset points",
+                va="center", fontsize=8,
+            )  # fmt: skip
+    axes.set_yticks(range(len(rows)), [row["experiment"] for row in rows])
+    axes.invert_yaxis()
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_xlim(0, 1.25 * max(row[f"{loop} images/s"] / row["tutorial images/s"] for row in rows for loop in LOOPS))
+    axes.set(xlabel="training speed, as a multiple of the tutorial's loop")
+    axes.set_title(machine, fontsize=8)
+    axes.legend(loc="lower right", fontsize=9)
+    return figure
