@@ -8,7 +8,7 @@ READY  := $(VENV)/.ready
 ARGS   ?=
 LOGDIR ?= outputs
 
-.PHONY: help setup train test lint format tensorboard clean
+.PHONY: help setup train test lint format bench tensorboard clean
 
 help:            ## list the targets
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 14
@@ -41,6 +41,9 @@ lint: setup      ## check style and format
 format: setup    ## mend style and format
 	$(PY) -m ruff check --fix src hydra_plugins tests
 	$(PY) -m ruff format src hydra_plugins tests
+
+bench: setup     ## measure this machine's speed; half an hour and more on 2 cores, with nothing else running
+	$(PY) -m src.benchmark $(ARGS)
 
 tensorboard: setup ## the dashboard of every run below LOGDIR (outputs)
 	$(PY) -m tensorboard.main --logdir $(LOGDIR)

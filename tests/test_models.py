@@ -172,8 +172,8 @@ def test_warm_up_follows_the_optimizer_steps():
 
     class Listen(L.Callback):
         def on_before_backward(self, trainer, pl_module, loss):
-            terms = pl_module.step_terms
-            seen.append(((terms["loss"] - terms["distortion"]) / terms["rate"]).item())
+            loss, distortion, rate = pl_module.step_terms.tolist()
+            seen.append((loss - distortion) / rate)
 
     L.Trainer(
         accelerator="cpu", max_steps=13, callbacks=[Listen()], logger=False, enable_checkpointing=False,

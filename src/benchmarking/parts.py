@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.errors import HydraException
 
 from src.benchmarking.decoding import decoding
 from src.benchmarking.epochs import epochs
@@ -71,7 +72,10 @@ class Benchmark:
         self._device = "cuda" if cuda else "cpu"
         self._overrides = [*(["trainer=gpu"] if cuda else []), *settings["overrides"]]
         for experiment in settings["steps"]["experiments"]:
-            composed(f"experiment={experiment}", *self._overrides)  # a typo is answered before anything is measured
+            try:
+                composed(f"experiment={experiment}", *self._overrides)
+            except HydraException as error:  # before anything is measured
+                raise UserError(f"steps.experiments={experiment}, overrides={self._overrides}: {error}") from error
 
     @property
     def machine(self) -> str:

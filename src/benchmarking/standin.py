@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 JPEGS = 640  # in a stand-in folder: enough for the rounds of an epoch
+NAMES = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "chest_xray": "chest_xray"}
 FULL_SIZE = (1858, 2090)  # height and width, the usual ones of the published X-rays
 
 
@@ -22,17 +23,16 @@ def data_overrides(data: str, root: Path, folder: Path) -> tuple[list[str], str]
         The overrides, and what to call these images.
     """
     if data == "chest_xray":
-        there, place = root / "chest_xray", folder / "chest_xray"
-        if not there.is_dir():
-            write_jpegs(place / "train", JPEGS, (224, 224))
+        there, made, options = root / "chest_xray", folder / "chest_xray", []
     else:
-        name = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}[data]
-        there, place = root / name, folder
-        if not there.is_dir():
-            _write_idx(folder / name / "raw")
-    if not there.is_dir():
-        return [f"data.root={place}"], "random images"
-    return [f"data.root={there if data == 'chest_xray' else root}"], data
+        there, made, options = root, folder, ["data.download=false"]
+    if (root / NAMES[data]).is_dir():
+        return [f"data.root={there}", *options], data
+    if data == "chest_xray":
+        write_jpegs(made / "train", JPEGS, (224, 224))
+    else:
+        _write_idx(made / NAMES[data] / "raw")
+    return [f"data.root={made}", *options], "random images"
 
 
 def write_jpegs(folder: Path, count: int, size: tuple[int, int]) -> None:

@@ -67,7 +67,7 @@ def measure(experiment: str, overrides: Sequence[str], rounds: int, seconds: flo
     Raises:
         UserError: a loop fails.
     """
-    command = [f"experiment={experiment}", "data.download=false", *overrides]
+    command = [f"experiment={experiment}", *overrides]
     cfg = composed(*command)
     runs.fill_precision(cfg)
     datamodule = runs.build_datamodule(cfg)

@@ -1,0 +1,121 @@
+"""The benchmark as a user types it, and the arithmetic of its table."""
+
+import csv
+import math
+
+import pytest
+import torch
+
+from src.benchmarking.decoding import decoding
+from src.benchmarking.epochs import epochs
+from src.benchmarking.loops import Loop
+from src.benchmarking.standin import data_overrides
+from src.benchmarking.startup import startup
+from src.benchmarking.steps import Steps, count_flops
+from src.benchmarking.written import Network
+from src.errors import UserError
+from tests.conftest import assert_one_line_error, built, data, train_cli
+
+
+def rows_of(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_steps_and_evaluation_are_measured_without_any_data_set(tmp_path):
+    """The real loops, in processes of their own; random images stand in for MNIST."""
+    done = train_cli(
+        "parts=[steps,evaluation]", "steps.experiments=[mnist_conv_tiny]", "steps.rounds=2", "steps.seconds=0.01",
+        "evaluation.samples=100", "device=cpu", f"data_dir={tmp_path}/none", f"folder={tmp_path}/out",
+        module="src.benchmark",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    (row,) = rows_of(tmp_path / "out" / "steps.csv")
+    assert row["images"] == "random images"
+    for loop in ("tutorial", "bare", "ours"):
+        speed, step = float(row[f"{loop} images/s"]), float(row[f"{loop} ms/step"])
+        assert speed == pytest.approx(128 / step * 1000)
+        assert float(row[f"{loop} peak MiB"]) > 100
+    for loop in ("tutorial", "bare"):
+        least, middle, most = (float(row[f"ours/{loop}{end}"]) for end in (" least", "", " most"))
+        assert 0 < least <= middle <= most
+    assert 0 < float(row["of peak"]) < 1
+    figures = {row["what"]: float(row["value"]) for row in rows_of(tmp_path / "out" / "evaluation.csv")}
+    assert figures["importance bound, K = 100: ours / a sample at a time"] > 2
+    for table in ("steps.md", "evaluation.md"):
+        text = (tmp_path / "out" / table).read_text()
+        assert text.splitlines()[2] in done.stdout
+    assert (tmp_path / "out" / "steps.png").stat().st_size > 10_000
+    assert "\nWritten to" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["parts=[stepz]"], ["stepz", "steps"]),
+        (["steps.experiments=[mnist_lstn]"], ["mnist_lstn"]),
+        (["steps.rounds=0"], ["steps.rounds=0"]),
+    ],
+)
+def test_bad_input_is_one_line(overrides, words, tmp_path):
+    done = train_cli(*overrides, f"folder={tmp_path}/out", module="src.benchmark")
+    assert_one_line_error(done, *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_loop_that_cannot_start_says_why():
+    with Loop("tutorial", ["data=digits", "model=conv_tiny"]) as loop, pytest.raises(UserError) as caught:
+        loop.run(1)
+    assert "there is no tutorial's loop for data=digits" in str(caught.value)
+
+
+def test_ratios_are_of_the_same_round():
+    steps = Steps(
+        "x", 64, "32-true", {"tutorial": [4.0, 40.0, 6.0], "bare": [1.0, 10.0, 1.0], "ours": [2.0, 10.0, 2.0]},
+        dict.fromkeys(("tutorial", "bare", "ours"), 1.0), "contiguous", 10**9,
+    )  # fmt: skip
+    row = steps.row(peak=1e9)
+    assert (row["ours/tutorial least"], row["ours/tutorial"], row["ours/tutorial most"]) == (2, 3, 4)
+    assert (row["ours/bare least"], row["ours/bare"], row["ours/bare most"]) == (0.5, 0.5, 1)
+    assert row["ours images/s"] == 32
+    assert row["of peak"] == 0.5
+
+
+def test_operations_are_counted_as_the_formulas_say():
+    """Two operations a multiplication; the backward pass costs each layer twice its forward pass, the first one once."""
+    datamodule, model = built("model=lstm", "data.image_size=28", "model.latent_dim=4")
+    hidden, rows = 64, 28
+    one_direction = rows * 4 * hidden * (28 + hidden)
+    head, dense = 2 * hidden * 2 * 4, 4 * math.prod(model.decoder.layers[2].unflattened_size)
+    convolutions = 0
+    with torch.no_grad():
+        x = model.decoder.layers[:3](torch.zeros(1, 4))
+        for layer in model.decoder.layers[3:]:
+            if isinstance(layer, torch.nn.ConvTranspose2d):
+                convolutions += x[0].numel() * layer.weight[0].numel()
+            x = layer(x)
+    forward = 2 * (2 * one_direction + head + dense + convolutions)
+    counted = count_flops(Network(model), 32, datamodule.image_shape) / 32
+    assert 2.5 * forward < counted <= 3.01 * forward
+
+
+def test_stand_ins_are_of_the_kind_that_they_stand_in_for(tmp_path):
+    overrides, name = data_overrides("chest_xray", tmp_path / "none", tmp_path)
+    assert name == "random images"
+    datamodule = data("data=chest_xray", *overrides, f"data.cache_dir={tmp_path}/cache")
+    datamodule.setup("fit")
+    assert len(datamodule.pool.images) == 640
+    assert len(datamodule.splits.train) > 400  # no two files are the same
+    (tmp_path / "there" / "MNIST").mkdir(parents=True)
+    assert data_overrides("mnist", tmp_path / "there", tmp_path) == (
+        [f"data.root={tmp_path}/there", "data.download=false"],
+        "mnist",
+    )
+
+
+def test_the_other_parts_measure_what_they_name(tmp_path):
+    figures = [*startup(1), *decoding(None, None, 1), *epochs(100)]
+    values = {figure.what: figure.value for figure in figures}
+    assert all(math.isfinite(value) for value in values.values())
+    assert values["answer to a typo / import torch"] < 1
+    assert values["an epoch of batches from 2,048 MiB on disk adds"] < 256

@@ -1,0 +1,187 @@
+"""What makes training fast changes no result: layouts, compilation, precision, allocator, decoding."""
+
+import copy
+import functools
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.profilers import SimpleProfiler
+from PIL import Image
+
+from src import runs
+from src.benchmarking.written import Network
+from src.data.store import decode
+from src.errors import UserError
+from src.machine import keep_pages
+from src.objectives import elbo_terms
+from tests.conftest import MODELS, ROOT, built, composed, examples
+
+
+def batch_of(model_name: str):
+    size = {"conv_dropout": 32, "lstm": 28}.get(model_name, 16)
+    datamodule, model = built(f"model={model_name}", f"data.image_size={size}", "model.latent_dim=4")
+    return model, examples(datamodule, "train", 8)
+
+
+def loss_and_gradients(model, x, network=None):
+    """Mean negative ELBO and all gradients, with the same noise each time."""
+    model.zero_grad()
+    torch.manual_seed(1)
+    if network is not None:
+        loss = network(x)
+    else:
+        terms = elbo_terms(x, model.infer(x), model.prior())
+        loss = (terms.distortion + terms.rate).mean()
+    loss.backward()
+    return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same(one, other):
+    torch.testing.assert_close(one[0], other[0], rtol=1e-5, atol=0)
+    for name, gradient in one[1].items():
+        error = (gradient - other[1][name]).norm() / (1e-3 + gradient.norm())
+        assert error < 1e-3, name
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_memory_layout_changes_no_result(name):
+    model, x = batch_of(name)
+    plain = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
+    kernels = [w for w in model.decoder.parameters() if w.dim() == 4 and w.shape[1] > 1 and w.shape[2] > 1]
+    assert kernels
+    assert all(w.is_contiguous(memory_format=torch.channels_last) for w in kernels)
+    assert_same(loss_and_gradients(plain, x), loss_and_gradients(model, x))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_written_loops_minimise_the_very_same_loss(name):
+    model, x = batch_of(name)
+    assert_same(loss_and_gradients(model, x), loss_and_gradients(model, x, Network(model)))
+
+
+def test_compiled_networks_give_the_same_losses_and_leave_evaluation_alone(monkeypatch):
+    calls = []
+
+    def spy(module, inputs):
+        calls.append(inputs)
+        return module.forward
+
+    model, x = batch_of("conv_tiny")
+    # The code generator takes minutes on a slow machine: here the traced graph is run as it is.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=spy))
+    expected = loss_and_gradients(model, x)
+    keys = list(model.state_dict())
+    runs.compile_networks(model, composed("compile=true"))
+    assert_same(expected, loss_and_gradients(model, x))
+    traced = len(calls)
+    assert traced >= 2  # encoder and decoder
+    model.eval()
+    with torch.no_grad():
+        model.infer(x[:3])
+    assert len(calls) == traced
+    assert list(model.state_dict()) == keys
+
+
+def test_compile_is_chosen_and_refused_in_words(monkeypatch):
+    model, _ = batch_of("conv_tiny")
+    for choice in ("auto", "false"):  # auto leaves a CPU's networks as they are
+        runs.compile_networks(model, composed(f"compile={choice}"))
+        assert "forward" not in vars(model.encoder)
+    with pytest.raises(UserError, match="compile=maybe"):
+        runs.compile_networks(model, composed("compile=maybe"))
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(UserError, match=r"C\+\+ compiler"):
+        runs.compile_networks(model, composed("compile=true"))
+
+
+@pytest.mark.parametrize(("native", "precision"), [(True, "bf16-mixed"), (False, "32-true")])
+def test_auto_precision_is_what_the_processor_multiplies(native, precision, monkeypatch, tmp_path):
+    monkeypatch.setattr(runs, "multiplies_bfloat16", lambda: native)
+    cfg = composed("experiment=chest_xray_conv_deep")
+    assert cfg.trainer.precision == "auto"
+    runs.fill_precision(cfg)
+    assert cfg.trainer.precision == precision
+    asked = composed("experiment=chest_xray_conv_deep", "trainer.precision=16-mixed")
+    runs.fill_precision(asked)
+    assert asked.trainer.precision == "16-mixed"
+    # A resume goes on in the precision that the run was begun in, whatever this processor is good at.
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "config.yaml").write_text("trainer: {precision: bf16-mixed}\n")
+    resumed = composed("experiment=chest_xray_conv_deep", "ckpt_path=last")
+    runs.fill_precision(resumed, runs.RunFolder(tmp_path))
+    assert resumed.trainer.precision == "bf16-mixed"
+
+
+FAULTS = """
+import resource, sys, torch
+from src.machine import keep_pages
+if sys.argv[1] == "keep":
+    keep_pages()
+def work():
+    for _ in range(20):
+        torch.ones(2**24)  # 64 MiB
+work()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+work()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+def test_kept_pages_are_not_faulted_in_again():
+    def faults(how: str) -> int:
+        call = [sys.executable, "-c", FAULTS, how]
+        return int(subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+
+    if not keep_pages():
+        pytest.skip("this C library has no mallopt")
+    assert faults("keep") * 20 < faults("default")
+
+
+def test_nothing_is_profiled_unless_it_is_asked_for():
+    profiler = runs.NoProfiler()
+    assert profiler.profile("a") is profiler.profile("b")
+    with profiler.profile("a"):
+        pass
+    assert isinstance(runs.build_trainer(trained()).profiler, runs.NoProfiler)
+    assert isinstance(runs.build_trainer(trained("+trainer.profiler=simple")).profiler, SimpleProfiler)
+
+
+def trained(*overrides: str):
+    """A config as an entry point sees it, with a place to run."""
+    cfg = composed(*overrides, "run_dir=unused")
+    cfg.callbacks, cfg.logger = {}, {}
+    return cfg
+
+
+def smooth_picture(path: Path, size: tuple[int, int], channels: int) -> Path:
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (12, 12, channels), dtype=np.uint8)
+    Image.fromarray(coarse.squeeze()).resize(size, Image.Resampling.BICUBIC).save(path, "jpeg", quality=95)
+    return path
+
+
+def test_large_jpegs_are_decoded_at_a_fraction_of_their_size_with_the_same_result(tmp_path):
+    path = smooth_picture(tmp_path / "large.jpeg", (1600, 1200), 1)
+    pixels, _ = decode(path, 128, 1)
+    with Image.open(path) as file:
+        expected = np.asarray(file.resize((128, 128), Image.Resampling.BILINEAR)).astype(int)
+    difference = np.abs(pixels[0].astype(int) - expected)
+    assert difference.mean() < 0.75  # grey levels of 255
+    assert difference.max() <= 8
+
+
+def test_a_colour_jpeg_read_as_grey_is_its_luma(tmp_path):
+    path = smooth_picture(tmp_path / "colour.jpeg", (64, 64), 3)
+    pixels, _ = decode(path, 64, 1)
+    with Image.open(path) as file:
+        expected = np.asarray(file.convert("L")).astype(int)
+    assert np.abs(pixels[0].astype(int) - expected).mean() < 1.0
+    grey = smooth_picture(tmp_path / "grey.jpeg", (64, 64), 1)
+    with Image.open(grey) as file:
+        assert np.array_equal(decode(grey, 64, 1)[0][0], np.asarray(file))
