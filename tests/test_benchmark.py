@@ -82,7 +82,7 @@ def test_ratios_are_of_the_same_round():
 
 
 def test_operations_are_counted_as_the_formulas_say():
-    """Two operations a multiplication; the backward pass costs each layer twice its forward pass, the first one once."""
+    """Two operations a multiplication; backwards each layer costs twice its forward pass, the first one once."""
     datamodule, model = built("model=lstm", "data.image_size=28", "model.latent_dim=4")
     hidden, rows = 64, 28
     one_direction = rows * 4 * hidden * (28 + hidden)
@@ -106,6 +106,9 @@ def test_stand_ins_are_of_the_kind_that_they_stand_in_for(tmp_path):
     datamodule.setup("fit")
     assert len(datamodule.pool.images) == 640
     assert len(datamodule.splits.train) > 400  # no two files are the same
+    assert datamodule.pool.classes == ["NORMAL"]  # ImageFolder wants a class
+    with pytest.raises(UserError, match="digits"):
+        data_overrides("digits", tmp_path, tmp_path)
     (tmp_path / "there" / "MNIST").mkdir(parents=True)
     assert data_overrides("mnist", tmp_path / "there", tmp_path) == (
         [f"data.root={tmp_path}/there", "data.download=false"],

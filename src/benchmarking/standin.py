@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from src.errors import UserError
+
 JPEGS = 640  # in a stand-in folder: enough for the rounds of an epoch
 NAMES = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "chest_xray": "chest_xray"}
 FULL_SIZE = (1858, 2090)  # height and width, the usual ones of the published X-rays
@@ -21,7 +23,12 @@ def data_overrides(data: str, root: Path, folder: Path) -> tuple[list[str], str]
 
     Returns:
         The overrides, and what to call these images.
+
+    Raises:
+        UserError: it is another data set.
     """
+    if data not in NAMES:
+        raise UserError(f"data.name={data}: training steps are measured with {', '.join(NAMES)}")
     if data == "chest_xray":
         there, made, options = root / "chest_xray", folder / "chest_xray", []
     else:
@@ -29,7 +36,7 @@ def data_overrides(data: str, root: Path, folder: Path) -> tuple[list[str], str]
     if (root / NAMES[data]).is_dir():
         return [f"data.root={there}", *options], data
     if data == "chest_xray":
-        write_jpegs(made / "train", JPEGS, (224, 224))
+        write_jpegs(made / "train" / "NORMAL", JPEGS, (224, 224))
     else:
         _write_idx(made / NAMES[data] / "raw")
     return [f"data.root={made}", *options], "random images"

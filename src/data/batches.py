@@ -22,18 +22,25 @@ class Batch(NamedTuple):
 
 
 class StoredImages(Dataset):
-    """Some images of a pool, read many at a time: ``dataset[indices]`` is one gather, not a loop."""
+    """Some images of a pool, read many at a time: ``dataset[indices]`` is one gather, not a loop.
 
-    def __init__(self, pool: ImagePool, indices: Tensor) -> None:
-        self.pool = pool
+    Args:
+        pool: the images.
+        indices: which of them.
+        images: the pool's images where they have been copied to another device; batches come from there.
+    """
+
+    def __init__(self, pool: ImagePool, indices: Tensor, images: Tensor | None = None) -> None:
         self.indices = indices
+        self.images = pool.images if images is None else images
+        self.labels = pool.labels
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, positions: Tensor) -> Batch:
         chosen = self.indices[positions]
-        return Batch(self.pool.images[chosen], self.pool.labels[chosen])
+        return Batch(self.images[chosen.to(self.images.device, non_blocking=True)], self.labels[chosen])
 
 
 class BatchIndices(Sampler[Tensor]):
