@@ -14,6 +14,7 @@ QUIET = (
     ".*does not have many workers.*",  # batches are gathered from one tensor: workers would only copy
     ".*exists and is not empty.*",  # a resumed run's checkpoints folder
     ".*is smaller than the logging interval.*",  # epochs are logged whatever their length
+    ".*TF32 acceleration on top of oneDNN.*",  # of Intel GPUs, said when oneDNN is turned off
     ".*not supported by the model summary.*",  # it only estimates megabytes
 )
 

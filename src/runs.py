@@ -4,13 +4,10 @@
 ``tensorboard/`` and the log. It is the unit of reload: nothing else is needed to use a run.
 """
 
-import importlib.util
 import json
 import os
-import shutil
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +15,14 @@ import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor, nn
 
+from src.acceleration import NoProfiler
 from src.callbacks.show import Dashboard
 from src.data.base import ImageDataModule
 from src.errors import UserError
 from src.files import whole_file
-from src.machine import multiplies_bfloat16
 from src.models.base import BaseVAE
 from src.resuming import other_setting
 
@@ -35,9 +30,6 @@ from src.resuming import other_setting
 CHOICES = ("experiment", "model", "data", "likelihood@model.likelihood", "optimizer", "schedule", "trainer")
 # Keys of the data that name places, not properties of the images.
 ELSEWHERE = ("root", "cache_dir", "where_to_get", "dataset", "download", "name")
-
-
-NOTHING = nullcontext()
 
 
 class RunFolder:
@@ -107,18 +99,6 @@ class RunFolder:
             file.write_text(json.dumps(metrics, indent=2) + "\n")
 
 
-class NoProfiler(PassThroughProfiler):
-    """Measures nothing, at no cost.
-
-    Lightning's own enters a generator at every hook of every callback, some hundred times a step: several per cent of
-    a step of a small network.
-    """
-
-    def profile(self, action_name: str) -> nullcontext:
-        """A context that does nothing."""
-        return NOTHING
-
-
 def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted keys and values of nested mappings; lists stay whole."""
     for key, value in tree.items():
@@ -185,51 +165,6 @@ def fill_seed(cfg: DictConfig, run: RunFolder) -> None:
         cfg.seed = int(os.environ["PL_GLOBAL_SEED"])
     else:
         cfg.seed = int.from_bytes(os.urandom(4), "big") >> 1
-
-
-def fill_precision(cfg: DictConfig, run: RunFolder | None = None) -> None:
-    """Replace ``trainer.precision=auto``: bf16-mixed where the device multiplies bfloat16, else 32-true.
-
-    Before anything is recorded, so that the record names what was trained in. A resume of ``run`` takes what that was.
-    """
-    if cfg.trainer.precision != "auto":
-        return
-    if run is not None and cfg.ckpt_path == "last" and run.config.exists():
-        cfg.trainer.precision = OmegaConf.load(run.config).trainer.precision
-    elif on_gpu(cfg):
-        cfg.trainer.precision = "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
-    else:
-        cfg.trainer.precision = "bf16-mixed" if multiplies_bfloat16() else "32-true"
-
-
-def on_gpu(cfg: DictConfig) -> bool:
-    """Whether the trainer that a config describes will train on a GPU of this machine."""
-    return cfg.trainer.accelerator != "cpu" and torch.cuda.is_available()
-
-
-def compile_networks(model: BaseVAE, cfg: DictConfig) -> None:
-    """Compile encoder and decoder where ``compile`` says so: true, false, or auto, which compiles on GPUs.
-
-    In training only: evaluation and dashboards bring many batch sizes, and each would be compiled anew.
-
-    Raises:
-        UserError: there is no such choice, or no compiler.
-    """
-    if cfg.compile not in (True, False, "auto"):
-        raise UserError(f"compile={cfg.compile}: choose true, false or auto")
-    if not (on_gpu(cfg) and importlib.util.find_spec("triton") if cfg.compile == "auto" else cfg.compile):
-        return
-    if not any(shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++", "c++") if name):
-        raise UserError("compile=true needs a C++ compiler such as g++ on the PATH: install one, or set compile=false")
-    for body in (model.encoder, model.decoder):
-        body.forward = _in_training(body, torch.compile(body.forward), body.forward)
-
-
-def _in_training(body: nn.Module, compiled: Callable[[Tensor], Tensor], plain: Callable[[Tensor], Tensor]) -> Callable:
-    def forward(x: Tensor) -> Tensor:
-        return compiled(x) if body.training else plain(x)
-
-    return forward
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def main(cfg: DictConfig) -> float | None:
     import lightning as L
     from lightning.pytorch.utilities import rank_zero_only
 
-    from src import record, runs
+    from src import acceleration, record, runs
     from src.console import hush_libraries
     from src.evaluation.likelihood import tested
     from src.machine import keep_pages
@@ -35,7 +35,7 @@ def main(cfg: DictConfig) -> float | None:
     keep_pages()
     run = runs.RunFolder(cfg.run_dir)
     runs.fill_seed(cfg, run)
-    runs.fill_precision(cfg, run)
+    acceleration.fill_precision(cfg, run.config)
     start = run.start(cfg)
 
     L.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -43,7 +43,7 @@ def main(cfg: DictConfig) -> float | None:
     model = runs.build_model(cfg, datamodule)
     if start is not None:
         runs.read_weights(start, model)  # a damaged or foreign one is named before anything starts
-    runs.compile_networks(model, cfg)
+    acceleration.compile_networks(model, cfg)
     trainer = runs.build_trainer(cfg)
     say = rank_zero_only(log.info)  # to the terminal and train.log
     datamodule.prepare_data()

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.profilers import SimpleProfiler
 from PIL import Image
 
-from src import runs
+from src import acceleration, runs
 from src.benchmarking.written import Network
 from src.data.store import decode
 from src.errors import UserError
@@ -75,7 +75,11 @@ def test_compiled_networks_give_the_same_losses_and_leave_evaluation_alone(monke
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=spy))
     expected = loss_and_gradients(model, x)
     keys = list(model.state_dict())
-    runs.compile_networks(model, composed("compile=true"))
+    acceleration.compile_networks(model, composed("compile=true"))
+    assert_same(expected, loss_and_gradients(model, x))
+    other = copy.deepcopy(model)  # a copy has its own weights
+    torch.nn.init.zeros_(other.decoder.layers[0].weight)
+    assert loss_and_gradients(other, x)[0] != expected[0]
     assert_same(expected, loss_and_gradients(model, x))
     traced = len(calls)
     assert traced >= 2  # encoder and decoder
@@ -89,31 +93,31 @@ def test_compiled_networks_give_the_same_losses_and_leave_evaluation_alone(monke
 def test_compile_is_chosen_and_refused_in_words(monkeypatch):
     model, _ = batch_of("conv_tiny")
     for choice in ("auto", "false"):  # auto leaves a CPU's networks as they are
-        runs.compile_networks(model, composed(f"compile={choice}"))
+        acceleration.compile_networks(model, composed(f"compile={choice}"))
         assert "forward" not in vars(model.encoder)
     with pytest.raises(UserError, match="compile=maybe"):
-        runs.compile_networks(model, composed("compile=maybe"))
+        acceleration.compile_networks(model, composed("compile=maybe"))
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(UserError, match=r"C\+\+ compiler"):
-        runs.compile_networks(model, composed("compile=true"))
+        acceleration.compile_networks(model, composed("compile=true"))
 
 
 @pytest.mark.parametrize(("native", "precision"), [(True, "bf16-mixed"), (False, "32-true")])
 def test_auto_precision_is_what_the_processor_multiplies(native, precision, monkeypatch, tmp_path):
-    monkeypatch.setattr(runs, "multiplies_bfloat16", lambda: native)
+    monkeypatch.setattr(acceleration, "multiplies_bfloat16", lambda: native)
     cfg = composed("experiment=chest_xray_conv_deep")
     assert cfg.trainer.precision == "auto"
-    runs.fill_precision(cfg)
+    acceleration.fill_precision(cfg)
     assert cfg.trainer.precision == precision
     asked = composed("experiment=chest_xray_conv_deep", "trainer.precision=16-mixed")
-    runs.fill_precision(asked)
+    acceleration.fill_precision(asked)
     assert asked.trainer.precision == "16-mixed"
     # A resume goes on in the precision that the run was begun in, whatever this processor is good at.
     (tmp_path / ".hydra").mkdir()
     (tmp_path / ".hydra" / "config.yaml").write_text("trainer: {precision: bf16-mixed}\n")
     resumed = composed("experiment=chest_xray_conv_deep", "ckpt_path=last")
-    runs.fill_precision(resumed, runs.RunFolder(tmp_path))
+    acceleration.fill_precision(resumed, runs.RunFolder(tmp_path).config)
     assert resumed.trainer.precision == "bf16-mixed"
 
 
@@ -144,11 +148,11 @@ def test_kept_pages_are_not_faulted_in_again():
 
 
 def test_nothing_is_profiled_unless_it_is_asked_for():
-    profiler = runs.NoProfiler()
+    profiler = acceleration.NoProfiler()
     assert profiler.profile("a") is profiler.profile("b")
     with profiler.profile("a"):
         pass
-    assert isinstance(runs.build_trainer(trained()).profiler, runs.NoProfiler)
+    assert isinstance(runs.build_trainer(trained()).profiler, acceleration.NoProfiler)
     assert isinstance(runs.build_trainer(trained("+trainer.profiler=simple")).profiler, SimpleProfiler)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from src import runs
+from src.acceleration import fill_precision
 from src.benchmarking.gate import Round
 from src.benchmarking.loops import LOOPS, Loop
 from src.benchmarking.written import Network, composed
@@ -69,7 +70,7 @@ def measure(experiment: str, overrides: Sequence[str], rounds: int, seconds: flo
     """
     command = [f"experiment={experiment}", *overrides]
     cfg = composed(*command)
-    runs.fill_precision(cfg)
+    fill_precision(cfg)
     datamodule = runs.build_datamodule(cfg)
     flops = count_flops(Network(runs.build_model(cfg, datamodule)), datamodule.batch_size, datamodule.image_shape)
     with ExitStack() as stack:

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
 from src import runs
+from src.acceleration import fill_precision
 from src.benchmarking.gate import Gate
 from src.data.arrays import TorchvisionDataModule
 from src.data.base import ImageDataModule
@@ -147,7 +148,7 @@ def main(loop: str, address: str, *overrides: str) -> None:
     cfg = composed(*overrides)
     if loop == "bare":
         keep_pages()
-    runs.fill_precision(cfg)
+    fill_precision(cfg)
     device = torch.device("cpu" if cfg.trainer.accelerator == "cpu" else "cuda")
     L.seed_everything(0, verbose=False)
     datamodule = runs.build_datamodule(cfg)

@@ -1,0 +1,79 @@
+"""How a run uses its machine: precision, compilation, and a training loop that measures nothing by itself."""
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+
+import torch
+from lightning.pytorch.profilers import PassThroughProfiler
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from src.errors import UserError
+from src.machine import multiplies_bfloat16
+from src.models.base import BaseVAE
+
+NOTHING = nullcontext()
+
+
+def fill_precision(cfg: DictConfig, recorded: Path | None = None) -> None:
+    """Replace ``trainer.precision=auto``: bf16-mixed where the device multiplies bfloat16, else 32-true.
+
+    Before anything is recorded, so that the record names what was trained in. A resume takes what is ``recorded``: the
+    path of the run's config.
+    """
+    if cfg.trainer.precision != "auto":
+        return
+    if recorded is not None and cfg.ckpt_path == "last" and recorded.exists():
+        cfg.trainer.precision = OmegaConf.load(recorded).trainer.precision
+    elif on_gpu(cfg):
+        cfg.trainer.precision = "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    else:
+        cfg.trainer.precision = "bf16-mixed" if multiplies_bfloat16() else "32-true"
+
+
+def on_gpu(cfg: DictConfig) -> bool:
+    """Whether the trainer that a config describes will train on a GPU of this machine."""
+    return cfg.trainer.accelerator != "cpu" and torch.cuda.is_available()
+
+
+def compile_networks(model: BaseVAE, cfg: DictConfig) -> None:
+    """Compile encoder and decoder where ``compile`` says so: true, false, or auto, which compiles on GPUs.
+
+    In training only: evaluation and dashboards bring many batch sizes, and each would be compiled anew.
+
+    Raises:
+        UserError: there is no such choice, or no compiler.
+    """
+    if cfg.compile not in (True, False, "auto"):
+        raise UserError(f"compile={cfg.compile}: choose true, false or auto")
+    compiler = any(shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++", "c++") if name)
+    if cfg.compile == "auto":
+        wanted = compiler and on_gpu(cfg) and importlib.util.find_spec("triton") is not None
+    else:
+        wanted = cfg.compile
+    if wanted and not compiler:
+        raise UserError("compile=true needs a C++ compiler such as g++ on the PATH: install one, or set compile=false")
+    for body in (model.encoder, model.decoder) if wanted else ():
+        # A partial, which a copy of the model copies too: a closure would leave the copy with this body's weights.
+        body.forward = partial(_compiled_in_training, body, torch.compile(type(body).forward))
+
+
+def _compiled_in_training(body: nn.Module, compiled: Callable[[nn.Module, Tensor], Tensor], x: Tensor) -> Tensor:
+    return compiled(body, x) if body.training else type(body).forward(body, x)
+
+
+class NoProfiler(PassThroughProfiler):
+    """Measures nothing, at no cost.
+
+    Lightning's own enters a generator at every hook of every callback, some hundred times a step: several per cent of
+    a step of a small network.
+    """
+
+    def profile(self, action_name: str) -> nullcontext:
+        """A context that does nothing."""
+        return NOTHING
