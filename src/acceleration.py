@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -44,21 +45,23 @@ def on_gpu(cfg: DictConfig) -> bool:
 def compile_networks(model: BaseVAE, cfg: DictConfig) -> None:
     """Compile encoder and decoder where ``compile`` says so: true, false, or auto, which compiles on GPUs.
 
-    In training only: evaluation and dashboards bring many batch sizes, and each would be compiled anew.
+    In training only: evaluation and dashboards bring many batch sizes, and each would be compiled anew. The config is
+    told what auto was, for the record. Compiled dropout draws other masks.
 
     Raises:
         UserError: there is no such choice, or no compiler.
     """
     if cfg.compile not in (True, False, "auto"):
         raise UserError(f"compile={cfg.compile}: choose true, false or auto")
-    compiler = any(shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++", "c++") if name)
+    program = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")  # as torch looks for it
+    compiler, triton = shutil.which(program) is not None, importlib.util.find_spec("triton") is not None
     if cfg.compile == "auto":
-        wanted = compiler and on_gpu(cfg) and importlib.util.find_spec("triton") is not None
-    else:
-        wanted = cfg.compile
-    if wanted and not compiler:
-        raise UserError("compile=true needs a C++ compiler such as g++ on the PATH: install one, or set compile=false")
-    for body in (model.encoder, model.decoder) if wanted else ():
+        cfg.compile = compiler and triton and on_gpu(cfg)
+    if cfg.compile and not compiler:
+        raise UserError(f"compile=true needs a C++ compiler, and there is no {program}: install one, or set $CXX")
+    if cfg.compile and on_gpu(cfg) and not triton:
+        raise UserError("compile=true needs Triton on a GPU: pip install triton, or set compile=false")
+    for body in (model.encoder, model.decoder) if cfg.compile else ():
         # A partial, which a copy of the model copies too: a closure would leave the copy with this body's weights.
         body.forward = partial(_compiled_in_training, body, torch.compile(type(body).forward))
 

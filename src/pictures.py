@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from src.data.base import ImageDataModule
-from src.data.store import decode
+from src.data.store import decode, what_is_wrong
 from src.errors import UserError
 from src.exploration import originals_of, whole
 from src.figures import grids
@@ -46,8 +46,7 @@ def read(where: str | list[str], datamodule: ImageDataModule) -> Pictures:
         try:
             levels.append(torch.from_numpy(decode(file, datamodule.image_size, datamodule.channels)[0].copy()))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            reason = "zero bytes" if file.stat().st_size == 0 else str(error).split(" '/")[0]
-            raise UserError(f"cannot decode {file}: {reason}. Repair or remove it") from error
+            raise UserError(f"cannot decode {file}: {what_is_wrong(file, error)}. Repair or remove it") from error
     with stream(datamodule.seed, "pictures"):
         return Pictures([str(file) for file in files], datamodule.scale(torch.stack(levels)))
 

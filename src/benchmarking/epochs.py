@@ -16,6 +16,7 @@ from src.benchmarking.figure import Figure
 from src.benchmarking.standin import write_jpegs
 from src.benchmarking.written import composed
 from src.data.splits import ImagePool
+from src.errors import UserError
 from src.machine import keep_pages
 
 IMAGE_SIZE = 128  # pixels of the large store's images
@@ -36,13 +37,13 @@ def epochs(images: int) -> Iterator[Figure]:
                 [sys.executable, "-m", "src.train", *command], capture_output=True, text=True, check=False
             )
             if done.returncode:
-                raise RuntimeError(done.stdout + done.stderr)
+                raise UserError(f"a measured training failed: {(done.stdout + done.stderr).strip().splitlines()[-1]}")
             metrics = json.loads((folder / f"run{count}/metrics.json").read_text())
             seconds[count] = count / metrics["train_images_per_second"]
         memory = _memory_of_an_epoch(folder / "images.npy")
     yield Figure("training an epoch of 10 N images / of N", seconds[10 * images] / seconds[images], "ratio")
     yield Figure(f"N = {images}: an epoch", seconds[images], "s")
-    yield Figure("an epoch of batches from 2,048 MiB on disk adds", memory, "MiB")
+    yield Figure("an epoch of batches from a memory-mapped file of 2,048 MiB adds", memory, "MiB")
 
 
 def _memory_of_an_epoch(path: Path) -> float:

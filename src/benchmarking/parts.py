@@ -7,6 +7,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from src.benchmarking.figure import Figure
 from src.benchmarking.standin import data_overrides
 from src.benchmarking.startup import startup
 from src.benchmarking.steps import matmul_peak, measure
-from src.benchmarking.written import composed
+from src.benchmarking.written import composed, refuse_what_cannot_be_compared
 from src.errors import UserError, whole_number
 from src.figures.speed import speed_figure
 from src.files import whole_file
@@ -48,7 +49,14 @@ class Benchmark:
     """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        parts = [settings["parts"]] if isinstance(settings["parts"], str) else settings["parts"]
+        parts, experiments, overrides = (
+            _words(key, value)
+            for key, value in (
+                ("parts", settings["parts"]),
+                ("steps.experiments", settings["steps"]["experiments"]),
+                ("overrides", settings["overrides"]),
+            )
+        )
         for part in parts:
             if part not in PARTS:
                 raise UserError(f"parts={part}: choose from {', '.join(PARTS)}")
@@ -56,26 +64,23 @@ class Benchmark:
             raise UserError(f"device={settings['device']}: choose auto, cpu or cuda")
         if settings["device"] == "cuda" and not torch.cuda.is_available():
             raise UserError("device=cuda: no GPU is to be seen on this machine")
-        for key in (
-            "steps.rounds",
-            "startup.repetitions",
-            "decoding.repetitions",
-            "evaluation.samples",
-            "epochs.images",
-        ):
-            part, name = key.split(".")
-            whole_number(key, settings[part][name], at_least=100 if key == "epochs.images" else 1)
+        for part, name, least in LEAST:
+            whole_number(f"{part}.{name}", settings[part][name], least)
+        if not isinstance(settings["steps"]["seconds"], int | float) or settings["steps"]["seconds"] <= 0:
+            raise UserError(f"steps.seconds={settings['steps']['seconds']}: give a number above 0")
         self.parts = parts
         self.folder = Path(settings["folder"])
         self._settings = settings
         cuda = settings["device"] != "cpu" and torch.cuda.is_available()
         self._device = "cuda" if cuda else "cpu"
-        self._overrides = [*(["trainer=gpu"] if cuda else []), *settings["overrides"]]
-        for experiment in settings["steps"]["experiments"]:
+        self._overrides = [*(["trainer=gpu"] if cuda else []), *overrides]
+        self._experiments = experiments
+        for experiment in experiments if "steps" in parts else []:  # before anything is measured
             try:
-                composed(f"experiment={experiment}", *self._overrides)
-            except HydraException as error:  # before anything is measured
-                raise UserError(f"steps.experiments={experiment}, overrides={self._overrides}: {error}") from error
+                cfg = composed(f"experiment={experiment}", *self._overrides)
+            except HydraException as error:
+                raise UserError(f"steps.experiments={experiment}, overrides={overrides}: {error}") from error
+            refuse_what_cannot_be_compared(cfg)
 
     @property
     def machine(self) -> str:
@@ -109,7 +114,7 @@ class Benchmark:
         peaks: dict[str, float] = {}
         rows: list[dict[str, Any]] = []
         with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
-            for experiment in options["experiments"]:
+            for experiment in self._experiments:
                 data, images = self._data(experiment, Path(folder))
                 steps = measure(experiment, [*self._overrides, *data], options["rounds"], options["seconds"])
                 if steps.precision not in peaks:
@@ -135,10 +140,27 @@ class Benchmark:
         return table
 
 
+def _words(key: str, value: Any) -> list[str]:
+    """One word or a list of them, as a list.
+
+    Raises:
+        UserError: it is neither.
+    """
+    words = [value] if isinstance(value, str) else value
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise UserError(f"{key}={value}: give a list such as {key}=[one,two]")
+    if not words and key != "overrides":
+        raise UserError(f"{key}={value}: nothing to measure")
+    return words
+
+
 def _apart(part: Callable[..., Iterator[Figure]], *values: Any) -> list[Figure]:
     """Measure in a new process, which shares neither memory nor allocator with what was measured before."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(_listed, part, *values).result()
+    try:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            return pool.submit(_listed, part, *values).result()
+    except BrokenProcessPool as error:
+        raise UserError(f"the part {part.__name__} was killed: there may be too little memory") from error
 
 
 def _listed(part: Callable[..., Iterator[Figure]], *values: Any) -> list[Figure]:

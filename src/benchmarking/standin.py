@@ -8,7 +8,7 @@ from PIL import Image
 
 from src.errors import UserError
 
-JPEGS = 640  # in a stand-in folder: enough for the rounds of an epoch
+JPEGS = 6000  # in a stand-in folder, as there are chest X-rays
 NAMES = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "chest_xray": "chest_xray"}
 FULL_SIZE = (1858, 2090)  # height and width, the usual ones of the published X-rays
 
@@ -36,6 +36,7 @@ def data_overrides(data: str, root: Path, folder: Path) -> tuple[list[str], str]
     if (root / NAMES[data]).is_dir():
         return [f"data.root={there}", *options], data
     if data == "chest_xray":
+        options = [f"data.cache_dir={folder}/cache"]
         write_jpegs(made / "train" / "NORMAL", JPEGS, (224, 224))
     else:
         _write_idx(made / NAMES[data] / "raw")

@@ -16,7 +16,7 @@ from src.benchmarking.loops import LOOPS, Loop
 from src.benchmarking.written import Network, composed
 from src.console import progress
 
-MATMUL = 2048  # side of the matrices whose product is the machine's peak
+MATMUL = {"cpu": 2048, "cuda": 8192}  # side of the matrices whose product is the machine's peak
 
 
 class Steps(NamedTuple):
@@ -74,10 +74,14 @@ def measure(experiment: str, overrides: Sequence[str], rounds: int, seconds: flo
     datamodule = runs.build_datamodule(cfg)
     flops = count_flops(Network(runs.build_model(cfg, datamodule)), datamodule.batch_size, datamodule.image_shape)
     with ExitStack() as stack:
-        loops = {name: stack.enter_context(Loop(name, command)) for name in LOOPS}
+        loops = {"bare": stack.enter_context(Loop("bare", command))}
+        _ = loops["bare"].note  # it chooses its variant: nothing else runs until it has
+        loops |= {name: stack.enter_context(Loop(name, command)) for name in LOOPS if name != "bare"}
         warm = {name: [loop.run(1), loop.run(2)][1] for name, loop in loops.items()}
         fastest = min(round_.seconds / round_.steps for round_ in warm.values())
-        steps = max(2, min(200, round(seconds / fastest)))
+        # Within one epoch: what an epoch ends with is no step.
+        most = (len(datamodule.splits.train) // datamodule.batch_size - 4) // (rounds + 1)
+        steps = max(1, min(most, round(seconds / fastest)))
         for loop in loops.values():
             loop.run(steps)  # whatever is still cold
         taken: dict[str, list[Round]] = {name: [] for name in LOOPS}
@@ -107,7 +111,8 @@ def count_flops(network: Network, batch_size: int, image_shape: tuple[int, int, 
 def matmul_peak(precision: str, device: str) -> float:
     """FLOP/s of a large matrix product in the precision of a training, on ``cpu`` or ``cuda``: the best of some."""
     kind = torch.bfloat16 if precision == "bf16-mixed" else torch.float32
-    a = torch.randn(MATMUL, MATMUL, device=device).to(kind)
+    side = MATMUL[device]
+    a = torch.randn(side, side, device=device).to(kind)
     times = []
     for _ in range(12):
         began = time.perf_counter()
@@ -115,4 +120,4 @@ def matmul_peak(precision: str, device: str) -> float:
         if device == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - began)
-    return 2 * MATMUL**3 / min(times)
+    return 2 * side**3 / min(times)

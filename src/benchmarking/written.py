@@ -24,6 +24,7 @@ from torchvision import datasets, transforms
 from src import runs
 from src.acceleration import fill_precision
 from src.benchmarking.gate import Gate
+from src.benchmarking.standin import NAMES
 from src.data.arrays import TorchvisionDataModule
 from src.data.base import ImageDataModule
 from src.data.folder import FolderDataModule
@@ -33,7 +34,7 @@ from src.models.base import MAX_LOG_VARIANCE, BaseVAE
 from src.objectives import soft_bound
 
 CONF = Path(__file__).parents[2] / "conf"
-TRIAL_STEPS = 3
+TRIAL_STEPS = 5
 
 
 class Network(nn.Module):
@@ -101,7 +102,11 @@ def bare(cfg: DictConfig, datamodule: ImageDataModule, network: Network, device:
         loss = torch.compile(clone, mode=mode) if compile_ else clone
         name = f"{layout}{', compiled' if compile_ else ''}"
         variants[name] = _step(loss, clone, images, datamodule.batch_size, cfg.optimizer.lr, mixed)
-    name = min(variants, key=lambda name: _trial(variants[name])) if len(variants) > 1 else next(iter(variants))
+    taken: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(2 * TRIAL_STEPS):  # in turns; the first half warms up
+        for name, step in variants.items():
+            taken[name].append(_seconds_of(step, device))
+    name = min(variants, key=lambda name: statistics.median(taken[name][TRIAL_STEPS:]))
     step = variants[name]
     variants.clear()
     while True:
@@ -111,10 +116,16 @@ def bare(cfg: DictConfig, datamodule: ImageDataModule, network: Network, device:
 
 def _step(loss: Callable, network: nn.Module, images: Tensor, size: int, lr: float, mixed: bool) -> Callable[[], None]:
     optimizer = torch.optim.Adam(network.parameters(), lr=lr, fused=True)
-    batches = (batch for _ in itertools.count() for batch in torch.randperm(len(images)).split(size)[:-1])
+    size = min(size, len(images))
+
+    def epoch() -> Iterator[Tensor]:
+        order = torch.randperm(len(images), device=images.device)
+        return (order[start : start + size] for start in range(0, len(images) - size + 1, size))
+
+    batches = (batch for _ in itertools.count() for batch in epoch())
 
     def step() -> None:
-        x = images[next(batches).to(images.device)].float() / 255
+        x = images[next(batches)].float() / 255
         value = loss(x, mixed)
         optimizer.zero_grad()
         value.backward()
@@ -123,17 +134,12 @@ def _step(loss: Callable, network: nn.Module, images: Tensor, size: int, lr: flo
     return step
 
 
-def _trial(step: Callable[[], None]) -> float:
-    """Median seconds of a few steps, after as many to warm up."""
-
-    def once() -> float:
-        began = time.perf_counter()
-        step()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return time.perf_counter() - began
-
-    return statistics.median([once() for _ in range(2 * TRIAL_STEPS)][TRIAL_STEPS:])
+def _seconds_of(step: Callable[[], None], device: torch.device) -> float:
+    began = time.perf_counter()
+    step()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
 
 
 def composed(*overrides: str) -> DictConfig:
@@ -141,6 +147,29 @@ def composed(*overrides: str) -> DictConfig:
     GlobalHydra.instance().clear()  # the benchmark's own command was composed by Hydra too
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("train", overrides=list(overrides))
+
+
+def refuse_what_cannot_be_compared(cfg: DictConfig) -> None:
+    """See that a config asks for nothing that the loops written by hand do not do.
+
+    Raises:
+        UserError: it does.
+    """
+    asked = {
+        "model.kl_weight": (cfg.model.kl_weight, (1,)),
+        "model.kl_warmup_steps": (cfg.model.kl_warmup_steps, (0,)),
+        "model.likelihood": (cfg.model.likelihood["_target_"].rsplit(".", 1)[1], ("BernoulliLikelihood",)),
+        "data.binarize": (cfg.data.binarize, ("none",)),
+        "data.dequantize": (cfg.data.dequantize, (False,)),
+        "data.name": (cfg.data.name, tuple(NAMES)),
+        "optimizer": (cfg.optimizer["_target_"], ("torch.optim.Adam",)),
+        "trainer.precision": (cfg.trainer.precision, ("auto", "32-true", "bf16-mixed")),
+        "trainer.gradient_clip_val": (cfg.trainer.gradient_clip_val, (None,)),
+        "trainer.accumulate_grad_batches": (cfg.trainer.accumulate_grad_batches, (1,)),
+    }
+    for key, (value, known) in asked.items():
+        if value not in known:
+            raise UserError(f"{key}={value}: the loops to compare with know {', '.join(map(str, known))} only")
 
 
 def main(loop: str, address: str, *overrides: str) -> None:
@@ -154,7 +183,7 @@ def main(loop: str, address: str, *overrides: str) -> None:
     datamodule = runs.build_datamodule(cfg)
     network = Network(runs.build_model(cfg, datamodule)).to(device)
     steps = {"tutorial": tutorial, "bare": bare}[loop](cfg, datamodule, network, device)
-    gate = Gate(address, next(steps) or "")
+    gate = Gate(address, next(steps) or "", device.type == "cuda")
     gate.wait()
     for _ in steps:
         gate.step()

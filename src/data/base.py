@@ -178,9 +178,11 @@ class ImageDataModule(L.LightningDataModule):
         From there a batch is a gather on the GPU; nothing waits for the host.
         """
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
-        if device.type != "cuda" or self.pool.images.nbytes > torch.cuda.mem_get_info(device)[0] // 4:
+        if device.type != "cuda":
             return self.pool.images
         if self._on_gpu is None or self._on_gpu.device != device:
+            if self.pool.images.nbytes > torch.cuda.mem_get_info(device)[0] // 4:
+                return self.pool.images
             self._on_gpu = self.pool.images.to(device)
         return self._on_gpu
 

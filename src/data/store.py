@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
@@ -60,6 +60,13 @@ def decode(path: Path, size: int, channels: int) -> tuple[np.ndarray, bytes]:
         image = image.convert("L" if channels == 1 else "RGB").resize((size, size), Image.Resampling.BILINEAR)
     pixels = np.asarray(image).reshape(size, size, channels).transpose(2, 0, 1)
     return pixels, content_digest(data)
+
+
+def what_is_wrong(path: Path, error: Exception) -> str:
+    """Why :func:`decode` failed, in a few words."""
+    if os.path.getsize(path) == 0:
+        return "zero bytes"
+    return "it is no image" if isinstance(error, UnidentifiedImageError) else str(error).split(" '/")[0]
 
 
 def open_store(
@@ -127,7 +134,7 @@ def _decode_all(
         try:
             array[i], digests[i] = decode(root / files[i], size, channels)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            bad[files[i]] = "zero bytes" if os.path.getsize(root / files[i]) == 0 else str(error).split(" '/")[0]
+            bad[files[i]] = what_is_wrong(root / files[i], error)
             digests[i] = content_digest(files[i].encode())
             _refuse_bad(root, bad, on_bad_image)
 

@@ -159,6 +159,19 @@ class BaseVAE(L.LightningModule):
                 "which needs at least 2 images in each process"
             )
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Lay the optimizer's state out as the weights are: fused kernels walk both as they lie in memory.
+
+        Checkpoints from before the weights were ``channels_last`` hold it in another layout.
+        """
+        parameters = list(self.parameters())
+        for optimizer in checkpoint.get("optimizer_states", []):
+            for number, state in optimizer["state"].items():
+                like = parameters[number]
+                for name, value in state.items():
+                    if isinstance(value, Tensor) and value.shape == like.shape:
+                        state[name] = torch.empty_like(like, dtype=value.dtype, device=value.device).copy_(value)
+
     def _step(self, batch: Batch, stage: str) -> tuple[Tensor, Tensor]:
         """Loss per image, and what was added to the stage's means: loss, distortion, rate, and of each latent."""
         inference = self.infer(batch.x)
@@ -175,7 +188,7 @@ class BaseVAE(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The mean loss of the batch; its terms stay in ``step_terms`` for the callbacks."""
         loss, added = self._step(batch, "fit")
-        self.step_terms = added[:, :3].mean(0)
+        self.step_terms, self.step_grad_norm = added[:, :3].mean(0), None
         return loss.mean()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
