@@ -26,6 +26,7 @@ def speed_figure(rows: Sequence[Mapping[str, Any]], machine: str) -> Figure:
             axes.annotate(
                 f"{row[f'{loop} images/s']:,.0f} images/s", (times, place), (4, 0), textcoords="offset points",
                 va="center", fontsize=8,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
             )  # fmt: skip
     axes.set_yticks(range(len(rows)), [row["experiment"] for row in rows])
     axes.invert_yaxis()
@@ -33,5 +34,5 @@ def speed_figure(rows: Sequence[Mapping[str, Any]], machine: str) -> Figure:
     axes.set_xlim(0, 1.25 * max(row[f"{loop} images/s"] / row["tutorial images/s"] for row in rows for loop in LOOPS))
     axes.set(xlabel="training speed, as a multiple of the tutorial's loop")
     axes.set_title(machine, fontsize=8)
-    axes.legend(loc="lower right", fontsize=9)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=9)
     return figure
