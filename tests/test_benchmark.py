@@ -55,7 +55,7 @@ def test_steps_and_evaluation_are_measured_without_any_data_set(tmp_path):
         (["parts=[stepz]"], ["stepz", "steps"]),
         (["steps.experiments=[mnist_lstn]"], ["mnist_lstn"]),
         (["steps.rounds=0"], ["steps.rounds=0"]),
-        (["overrides=[model.kl_weight=2]"], ["model.kl_weight=2", "know 1 only"]),
+        (["overrides=['model.kl_weight=2']"], ["model.kl_weight=2", "know 1 only"]),
     ],
 )
 def test_bad_input_is_one_line(overrides, words, tmp_path):
