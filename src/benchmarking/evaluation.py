@@ -24,7 +24,9 @@ def evaluation(samples: int, device: str) -> Iterator[Figure]:
     x = torch.rand(8, 1, 28, 28, device=device)
 
     def speed(images: torch.Tensor, at_once: int, count: int) -> float:
-        work = lambda: importance_bound(model, images, count, at_once)  # noqa: E731
+        def work() -> object:
+            return importance_bound(model, images, count, at_once)
+
         work()
         return len(images) * count / statistics.median(seconds(work) for _ in range(3))
 

@@ -88,16 +88,16 @@ def tutorial(cfg: DictConfig, datamodule: ImageDataModule, network: Network, dev
 def bare(cfg: DictConfig, datamodule: ImageDataModule, network: Network, device: torch.device) -> Iterator[str]:
     """The least that trains: images resident as uint8, one gather a batch, no logging, no guard, no validation.
 
-    Of the variants (memory layout; compiled, or on a GPU captured as a graph, where ``compile`` allows) the fastest one
-    in a short trial is kept. Yields its name each step.
+    Of the variants (memory layout; compiled where ``compile=true`` asks for it; on a GPU captured as a graph, too) the
+    fastest one in a short trial is kept. Yields its name each step.
     """
     images = datamodule.pool.images[datamodule.splits.train].to(device)
     mixed = cfg.trainer.precision == "bf16-mixed"
     layouts = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-    compiled = {"auto": [False, True] if device.type == "cuda" else [False], True: [False, True], False: [False]}
+    choices = [False, True] if cfg.compile is True or device.type == "cuda" else [False]  # a GPU's rival is a graph
     mode = "reduce-overhead" if device.type == "cuda" else "default"  # the former captures CUDA graphs
     variants: dict[str, Callable[[], None]] = {}
-    for layout, compile_ in itertools.product(layouts, compiled[cfg.compile]):
+    for layout, compile_ in itertools.product(layouts, choices):
         clone = copy.deepcopy(network).to(memory_format=layouts[layout])
         loss = torch.compile(clone, mode=mode) if compile_ else clone
         name = f"{layout}{', compiled' if compile_ else ''}"
