@@ -5,6 +5,7 @@
 """
 
 import logging
+import signal
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
@@ -20,8 +21,10 @@ def main(cfg: DictConfig) -> None:
     """Measure the parts that are asked for, one after another."""
     from src.benchmarking.parts import Benchmark
     from src.console import hush_libraries
+    from src.interrupts import interrupt_on
 
     hush_libraries()
+    interrupt_on(signal.SIGTERM, signal.SIGHUP)  # no process that it started stays behind
     settings = OmegaConf.to_container(cfg, resolve=True)
     benchmark = Benchmark(settings)
     log.info("%s\n", benchmark.machine)

@@ -9,14 +9,14 @@ from pathlib import Path
 from torchvision import datasets, transforms
 
 from src import runs
-from src.benchmarking.figure import Figure, seconds
+from src.benchmarking.measurement import Measurement, seconds
 from src.benchmarking.standin import FULL_SIZE, write_jpegs
 from src.benchmarking.written import composed
 
 IMAGE_SIZE = 128  # pixels that JPEGs are decoded to
 
 
-def decoding(xrays: Path | None, full_size: Path | None, repetitions: int) -> Iterator[Figure]:
+def decoding(xrays: Path | None, full_size: Path | None, repetitions: int) -> Iterator[Measurement]:
     """A folder of JPEGs into the cache, and from it, beside a loop over torchvision's ``ImageFolder``.
 
     Args:
@@ -34,7 +34,7 @@ def decoding(xrays: Path | None, full_size: Path | None, repetitions: int) -> It
             yield from _decoding_of(size, root, folder / "cache", repetitions)
 
 
-def _decoding_of(size: str, root: Path, cache: Path, repetitions: int) -> Iterator[Figure]:
+def _decoding_of(size: str, root: Path, cache: Path, repetitions: int) -> Iterator[Measurement]:
     to_size = transforms.Compose([transforms.Grayscale(), transforms.Resize((IMAGE_SIZE, IMAGE_SIZE))])
 
     command = ("data=image_folder", "data.channels=1", f"data.image_size={IMAGE_SIZE}")
@@ -50,7 +50,7 @@ def _decoding_of(size: str, root: Path, cache: Path, repetitions: int) -> Iterat
         cached.append(seconds(lambda: runs.build_datamodule(cfg).setup("fit")))
     images = len(runs.build_datamodule(cfg).pool.images)
     ratio = statistics.median(a / b for a, b in zip(loop, cold, strict=True))
-    yield Figure(f"decoding, {size}: ours / ImageFolder loop", ratio, "ratio")
-    yield Figure(f"decoding, {size}: ours", images / statistics.median(cold), "images/s")
-    yield Figure(f"decoding, {size}: ImageFolder loop", images / statistics.median(loop), "images/s")
-    yield Figure(f"{images:,} cached images, {size}: ready after", statistics.median(cached), "s")
+    yield Measurement(f"decoding, {size}: ours / ImageFolder loop", ratio, "ratio")
+    yield Measurement(f"decoding, {size}: ours", images / statistics.median(cold), "images/s")
+    yield Measurement(f"decoding, {size}: ImageFolder loop", images / statistics.median(loop), "images/s")
+    yield Measurement(f"{images:,} cached images, {size}: ready after", statistics.median(cached), "s")

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from src import runs
-from src.benchmarking.figure import Figure
+from src.benchmarking.measurement import Measurement
 from src.benchmarking.standin import write_jpegs
 from src.benchmarking.written import composed
 from src.data.splits import ImagePool
@@ -23,7 +23,7 @@ IMAGE_SIZE = 128  # pixels of the large store's images
 LARGE = 2**31  # bytes
 
 
-def epochs(images: int) -> Iterator[Figure]:
+def epochs(images: int) -> Iterator[Measurement]:
     """An epoch over N images and over 10 N, as ``src.train`` runs it; and the memory of one over a large store."""
     with tempfile.TemporaryDirectory(prefix="benchmark-") as name:
         folder = Path(name)
@@ -41,9 +41,9 @@ def epochs(images: int) -> Iterator[Figure]:
             metrics = json.loads((folder / f"run{count}/metrics.json").read_text())
             seconds[count] = count / metrics["train_images_per_second"]
         memory = _memory_of_an_epoch(folder / "images.npy")
-    yield Figure("training an epoch of 10 N images / of N", seconds[10 * images] / seconds[images], "ratio")
-    yield Figure(f"N = {images}: an epoch", seconds[images], "s")
-    yield Figure("an epoch of batches from a memory-mapped file of 2,048 MiB adds", memory, "MiB")
+    yield Measurement("training an epoch of 10 N images / of N", seconds[10 * images] / seconds[images], "ratio")
+    yield Measurement(f"N = {images}: an epoch", seconds[images], "s")
+    yield Measurement("an epoch of batches from a memory-mapped file of 2,048 MiB adds", memory, "MiB")
 
 
 def _memory_of_an_epoch(path: Path) -> float:

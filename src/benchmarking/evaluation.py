@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 
 from src import runs
-from src.benchmarking.figure import Figure, seconds
+from src.benchmarking.measurement import Measurement, seconds
 from src.benchmarking.written import composed
 from src.evaluation.likelihood import samples_at_once
 from src.machine import keep_pages
@@ -14,7 +14,7 @@ from src.metrics.bounds import importance_bound
 from src.record import peak_memory
 
 
-def evaluation(samples: int, device: str) -> Iterator[Figure]:
+def evaluation(samples: int, device: str) -> Iterator[Measurement]:
     """The importance bound beside loops over images: a sample at a time, and all samples of an image at once.
 
     The loops run with the allocator as it comes, ours as ``src.evaluate`` sets it.
@@ -38,8 +38,8 @@ def evaluation(samples: int, device: str) -> Iterator[Figure]:
     where = "gpu" if device == "cuda" else "process"
     before = peak_memory()[where]
     importance_bound(model, x[:group], 10 * samples, at_once)
-    yield Figure(f"importance bound, K = {samples}: ours / a sample at a time", ours / tutorial, "ratio")
-    yield Figure(f"importance bound, K = {samples}: ours / an image at a time", ours / all_at_once, "ratio")
-    yield Figure(f"importance bound, K = {samples}: ours", ours, "decodings/s")
-    yield Figure("1,000 images would take", 1000 * samples / ours, "s")
-    yield Figure(f"memory added by K = {10 * samples}", peak_memory()[where] - before, "MiB")
+    yield Measurement(f"importance bound, K = {samples}: ours / a sample at a time", ours / tutorial, "ratio")
+    yield Measurement(f"importance bound, K = {samples}: ours / an image at a time", ours / all_at_once, "ratio")
+    yield Measurement(f"importance bound, K = {samples}: ours", ours, "decodings/s")
+    yield Measurement("1,000 images would take", 1000 * samples / ours, "s")
+    yield Measurement(f"memory added by K = {10 * samples}", peak_memory()[where] - before, "MiB")

@@ -4,7 +4,7 @@ Loops that are compared stand in processes of their own, each at its gate; the b
 """
 
 import time
-from multiprocessing.connection import Client
+from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 import torch
@@ -26,14 +26,14 @@ class Gate:
     """Counts the steps of a loop, and waits for orders when those that were asked for are done.
 
     Args:
-        address: socket on which the benchmark listens.
+        door: the number under which this process has inherited its end of the benchmark's pipe.
         note: what the benchmark should know of this loop, such as the variant that it chose.
         gpu: whether it trains on a GPU.
     """
 
-    def __init__(self, address: str, note: str = "", gpu: bool = False) -> None:
+    def __init__(self, door: int, note: str = "", gpu: bool = False) -> None:
         self._gpu = gpu
-        self._door = Client(address)
+        self._door = Connection(door)
         self._door.send(note)
         self._steps = self._left = 0
         self._since = 0.0
@@ -65,15 +65,15 @@ class GateCallback(Callback):
     """The gate in Lightning's loop.
 
     Args:
-        address: socket on which the benchmark listens.
+        door: as in :class:`Gate`.
     """
 
-    def __init__(self, address: str) -> None:
-        self._address = address
+    def __init__(self, door: int) -> None:
+        self._number = door
 
     def on_train_start(self, trainer: Trainer, pl_module: BaseVAE) -> None:
         """All is set up: steps may be asked for."""
-        self._gate = Gate(self._address, gpu=pl_module.device.type == "cuda")
+        self._gate = Gate(self._number, gpu=pl_module.device.type == "cuda")
         self._gate.wait()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: BaseVAE, *args: Any) -> None:

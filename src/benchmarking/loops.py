@@ -3,12 +3,11 @@
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from multiprocessing.connection import Connection, Listener
+from multiprocessing import Pipe
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from src.benchmarking.gate import Round
 from src.errors import UserError
@@ -28,25 +27,25 @@ class Loop:
     def __init__(self, name: str, command: Sequence[str]) -> None:
         self.name = name
         self._command = list(command)
-        self._door: Connection | None = None
-        self._note = ""
+        self._note: str | None = None
 
     def __enter__(self) -> Self:
         """Start it."""
         with ExitStack() as stack:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="benchmark-"))
-            address = f"{folder}/gate"
-            program = ["src.benchmarking.written", self.name, address, *self._command]
-            if self.name == "ours":
-                gate = ("_target_=src.benchmarking.gate.GateCallback", f"address={address}")
-                gates = [f"+callbacks.gate.{setting}" for setting in gate]
-                program = ["src.train", *self._command, f"hydra.run.dir={folder}/run", *gates]
-            self._listener = stack.enter_context(Listener(address, "AF_UNIX"))
             self._output = Path(folder) / "output"
             output = stack.enter_context(self._output.open("w"))
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", *program], stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
-            )
+            self._door, its_door = Pipe()
+            stack.callback(self._door.close)
+            with its_door:  # once the process has it, its end is the end of the connection
+                number = its_door.fileno()
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", *self._program(folder, number)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    pass_fds=[number],
+                )
             stack.callback(self._process.wait)
             stack.callback(self._process.kill)
             self._stack = stack.pop_all()
@@ -56,37 +55,40 @@ class Loop:
         """End it, whatever it does."""
         self._stack.close()
 
+    @property
+    def note(self) -> str:
+        """What it says of itself as it reaches its gate, such as the variant that the bare loop chose.
+
+        Raises:
+            UserError: as in :meth:`run`.
+        """
+        if self._note is None:
+            self._note = self._hear()
+        return self._note
+
     def run(self, steps: int) -> Round:
         """Let it do some steps; the first call waits until it stands at its gate.
 
         Raises:
-            UserError: it has ended; the message quotes its last line.
+            UserError: it has ended, and the message quotes its last line; or it does not end.
         """
+        _ = self.note
+        self._door.send(steps)
+        return self._hear()
+
+    def _program(self, folder: str, door: int) -> list[str]:
+        if self.name != "ours":
+            return ["src.benchmarking.written", self.name, str(door), *self._command]
+        gate = ("_target_=src.benchmarking.gate.GateCallback", f"door={door}")
+        gates = [f"+callbacks.gate.{setting}" for setting in gate]
+        return ["src.train", *self._command, f"hydra.run.dir={folder}/run", *gates]
+
+    def _hear(self) -> Any:
         try:
-            door = self._enter()
-            door.send(steps)
-            if door.poll(PATIENCE):
-                return door.recv()
+            if self._door.poll(PATIENCE):
+                return self._door.recv()
         except (OSError, EOFError):
-            pass
-        lines = [line for line in self._output.read_text(errors="replace").splitlines() if line.strip()]
-        raise UserError(f"the loop {self.name} has ended: {lines[-1] if lines else 'it said nothing'}")
-
-    @property
-    def note(self) -> str:
-        """What it says of itself, such as the variant that the bare loop chose."""
-        self._enter()
-        return self._note
-
-    def _enter(self) -> Connection:
-        if self._door is None:
-            deadline = time.monotonic() + PATIENCE
-            self._listener._listener._socket.settimeout(1.0)  # multiprocessing itself waits for ever
-            while self._door is None:
-                try:
-                    self._door = self._listener.accept()
-                except TimeoutError:
-                    if time.monotonic() > deadline or self._process.poll() is not None:
-                        raise
-            self._note = self._door.recv()
-        return self._door
+            lines = [line for line in self._output.read_text(errors="replace").splitlines() if line.strip()]
+            last = lines[-1] if lines else "it said nothing"
+            raise UserError(f"the loop {self.name} has ended: {last}") from None
+        raise UserError(f"the loop {self.name} has said nothing for {PATIENCE / 60:.0f} minutes")

@@ -4,11 +4,11 @@ import csv
 import os
 import platform
 import re
+import signal
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import Pipe, get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from hydra.errors import HydraException
 from src.benchmarking.decoding import decoding
 from src.benchmarking.epochs import epochs
 from src.benchmarking.evaluation import evaluation
-from src.benchmarking.figure import Figure
+from src.benchmarking.measurement import Measurement
 from src.benchmarking.standin import data_overrides
 from src.benchmarking.startup import startup
 from src.benchmarking.steps import matmul_peak, measure
@@ -26,6 +26,7 @@ from src.benchmarking.written import composed, refuse_what_cannot_be_compared
 from src.errors import UserError, whole_number
 from src.figures.speed import speed_figure
 from src.files import whole_file
+from src.interrupts import interrupt_on
 from src.machine import multiplies_bfloat16
 
 PARTS = ("steps", "startup", "decoding", "evaluation", "epochs")
@@ -99,7 +100,7 @@ class Benchmark:
             return self._steps()
         options = self._settings[part]
         root = Path(self._settings["data_dir"])
-        measured: dict[str, Callable[[], list[Figure]]] = {
+        measured: dict[str, Callable[[], list[Measurement]]] = {
             "startup": lambda: _apart(startup, options["repetitions"]),
             "decoding": lambda: _apart(
                 decoding, _folder(root / "chest_xray"), _folder(root / "chest_xray_fullres"), options["repetitions"]
@@ -107,7 +108,7 @@ class Benchmark:
             "evaluation": lambda: _apart(evaluation, options["samples"], self._device),
             "epochs": lambda: _apart(epochs, options["images"]),
         }
-        return self._write(part, [figure._asdict() for figure in measured[part]()])
+        return self._write(part, [measurement._asdict() for measurement in measured[part]()])
 
     def _steps(self) -> str:
         options = self._settings["steps"]
@@ -121,8 +122,8 @@ class Benchmark:
                     peaks[steps.precision] = matmul_peak(steps.precision, self._device)
                 rows.append(steps.row(peaks[steps.precision]) | {"images": images})
                 table = self._write("steps", rows)  # what is measured is kept, whatever becomes of the next one
-        with whole_file(self.folder / "steps.png") as file:
-            speed_figure(rows, self.machine).savefig(file, format="png", dpi=150)
+                with whole_file(self.folder / "steps.png") as file:
+                    speed_figure(rows, self.machine).savefig(file, format="png", dpi=150)
         return table
 
     def _data(self, experiment: str, folder: Path) -> tuple[list[str], str]:
@@ -154,17 +155,37 @@ def _words(key: str, value: Any) -> list[str]:
     return words
 
 
-def _apart(part: Callable[..., Iterator[Figure]], *values: Any) -> list[Figure]:
-    """Measure in a new process, which shares neither memory nor allocator with what was measured before."""
+def _apart(part: Callable[..., Iterator[Measurement]], *values: Any) -> list[Measurement]:
+    """Measure in a new process, which shares neither memory nor allocator with what was measured before.
+
+    Raises:
+        UserError: what the part raised; or its process was killed.
+    """
+    door, its_door = Pipe(duplex=False)
+    process = get_context("spawn").Process(target=_answer, args=(its_door, part, *values))
+    process.start()
+    its_door.close()
     try:
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            return pool.submit(_listed, part, *values).result()
-    except BrokenProcessPool as error:
-        raise UserError(f"the part {part.__name__} was killed: there may be too little memory") from error
+        answer = door.recv()
+    except EOFError:
+        raise UserError(f"the part {part.__name__} was killed: there may be too little memory") from None
+    finally:
+        process.terminate()  # where it was interrupted: it ends what it started itself
+        process.join()
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
-def _listed(part: Callable[..., Iterator[Figure]], *values: Any) -> list[Figure]:
-    return list(part(*values))
+def _answer(door: Connection, part: Callable[..., Iterator[Measurement]], *values: Any) -> None:
+    """What the new process does: send what the part measures, or what stopped it."""
+    interrupt_on(signal.SIGTERM)
+    try:
+        door.send(list(part(*values)))
+    except KeyboardInterrupt:
+        pass
+    except Exception as error:
+        door.send(error)
 
 
 def _folder(path: Path) -> Path | None:

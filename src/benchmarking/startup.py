@@ -6,13 +6,13 @@ import sys
 import time
 from collections.abc import Iterator
 
-from src.benchmarking.figure import Figure, seconds
 from src.benchmarking.loops import Loop
+from src.benchmarking.measurement import Measurement, seconds
 
 SMALL = ("model=conv_tiny", "data=digits", "data.image_size=16")
 
 
-def startup(repetitions: int) -> Iterator[Figure]:
+def startup(repetitions: int) -> Iterator[Measurement]:
     """From the command to its first training step, and to the answer to a typo, beside ``import torch``."""
     typo = [sys.executable, "-m", "src.train", "model.latnt_dim=3"]
     bare = [sys.executable, "-c", "import torch"]
@@ -25,7 +25,7 @@ def startup(repetitions: int) -> Iterator[Figure]:
             loop.run(1)
             times["step"].append(time.perf_counter() - began)
     typo_s, torch_s, step_s = (statistics.median(times[name]) for name in ("typo", "torch", "step"))
-    yield Figure("answer to a typo / import torch", typo_s / torch_s, "ratio")
-    yield Figure("answer to a typo", typo_s, "s")
-    yield Figure("import torch", torch_s, "s")
-    yield Figure("first training step", step_s, "s")
+    yield Measurement("answer to a typo / import torch", typo_s / torch_s, "ratio")
+    yield Measurement("answer to a typo", typo_s, "s")
+    yield Measurement("import torch", torch_s, "s")
+    yield Measurement("first training step", step_s, "s")

@@ -1,6 +1,6 @@
 """The two training loops that ``src.train`` is compared with, written by hand for the same networks.
 
-``python -m src.benchmarking.written tutorial|bare ADDRESS OVERRIDE...`` is one of them, waiting at its gate.
+``python -m src.benchmarking.written tutorial|bare DOOR OVERRIDE...`` is one of them, waiting at its gate.
 """
 
 import copy
@@ -172,7 +172,7 @@ def refuse_what_cannot_be_compared(cfg: DictConfig) -> None:
             raise UserError(f"{key}={value}: the loops to compare with know {', '.join(map(str, known))} only")
 
 
-def main(loop: str, address: str, *overrides: str) -> None:
+def main(loop: str, door: str, *overrides: str) -> None:
     """Build what the overrides say, warm up one step, and step as the gate allows."""
     cfg = composed(*overrides)
     if loop == "bare":
@@ -183,7 +183,7 @@ def main(loop: str, address: str, *overrides: str) -> None:
     datamodule = runs.build_datamodule(cfg)
     network = Network(runs.build_model(cfg, datamodule)).to(device)
     steps = {"tutorial": tutorial, "bare": bare}[loop](cfg, datamodule, network, device)
-    gate = Gate(address, next(steps) or "", device.type == "cuda")
+    gate = Gate(int(door), next(steps) or "", device.type == "cuda")
     gate.wait()
     for _ in steps:
         gate.step()

@@ -9,12 +9,11 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
-from types import FrameType
-from typing import Any
 
 from tqdm import tqdm
 
 from src.errors import UserError, whole_number
+from src.interrupts import interrupt_on
 from src.sweeps.points import GRACE, Point
 
 Slot = dict[str, str]  # the variables that pin a process to its part of the machine
@@ -92,7 +91,7 @@ def run_all(points: Sequence[Point], slots: Sequence[Slot]) -> None:
     """
     waiting = deque(point for point in points if not point.finished_before())
     free, running = deque(slots), {}
-    handlers = _interrupt_on(signal.SIGTERM, signal.SIGHUP)
+    handlers = interrupt_on(signal.SIGTERM, signal.SIGHUP)
     board = Board(points, min(len(slots), max(1, len(waiting))))
     patience = time.monotonic() + GRACE  # for what is left of a sweep that was killed a moment ago
     try:
@@ -122,12 +121,6 @@ def run_all(points: Sequence[Point], slots: Sequence[Slot]) -> None:
             signal.signal(number, handler)
 
 
-def _interrupt_on(*numbers: signal.Signals) -> dict[signal.Signals, Any]:
-    """Take these signals as Ctrl-C, but for those that are to be ignored (nohup); what they did before."""
-    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
-    return {number: signal.signal(number, _interrupt) for number in heard}
-
-
 def stop_all(running: Iterable[Point]) -> None:
     """Interrupt all, give them the same time to end, kill the rest. A second Ctrl-C waits no longer."""
     started = [point for point in running if point.record.status == "running"]
@@ -142,10 +135,6 @@ def stop_all(running: Iterable[Point]) -> None:
             point.stop(deadline)
         except OSError:  # a full disk: the record stays behind, the process does not
             continue
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 class Board:

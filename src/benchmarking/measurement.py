@@ -5,8 +5,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 
-class Figure(NamedTuple):
-    """One measured figure."""
+class Measurement(NamedTuple):
+    """What was measured, and how much it was."""
 
     what: str
     value: float
