@@ -1,0 +1,105 @@
+"""What a sweep is to run: its folder, the names of its points, and what each of them is told."""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.conf import ConfigSourceInfo
+
+from src.errors import UserError
+from src.sweeps.plan import Plan, plan_of, point_name, quoted, sweep_folder
+from src.sweeps.points import program_of
+from tests.conftest import ROOT
+
+
+def multirun_config(*overrides: str):
+    """The config that Hydra hands to a sweep's callback."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        plain = [o for o in overrides if "," not in o]
+        config = compose("train", overrides=plain, return_hydra_config=True)
+    config.hydra.overrides.task = list(overrides)
+    return config
+
+
+def test_a_sweep_is_split_into_what_is_swept_and_what_is_fixed():
+    config = multirun_config("model.latent_dim=2,8", "model=lstm", "model.kl_weight=1", "sweep=rate_distortion")
+    plan = plan_of(config, "typed")
+    assert plan.swept == {"model.latent_dim": "2,8"}  # the preset sweeps kl_weight, the command line fixes it
+    assert plan.fixed == {"model": "lstm", "model.kl_weight": "1"}
+
+
+def test_the_folder_of_a_sweep_follows_from_its_command():
+    def folder(*overrides):
+        config = multirun_config(*overrides)
+        return sweep_folder(plan_of(config, ""), config)
+
+    one = folder("model=lstm", "data=mnist", "model.latent_dim=2,8", "seed=0,1")
+    assert one.parent == Path("outputs/multirun/mnist/lstm")
+    assert one.name.startswith("latent_dim-seed-")
+    assert one == folder("seed=0,1", "model.latent_dim=2,8", "model=lstm", "data=mnist")
+    others = [
+        folder("model=lstm", "data=mnist", "model.latent_dim=2,8", "seed=0,2"),
+        folder("model=lstm", "data=mnist", "model.latent_dim=2,8", "seed=0,1", "model.depth=2"),
+        folder("model=lstm,conv_tiny", "data=mnist", "model.latent_dim=2,8", "seed=0,1"),
+    ]
+    assert len({one, *others}) == 4
+
+
+@pytest.mark.parametrize(
+    ("overrides", "swept", "name"),
+    [
+        (["a.latent_dim=2", "b=1"], ["a.latent_dim"], "latent_dim-2"),
+        (["a.lr=2", "b.lr=1e-3"], ["b.lr", "a.lr"], "a.lr-2__b.lr-1e-3"),
+        (["model=lstm", "seed=0", "z=1"], ["seed", "model", "z"], "model-lstm__z-1__seed-0"),
+        (["seed=0"], [], "point"),
+    ],
+)
+def test_a_point_is_called_after_its_swept_values(overrides, swept, name):
+    assert point_name(overrides, dict.fromkeys(swept)) == name
+
+
+def test_names_of_points_are_plain_short_and_different():
+    values = ["[1,2]", "[1,3]", "'a b'", "x/../../y", "1" * 400, "1" * 399 + "2"]
+    names = [point_name([f"widths={value}"], {"widths": None}) for value in values]
+    assert len(set(names)) == len(values)
+    for name in names:
+        assert len(name) < 200
+        assert all(c.isalnum() or c in "._+-" for c in name)
+
+
+def test_hydra_reads_a_quoted_path_back():
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    for path in ("plain/folder", "it's, [odd]=x", "back\\slash", "a\\'b\\"):
+        parsed = OverridesParser.create().parse_override(f"hydra.run.dir={quoted(Path(path))}")
+        assert parsed.value() == path
+
+
+def test_a_damaged_plan_is_one_clear_line(tmp_path):
+    assert Plan.load(tmp_path) is None
+    (tmp_path / "sweep.json").write_text("{")
+    with pytest.raises(UserError, match=r"sweep.json is damaged"):
+        Plan.load(tmp_path)
+
+
+def test_points_get_the_options_of_hydra_but_not_those_of_the_sweep():
+    config = multirun_config("hydra.verbose=true", "hydra.launcher.slots=2", "hydra.sweep.dir=x")
+    program = program_of(config.hydra)
+    assert program[1:3] == ["-m", "src.train"]
+    assert program[-1] == "hydra.verbose=true"
+
+
+def test_a_preset_that_sets_more_than_the_sweep_is_refused(tmp_path):
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "mine.yaml").write_text("hydra: {}\ntrainer: {max_epochs: 3}\n")
+    config = multirun_config("model.latent_dim=2,3")
+    config.hydra.runtime.choices.sweep = "mine"
+    config.hydra.runtime.config_sources.append(ConfigSourceInfo(str(tmp_path), "file", "test"))
+    with pytest.raises(UserError, match="sets trainer: a preset only says what is swept"):
+        plan_of(config, "")
+
+
+def test_the_grid_of_a_command_is_known_beforehand():
+    plan = plan_of(multirun_config("sweep=rate_distortion", "model.kl_weight=1,2", "seed=0,1", "model=lstm"), "")
+    assert len(plan.points) == 3 * 2 * 2
+    assert plan.points[1] == ["model.latent_dim=2", "model.kl_weight=1", "seed=1", "model=lstm"]

@@ -1,0 +1,116 @@
+"""The table of a report: the points' own numbers, whatever started them."""
+
+import json
+from pathlib import Path
+
+from src.reporting.report import write_report
+from src.reporting.results import plain, read_results
+from src.reporting.statistics import configurations
+from src.sweeps.plan import Plan
+from tests.points import record, trade, write_grid, write_point
+
+
+def test_the_table_holds_the_points_own_numbers(tmp_path):
+    grid = {"model.latent_dim": [2, 4, 8], "model.kl_weight": [0.5, 1.0, 4.0], "seed": [0, 1, 2]}
+    written = write_grid(tmp_path, grid, trade, fixed=[("experiment", "mnist_lstm")])
+    results = read_results(tmp_path)
+    assert results.swept == ["model.latent_dim", "model.kl_weight"]
+    assert len(results.table) == len(written) == 27
+    for row in results.table.itertuples():
+        own = written[row.point]
+        assert (row.test_elbo, row.test_rate, row.value) == (
+            own["test"]["elbo"],
+            own["test"]["rate"],
+            own["best"]["val/elbo"],
+        )
+        assert (row.wall_seconds, row.process_mib, row.fingerprint) == (60.0, 900.0, "f" * 32)
+    assert results.table["model.kl_weight"].tolist()[:4] == [0.5, 0.5, 0.5, 1.0]  # grid order
+    assert results.differences() == []
+
+
+def test_values_are_numbers_where_they_can_be():
+    assert [plain(v) for v in ("2", "0.5", "1e-3", "lstm", "[1,2]", None)] == [2, 0.5, 0.001, "lstm", "[1,2]", None]
+
+
+def test_runs_that_were_started_one_by_one_are_compared_by_what_was_typed(tmp_path):
+    for seed, epochs in ((0, 5), (1, 7)):
+        run = tmp_path / f"2026-11-2{seed}"
+        (run / ".hydra").mkdir(parents=True)
+        (run / ".hydra" / "overrides.yaml").write_text(f"- model=lstm\n- trainer.max_epochs={epochs}\n")
+        (run / "metrics.json").write_text(json.dumps(record(epochs=epochs)))
+    results = read_results(tmp_path)
+    assert results.swept == ["trainer.max_epochs"]
+    assert results.table["trainer.max_epochs"].tolist() == [5, 7]
+
+
+def single_run(folder: Path, overrides: list[str], choices: dict[str, str], **metrics) -> None:
+    """A run that nobody swept."""
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / ".hydra" / "overrides.yaml").write_text(json.dumps(overrides))
+    (folder / ".hydra" / "hydra.yaml").write_text(json.dumps({"hydra": {"runtime": {"choices": choices}}}))
+    (folder / "metrics.json").write_text(json.dumps(record(**metrics)))
+
+
+def test_a_key_that_some_runs_do_not_name_is_looked_up_or_left_open(tmp_path):
+    single_run(tmp_path / "a", ["model=lstm"], {"model": "lstm"})
+    single_run(tmp_path / "b", ["model=conv_tiny", "optimizer.lr=1e-3"], {"model": "conv_tiny"})
+    single_run(tmp_path / "c", ["experiment=mnist_conv_wide"], {"model": "conv_wide"}, test={"elbo": -90.0})
+    results = read_results(tmp_path)
+    assert results.table.model.tolist() == ["lstm", "conv_tiny", "conv_wide"]
+    assert results.table["optimizer.lr"].tolist() == ["–", 0.001, "–"]
+    assert results.differences() == []
+    assert "3 finished" in write_report(results).read_text()
+
+
+def test_settings_that_another_command_changed_are_not_taken_for_seeds(tmp_path):
+    write_grid(tmp_path, {"model.latent_dim": [2, 8], "model.kl_weight": [1.0, 4.0]}, trade)
+    write_grid(tmp_path, {"model.latent_dim": [16, 32]}, trade)
+    results = read_results(tmp_path)
+    assert results.swept == ["model.latent_dim", "model.kl_weight"]
+    assert configurations(results.finished, results.swept, ["test_elbo"]).seeds.tolist() == [1] * 6
+    assert "6 finished" in write_report(results).read_text()
+
+
+def test_points_that_have_not_begun_are_waited_for(tmp_path):
+    asked = [[f"model.kl_weight={w}"] for w in (1, 2)]
+    write_point(tmp_path, ["model.kl_weight"], asked[0], 0, record())
+    Plan({"model.kl_weight": "1,2"}, {}, "", asked).save(tmp_path)
+    results = read_results(tmp_path)
+    assert results.table.status.tolist() == ["finished", "waiting"]
+    assert "1 finished, 1 waiting" in write_report(results).read_text()
+
+
+def test_the_loss_of_different_kl_weights_chooses_nothing(tmp_path):
+    def figures(typed):
+        return {"kl_weight": typed["model.kl_weight"], "best": {"val/loss": 10.0 * typed["model.kl_weight"]}}
+
+    write_grid(tmp_path, {"model.kl_weight": [0.5, 1.0]}, figures)
+    page = write_report(read_results(tmp_path)).read_text()
+    assert "val/loss has another meaning at every KL weight" in page
+    assert '<div class="best">' not in page
+
+
+def test_memory_is_that_of_the_gpu_only_where_all_points_were_on_gpus(tmp_path):
+    peak = {"peak_memory_mib": {"process": 900.0, "gpu": 300.0}}
+    devices = {0: "1 x cpu", 1: "1 x cuda"}
+    for name, seeds, memory in (("mixed", [0, 1], [900.0, 900.0]), ("gpu", [1], [300.0])):
+        write_grid(tmp_path / name, {"seed": seeds}, lambda typed: {**peak, "devices": devices[typed["seed"]]})
+        results = read_results(tmp_path / name)
+        write_report(results)
+        assert results.table.memory_mib.tolist() == memory
+
+
+def test_numbers_of_different_kinds_are_kept_apart_and_it_is_said_why(tmp_path):
+    def figures(typed):
+        binary = typed["data.binarize"] == "threshold"
+        return {"pseudo_likelihood": not binary, "data": {"name": "mnist", "fingerprint": str(int(binary)) * 32}}
+
+    write_grid(tmp_path, {"data.binarize": ["none", "threshold"], "seed": [0, 1]}, figures)
+    results = read_results(tmp_path)
+    assert [len(family) for family in results.families()] == [2, 2]
+    assert len(results.differences()) == 2
+    assert "binarization" in results.differences()[0]
+    page = write_report(results).read_text()
+    assert "Not all of these numbers may be compared" in page
+    assert "no best point over all" in page
+    assert page.count('<div class="best">') == 2

@@ -1,0 +1,139 @@
+"""The machine divided into slots, and many points at a time in them: kept full, interrupted, killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from src.errors import UserError
+from src.sweeps.records import is_locked
+from src.sweeps.slots import run_all, slots_of
+from tests.conftest import ROOT
+from tests.points import WORKER, point
+
+
+def threads(slots):
+    return [slot["OMP_NUM_THREADS"] for slot in slots]
+
+
+def test_processors_are_divided_among_slots():
+    assert threads(slots_of("cpu", 1, [], 8)) == ["1"] * 8
+    assert threads(slots_of("cpu", 1, [], 8, slots=2)) == ["4", "4"]
+    assert threads(slots_of("cpu", 2, [], 8)) == ["1"] * 4  # two processes a point
+    assert threads(slots_of("auto", 1, [], 2, slots=4)) == ["1"] * 4
+    assert threads(slots_of("cpu", 1, ["0"], 8, slots=1, threads=3)) == ["3"]
+    assert all("CUDA_VISIBLE_DEVICES" not in slot for slot in slots_of("cpu", 1, ["0", "1"], 8))
+
+
+def test_each_slot_sees_its_gpus_alone():
+    def seen(*args, **more):
+        return [slot["CUDA_VISIBLE_DEVICES"] for slot in slots_of(*args, **more)]
+
+    assert seen("gpu", 1, ["0", "1", "GPU-abc"], 8) == ["0", "1", "GPU-abc"]
+    assert seen("auto", 1, ["3"], 8, per_gpu=3) == ["3", "3", "3"]
+    assert seen("gpu", 2, ["0", "1", "2", "3", "4"], 8) == ["0,1", "2,3"]
+    assert seen("gpu", "2", ["0", "1"], 8) == ["0,1"]
+    assert seen("gpu", 1, ["0", "1"], 8, slots=3) == ["0", "1", "0"]
+    assert threads(slots_of("gpu", 1, ["0", "1"], 16)) == ["8", "8"]
+    with pytest.raises(UserError, match="trainer.devices=2 GPUs a point, and 1 are here"):
+        slots_of("gpu", 2, ["0"], 8)
+    with pytest.raises(UserError, match="give a number; CUDA_VISIBLE_DEVICES says which"):
+        slots_of("gpu", [2, 3], ["0", "1", "2", "3"], 8)
+    with pytest.raises(UserError, match=r"hydra.launcher.slots=0"):
+        slots_of("cpu", 1, [], 8, slots=0)
+
+
+# ---- many points ---------------------------------------------------------------------------------------------------
+
+
+def test_failed_points_do_not_stop_the_others_and_slots_are_kept_full(tmp_path, capfd):
+    words = [["fail=no"] if i == 1 else [] for i in range(5)]
+    points = [point(tmp_path, f"value={i}", "seconds=0.2", *more) for i, more in enumerate(words)]
+    run_all(points, [{"SLOT": "a"}, {"SLOT": "b"}])
+    assert [p.record.status for p in points] == ["finished", "failed", "finished", "finished", "finished"]
+    slots = [json.loads((p.folder / "seen.json").read_text())["env"]["SLOT"] for p in points]
+    assert set(slots) == {"a", "b"}
+    began = sorted(p.record.began for p in points)
+    assert began[1] - began[0] < 0.2 < began[4] - began[0]
+    said = capfd.readouterr().out
+    assert "value-1 failed: no" in said
+    assert "4 of 5 done, 0 running, 1 failed" in said
+    run_all(points := [point(tmp_path, f"value={i}", "seconds=0.2", *more) for i, more in enumerate(words)], [{}])
+    assert [p.record.attempts for p in points] == [1, 2, 1, 1, 1]
+    assert "4 of 5 points were finished before" in capfd.readouterr().out
+
+
+def sweep_process(folder: Path, before: str = "", **options) -> subprocess.Popen:
+    """A sweep of four workers in two slots: the first is soon done, the others take a minute."""
+    code = f"""
+from pathlib import Path
+from src.sweeps.plan import Plan
+from src.sweeps.points import Point
+from src.sweeps.slots import run_all
+{before}
+plan, folder = Plan({{"value": ""}}, {{}}), Path({str(folder)!r})
+words = [[f"value={{i}}", f"seconds={{60 * (i > 0)}}"] for i in range(4)]
+points = [Point(folder, plan, typed, i, {WORKER!r}) for i, typed in enumerate(words)]
+try:
+    run_all(points, [{{}}, {{}}])
+except KeyboardInterrupt:
+    print("stopped", *(p.record.status for p in points))
+"""
+    options = {"stdout": subprocess.PIPE, **options}
+    return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, text=True, **options)
+
+
+def wait_until_started(folder: Path) -> None:
+    while not (folder / "value-2" / "seen.json").exists():
+        time.sleep(0.05)
+    time.sleep(0.2)
+
+
+def wait_until_free(folder: Path) -> None:
+    until = time.monotonic() + 15
+    while any(is_locked(path) for path in folder.iterdir()):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def test_an_interrupted_sweep_stops_its_points(tmp_path):
+    with sweep_process(tmp_path) as process:
+        wait_until_started(tmp_path)
+        process.send_signal(signal.SIGTERM)
+        said = process.communicate(timeout=30)[0]
+    assert said.splitlines()[-1] == "stopped finished interrupted interrupted waiting"
+    assert not any(is_locked(path) for path in tmp_path.iterdir())
+
+
+def test_no_point_outlives_a_sweep_that_is_killed_without_a_word(tmp_path):
+    with sweep_process(tmp_path) as process:
+        wait_until_started(tmp_path)
+        process.kill()
+    wait_until_free(tmp_path)
+
+
+def test_a_closed_pipe_takes_the_words_and_not_the_sweep(tmp_path):
+    read, write = os.pipe()
+    heard = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)"  # the tests may run under nohup
+    with sweep_process(tmp_path, heard, stdout=write, stderr=subprocess.DEVNULL) as process:
+        os.close(write)
+        os.close(read)
+        wait_until_started(tmp_path)  # it goes on when it cannot say so
+        process.send_signal(signal.SIGHUP)
+        process.wait(30)
+    assert not any(is_locked(path) for path in tmp_path.iterdir())
+
+
+def test_nohup_lets_a_sweep_outlive_its_terminal(tmp_path):
+    with sweep_process(tmp_path, "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)") as process:
+        wait_until_started(tmp_path)
+        process.send_signal(signal.SIGHUP)
+        time.sleep(1)
+        assert is_locked(tmp_path / "value-2")
+        process.terminate()
+        process.wait(30)
