@@ -19,6 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from src.acceleration import NoProfiler
+from src.callbacks.resume import StepLimit
 from src.callbacks.show import Dashboard
 from src.data.base import ImageDataModule
 from src.errors import UserError
@@ -141,9 +142,13 @@ def build_trainer(cfg: DictConfig) -> L.Trainer:
     for dashboard in (c for c in callbacks.values() if isinstance(c, Dashboard)):
         dashboard.config = OmegaConf.to_yaml(cfg)
         dashboard.hyperparameters = hyperparameters(cfg)
+    steps = cfg.trainer.get("max_steps", -1)
+    if isinstance(steps, int) and steps >= 0:
+        callbacks["step_limit"], steps = StepLimit(steps), -1
     profiler = cfg.trainer.get("profiler")
     return instantiate(
         cfg.trainer,
+        max_steps=steps,
         profiler=NoProfiler() if profiler is None else profiler,
         callbacks=list(callbacks.values()),
         logger=list(instantiate(cfg.get("logger") or {}, _convert_="all").values()),

@@ -9,13 +9,14 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from src import runs
 from src.callbacks.guard import NonFiniteGuard
 from src.callbacks.memory import History, Throughput
 from src.callbacks.resume import BestCheckpoint, PatientEarlyStopping, ReproducibleNoise
 from src.callbacks.show import Dashboard
 from src.errors import UserError
 from src.metrics.means import ExampleMean
-from tests.conftest import built, examples
+from tests.conftest import built, composed, examples
 
 
 def fit(model, datamodule, *callbacks, epochs: int = 1, **options):
@@ -218,3 +219,30 @@ def test_history_and_throughput_survive_a_checkpoint():
     later.load_state_dict(history.state_dict())
     assert other.images_per_second == throughput.images_per_second
     assert later.epochs == history.epochs
+
+
+def test_a_run_with_a_step_limit_goes_on_as_far_as_that_allows(tmp_path):
+    """Lightning's own limit ends a resumed run at once, without a validation: early stopping then finds no elbo."""
+
+    def trained_for(max_steps: int, start: str | None) -> L.Trainer:
+        places = (
+            f"run_dir={tmp_path}",
+            "seed=0",
+            "~logger",
+            "~callbacks.dashboard",
+            "~callbacks.figures",
+            "~callbacks.progress_bar",
+        )
+        limits = ("trainer.limit_train_batches=4", "trainer.max_epochs=5", f"trainer.max_steps={max_steps}")
+        cfg = composed(*SMALL, "data.batch_size=50", *places, *limits)
+        trainer = runs.build_trainer(cfg)
+        datamodule, model = built(*SMALL, "data.batch_size=50")
+        trainer.fit(model, datamodule, ckpt_path=start, weights_only=True)
+        return trainer
+
+    last = str(tmp_path / "checkpoints" / "last.ckpt")
+    for max_steps, start in ((4, None), (6, last), (-1, last)):  # an epoch, one and a half, all that there are
+        trainer = trained_for(max_steps, start)
+        assert trainer.global_step == (max_steps if max_steps > 0 else 6 + 3 * 4)
+        assert math.isfinite(trainer.callback_metrics["val/elbo"])
+    assert trained_for(3, last).global_step == 18  # reached before

@@ -56,6 +56,28 @@ class PatientEarlyStopping(EarlyStopping):
         trainer.should_stop = trainer.should_stop or self.wait_count >= self.patience
 
 
+class StepLimit(Callback):
+    """Ends training, with a validation, once it has taken ``max_steps`` optimizer steps.
+
+    In place of Lightning's own limit, with which no run can be taken up again: its FitLoop then holds the finished
+    epoch of a checkpoint for an unfinished one, and ends it a second time with nothing validated.
+    """
+
+    def __init__(self, max_steps: int) -> None:
+        self.max_steps = max_steps
+
+    def on_train_start(self, trainer: Trainer, pl_module: BaseVAE) -> None:
+        """A resumed run may have reached it."""
+        self._look(trainer)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: BaseVAE, *args: Any) -> None:
+        """After the step."""
+        self._look(trainer)
+
+    def _look(self, trainer: Trainer) -> None:
+        trainer.should_stop = trainer.should_stop or trainer.global_step >= self.max_steps
+
+
 class BestCheckpoint(ModelCheckpoint):
     """Lightning's checkpoint of the best epoch, whose memory of it belongs to the run folder and moves with that.
 
