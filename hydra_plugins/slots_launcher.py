@@ -11,9 +11,10 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from src.errors import INTERRUPTED, UserError, explain
+from src.machine import processors
 from src.sweeps.plan import Plan, plan_in
 from src.sweeps.points import Point, program_of
-from src.sweeps.slots import Slot, processors, run_all, slots_of, visible_gpus
+from src.sweeps.slots import Slot, run_all, slots_of, visible_gpus
 
 
 class SlotsLauncher(Launcher):

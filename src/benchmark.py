@@ -10,7 +10,9 @@ import signal
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from src.benchmarking.settings import checked
 from src.errors import reports_user_errors
+from src.interrupts import interrupt_on
 
 log = logging.getLogger(__name__)
 
@@ -19,13 +21,13 @@ log = logging.getLogger(__name__)
 @reports_user_errors
 def main(cfg: DictConfig) -> None:
     """Measure the parts that are asked for, one after another."""
+    settings = checked(OmegaConf.to_container(cfg, resolve=True))
+    # torch comes after the settings are checked: a typo is answered at once.
     from src.benchmarking.parts import Benchmark
     from src.console import hush_libraries
-    from src.interrupts import interrupt_on
 
     hush_libraries()
     interrupt_on(signal.SIGTERM, signal.SIGHUP)  # no process that it started stays behind
-    settings = OmegaConf.to_container(cfg, resolve=True)
     benchmark = Benchmark(settings)
     log.info("%s\n", benchmark.machine)
     for part in benchmark.parts:

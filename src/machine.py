@@ -1,7 +1,9 @@
 """What the machine can do, and how it is told to do it."""
 
 import ctypes
+import os
 import re
+import resource
 import sys
 from pathlib import Path
 
@@ -27,3 +29,20 @@ def multiplies_bfloat16() -> bool:
     except OSError:
         return False
     return flags is not None and not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags.group(1).split())
+
+
+def processors() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def peak_memory() -> float:
+    """Largest memory use of this process so far, in MiB.
+
+    Not Linux's ``ru_maxrss``: that of a new process begins at what the process had used that started it.
+    """
+    status = Path("/proc/self/status")
+    if status.exists() and (found := re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(), re.MULTILINE)):
+        return int(found.group(1)) / 1024
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, others kilobytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

@@ -2,14 +2,13 @@
 
 import os
 import platform
-import resource
-import sys
 from typing import Any
 
 import lightning as L
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from src import machine
 from src.callbacks.memory import Throughput
 from src.callbacks.resume import BestCheckpoint
 from src.data.base import ImageDataModule
@@ -151,8 +150,7 @@ class EvaluationRecord:
 
 def peak_memory() -> dict[str, float]:
     """Largest memory use so far in MiB: of the process, and of its GPU where it has one."""
-    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kilobytes
-    peak = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20}
+    peak = {"process": machine.peak_memory()}
     if torch.cuda.is_available():
         peak["gpu"] = torch.cuda.max_memory_allocated() / 2**20
     return {name: round(value, 1) for name, value in peak.items()}

@@ -62,7 +62,7 @@ def train_cli(*overrides: str, module: str = "src.train", **env: str) -> subproc
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=300,
+        timeout=900,  # only for what would never end: a slow machine is no failure
         check=False,
     )
 

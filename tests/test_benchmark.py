@@ -5,16 +5,18 @@ import math
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from src.benchmarking.decoding import decoding
 from src.benchmarking.epochs import epochs
 from src.benchmarking.loops import Loop
+from src.benchmarking.settings import checked
 from src.benchmarking.standin import data_overrides
 from src.benchmarking.startup import startup
-from src.benchmarking.steps import Steps, count_flops
+from src.benchmarking.steps import Steps, count_flops, measure
 from src.benchmarking.written import Network
 from src.errors import UserError
-from tests.conftest import assert_one_line_error, built, data, train_cli
+from tests.conftest import ROOT, assert_one_line_error, built, data, train_cli
 
 
 def rows_of(path):
@@ -35,13 +37,15 @@ def test_steps_and_evaluation_are_measured_without_any_data_set(tmp_path):
     for loop in ("tutorial", "bare", "ours"):
         speed, step = float(row[f"{loop} images/s"]), float(row[f"{loop} ms/step"])
         assert speed == pytest.approx(128 / step * 1000)
-        assert float(row[f"{loop} peak MiB"]) > 100
+        assert 100 < float(row[f"{loop} peak MiB"]) < 1500
     for loop in ("tutorial", "bare"):
         least, middle, most = (float(row[f"ours/{loop}{end}"]) for end in (" least", "", " most"))
         assert 0 < least <= middle <= most
     assert 0 < float(row["of peak"]) < 1
     figures = {row["what"]: float(row["value"]) for row in rows_of(tmp_path / "out" / "evaluation.csv")}
     assert figures["importance bound, K = 100: ours / a sample at a time"] > 2
+    memory = [figures[f"importance bound, K = {count}: peak memory"] for count in (100, 1000)]
+    assert 100 < memory[0] <= memory[1] < 1.1 * memory[0]
     for table in ("steps.md", "evaluation.md"):
         text = (tmp_path / "out" / table).read_text()
         assert text.splitlines()[2] in done.stdout
@@ -53,15 +57,53 @@ def test_steps_and_evaluation_are_measured_without_any_data_set(tmp_path):
     ("overrides", "words"),
     [
         (["parts=[stepz]"], ["stepz", "steps"]),
-        (["steps.experiments=[mnist_lstn]"], ["mnist_lstn"]),
-        (["steps.rounds=0"], ["steps.rounds=0"]),
-        (["overrides=['model.kl_weight=2']"], ["model.kl_weight=2", "know 1 only"]),
+        (["steps.experiments=[mnist_lstn]"], ["mnist_lstn", "mnist_lstm"]),
+        (["folder=/proc/benchmark"], ["No such file or directory: /proc/benchmark"]),
     ],
 )
 def test_bad_input_is_one_line(overrides, words, tmp_path):
-    done = train_cli(*overrides, f"folder={tmp_path}/out", module="src.benchmark")
+    done = train_cli(f"folder={tmp_path}/out", *overrides, module="src.benchmark")
     assert_one_line_error(done, *words)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"steps": {"rounds": 0}}, r"steps\.rounds=0: give a whole number"),
+        ({"steps": {"seconds": math.inf}}, r"steps\.seconds=inf: give a number"),
+        ({"steps": {"seconds": True}}, r"steps\.seconds=True: give a number"),
+        ({"startup": None}, "startup=None: its keys are in conf/benchmark.yaml"),
+        ({"folder": None}, "folder=None: give a folder"),
+        ({"device": "tpu"}, "device=tpu: choose"),
+        ({"parts": []}, r"parts=\[\]: nothing to measure"),
+        ({"overrides": ["model.kl_weight=2"]}, r"model\.kl_weight=2: the loops to compare with know 1 only"),
+        ({"overrides": ["schedule=cosine"]}, r"schedule\._target_=src\.models\.base\.Schedule: the loops"),
+        ({"overrides": ["optimizer.weight_decay=0.1"]}, r"optimizer\.weight_decay=0\.1: the loops"),
+        ({"overrides": ["trainer.limit_train_batches=5"]}, r"trainer\.limit_train_batches=5: the loops"),
+        ({"overrides": ["model.likelihood=null"]}, r"model\.likelihood\._target_=None: the loops"),
+        ({"overrides": ["hydra.run.dir=x"]}, r"hydra\.run\.dir=x: that is set by the benchmark itself"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_before_anything_is_measured(changes, words):
+    settings = OmegaConf.load(ROOT / "conf" / "benchmark.yaml")
+    del settings.defaults
+    settings = OmegaConf.merge(settings, {key: value for key, value in changes.items() if value is not None})
+    plain = OmegaConf.to_container(settings, resolve=True) | {key: None for key in changes if changes[key] is None}
+    with pytest.raises(UserError, match=words):
+        checked(plain)
+
+
+def test_what_is_asked_for_twice_is_measured_once():
+    settings = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "benchmark.yaml"), resolve=True)
+    settings |= {"parts": ["epochs", "startup", "epochs"], "overrides": "compile=true"}
+    assert checked(settings)["parts"] == ["epochs", "startup"]
+    assert checked(settings)["overrides"] == ["compile=true"]
+
+
+def test_more_rounds_than_an_epoch_has_room_for_are_refused():
+    with pytest.raises(UserError, match="an epoch of mnist_conv_tiny has 1 batches, too few for so many"):
+        measure("mnist_conv_tiny", ["data=digits", "data.batch_size=900"], 1, 1.0)
 
 
 def test_a_loop_that_cannot_start_says_why():
@@ -118,7 +160,7 @@ def test_stand_ins_are_of_the_kind_that_they_stand_in_for(tmp_path):
 
 
 def test_the_other_parts_measure_what_they_name(tmp_path):
-    figures = [*startup(1), *decoding(None, None, 1), *epochs(100)]
+    figures = [*startup(1, []), *decoding(None, None, 1), *epochs(100, [])]
     values = {figure.what: figure.value for figure in figures}
     assert all(math.isfinite(value) for value in values.values())
     assert values["answer to a typo / import torch"] < 1

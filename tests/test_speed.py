@@ -16,7 +16,7 @@ from src import acceleration, runs
 from src.benchmarking.written import Network
 from src.data.store import decode
 from src.errors import UserError
-from src.machine import keep_pages
+from src.machine import keep_pages, peak_memory
 from src.objectives import elbo_terms
 from tests.conftest import MODELS, ROOT, built, composed, examples
 
@@ -147,6 +147,14 @@ def test_kept_pages_are_not_faulted_in_again():
     if not keep_pages():
         pytest.skip("this C library has no mallopt")
     assert faults("keep") * 20 < faults("default")
+
+
+def test_the_memory_of_a_process_is_not_that_of_its_parent():
+    ballast = bytearray(300 * 2**20)
+    ballast[::4096] = b"x" * len(ballast[::4096])
+    call = [sys.executable, "-c", "from src.machine import peak_memory; print(peak_memory())"]
+    done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert 1 < float(done.stdout) < 100 < peak_memory()
 
 
 def test_nothing_is_profiled_unless_it_is_asked_for():

@@ -161,3 +161,9 @@ def test_missing_and_empty_folders_are_named(tmp_path):
 def test_missing_array_data_say_where_to_put_them(name, tmp_path):
     with pytest.raises(UserError, match="data.download is false.*(Put|into)"):
         _ = data(f"data={name}", f"data.root={tmp_path}", "data.download=false").pool
+
+
+def test_floating_point_pixels_are_refused_in_words(tmp_path):
+    Image.fromarray(np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)).save(tmp_path / "a.tiff")
+    with pytest.raises(ValueError, match="floating-point numbers: save it with 8 or 16 bits"):
+        decode(tmp_path / "a.tiff", 8, 1)

@@ -22,7 +22,7 @@ def metrics(run: Path) -> dict:
     return json.loads((run / "metrics.json").read_text())
 
 
-def wait_for(condition, seconds: float = 200.0):
+def wait_for(condition, seconds: float = 600.0):
     until = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < until

@@ -10,8 +10,8 @@ from torchvision import datasets, transforms
 
 from src import runs
 from src.benchmarking.measurement import Measurement, seconds
+from src.benchmarking.settings import composed
 from src.benchmarking.standin import FULL_SIZE, write_jpegs
-from src.benchmarking.written import composed
 
 IMAGE_SIZE = 128  # pixels that JPEGs are decoded to
 

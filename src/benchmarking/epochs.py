@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,8 @@ import torch
 
 from src import runs
 from src.benchmarking.measurement import Measurement
+from src.benchmarking.settings import composed
 from src.benchmarking.standin import write_jpegs
-from src.benchmarking.written import composed
 from src.data.splits import ImagePool
 from src.errors import UserError
 from src.machine import keep_pages
@@ -23,7 +23,7 @@ IMAGE_SIZE = 128  # pixels of the large store's images
 LARGE = 2**31  # bytes
 
 
-def epochs(images: int) -> Iterator[Measurement]:
+def epochs(images: int, overrides: Sequence[str]) -> Iterator[Measurement]:
     """An epoch over N images and over 10 N, as ``src.train`` runs it; and the memory of one over a large store."""
     with tempfile.TemporaryDirectory(prefix="benchmark-") as name:
         folder = Path(name)
@@ -32,14 +32,14 @@ def epochs(images: int) -> Iterator[Measurement]:
             write_jpegs(folder / str(count), count, (64, 64))
             data = ["data=image_folder", f"data.root={folder / str(count)}", "data.channels=1", "data.image_size=32"]
             places = [f"data.cache_dir={folder}/cache", f"hydra.run.dir={folder}/run{count}"]
-            command = ["model=conv_tiny", *data, *places, "trainer.max_epochs=2", "~callbacks.figures"]
+            command = ["model=conv_tiny", *data, *places, "trainer.max_epochs=2", "~callbacks.figures", *overrides]
             done = subprocess.run(
                 [sys.executable, "-m", "src.train", *command], capture_output=True, text=True, check=False
             )
             if done.returncode:
                 raise UserError(f"a measured training failed: {(done.stdout + done.stderr).strip().splitlines()[-1]}")
             metrics = json.loads((folder / f"run{count}/metrics.json").read_text())
-            seconds[count] = count / metrics["train_images_per_second"]
+            seconds[count] = metrics["data"]["images"]["train"] / metrics["train_images_per_second"]
         memory = _memory_of_an_epoch(folder / "images.npy")
     yield Measurement("training an epoch of 10 N images / of N", seconds[10 * images] / seconds[images], "ratio")
     yield Measurement(f"N = {images}: an epoch", seconds[images], "s")

@@ -4,13 +4,15 @@ import statistics
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 from src import runs
 from src.benchmarking.measurement import Measurement, seconds
-from src.benchmarking.written import composed
+from src.benchmarking.settings import composed
 from src.evaluation.likelihood import samples_at_once
 from src.machine import keep_pages
 from src.metrics.bounds import importance_bound
+from src.models.base import BaseVAE
 from src.record import peak_memory
 
 
@@ -19,9 +21,7 @@ def evaluation(samples: int, device: str) -> Iterator[Measurement]:
 
     The loops run with the allocator as it comes, ours as ``src.evaluate`` sets it.
     """
-    cfg = composed("model=lstm", "data=digits", "data.image_size=28")
-    model = runs.build_model(cfg, runs.build_datamodule(cfg)).eval().to(device)
-    x = torch.rand(8, 1, 28, 28, device=device)
+    model, x = _subject(device)
 
     def speed(images: torch.Tensor, at_once: int, count: int) -> float:
         def work() -> object:
@@ -35,11 +35,27 @@ def evaluation(samples: int, device: str) -> Iterator[Measurement]:
     keep_pages()
     group, at_once = samples_at_once(28 * 28, samples)
     ours = speed(x[:group], at_once, samples)
-    where = "gpu" if device == "cuda" else "process"
-    before = peak_memory()[where]
-    importance_bound(model, x[:group], 10 * samples, at_once)
     yield Measurement(f"importance bound, K = {samples}: ours / a sample at a time", ours / tutorial, "ratio")
     yield Measurement(f"importance bound, K = {samples}: ours / an image at a time", ours / all_at_once, "ratio")
     yield Measurement(f"importance bound, K = {samples}: ours", ours, "decodings/s")
     yield Measurement("1,000 images would take", 1000 * samples / ours, "s")
-    yield Measurement(f"memory added by K = {10 * samples}", peak_memory()[where] - before, "MiB")
+
+
+def memory(samples: int, device: str) -> Iterator[Measurement]:
+    """What ten times as many samples add to the memory that the importance bound takes."""
+    keep_pages()
+    model, x = _subject(device)
+    group, at_once = samples_at_once(28 * 28, samples)
+    peaks = []
+    for count in (samples, 10 * samples):
+        importance_bound(model, x[:group], count, min(at_once, count))
+        peaks.append(peak_memory()["gpu" if device == "cuda" else "process"])
+    yield Measurement(f"importance bound, K = {samples}: peak memory", peaks[0], "MiB")
+    yield Measurement(f"importance bound, K = {10 * samples}: peak memory", peaks[1], "MiB")
+
+
+def _subject(device: str) -> tuple[BaseVAE, Tensor]:
+    """The lstm model, untrained, and 8 random images."""
+    cfg = composed("model=lstm", "data=digits", "data.image_size=28")
+    model = runs.build_model(cfg, runs.build_datamodule(cfg)).eval().to(device)
+    return model, torch.rand(8, 1, 28, 28, device=device)

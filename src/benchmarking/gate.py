@@ -44,11 +44,7 @@ class Gate:
         Raises:
             SystemExit: nobody asks any more.
         """
-        try:
-            self._steps = self._left = self._door.recv()
-        except EOFError:
-            raise SystemExit from None
-        self._since = time.perf_counter()
+        self._exchange()
 
     def step(self) -> None:
         """After each step."""
@@ -57,8 +53,16 @@ class Gate:
             if self._gpu:
                 torch.cuda.synchronize()
             seconds, peak = time.perf_counter() - self._since, peak_memory()
-            self._door.send(Round(self._steps, seconds, peak["gpu" if self._gpu else "process"]))
-            self.wait()
+            self._exchange(Round(self._steps, seconds, peak["gpu" if self._gpu else "process"]))
+
+    def _exchange(self, done: Round | None = None) -> None:
+        try:
+            if done is not None:
+                self._door.send(done)
+            self._steps = self._left = self._door.recv()
+        except (EOFError, OSError):
+            raise SystemExit from None
+        self._since = time.perf_counter()
 
 
 class GateCallback(Callback):

@@ -22,10 +22,12 @@ class Loop:
     Args:
         name: ``ours`` is ``python -m src.train`` with one more callback.
         command: its overrides.
+        variant: of the bare loop; where it is empty, that tries all and notes which is the fastest.
     """
 
-    def __init__(self, name: str, command: Sequence[str]) -> None:
+    def __init__(self, name: str, command: Sequence[str], variant: str = "") -> None:
         self.name = name
+        self._variant = variant
         self._command = list(command)
         self._note: str | None = None
 
@@ -73,18 +75,20 @@ class Loop:
             UserError: it has ended, and the message quotes its last line; or it does not end.
         """
         _ = self.note
-        self._door.send(steps)
-        return self._hear()
+        return self._hear(steps)
 
     def _program(self, folder: str, door: int) -> list[str]:
         if self.name != "ours":
-            return ["src.benchmarking.written", self.name, str(door), *self._command]
+            return ["src.benchmarking.written", self.name, self._variant, str(door), *self._command]
         gate = ("_target_=src.benchmarking.gate.GateCallback", f"door={door}")
         gates = [f"+callbacks.gate.{setting}" for setting in gate]
         return ["src.train", *self._command, f"hydra.run.dir={folder}/run", *gates]
 
-    def _hear(self) -> Any:
+    def _hear(self, order: int | None = None) -> Any:
+        """Its next word, after an order if there is one."""
         try:
+            if order is not None:
+                self._door.send(order)
             if self._door.poll(PATIENCE):
                 return self._door.recv()
         except (OSError, EOFError):

@@ -1,7 +1,6 @@
 """The parts of the benchmark: what each needs, where its figures go, and how they read."""
 
 import csv
-import os
 import platform
 import re
 import signal
@@ -13,75 +12,44 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.errors import HydraException
 
 from src.benchmarking.decoding import decoding
 from src.benchmarking.epochs import epochs
-from src.benchmarking.evaluation import evaluation
+from src.benchmarking.evaluation import evaluation, memory
 from src.benchmarking.measurement import Measurement
+from src.benchmarking.settings import composed
 from src.benchmarking.standin import data_overrides
 from src.benchmarking.startup import startup
 from src.benchmarking.steps import matmul_peak, measure
-from src.benchmarking.written import composed, refuse_what_cannot_be_compared
-from src.errors import UserError, whole_number
+from src.errors import UserError
 from src.figures.speed import speed_figure
 from src.files import whole_file
 from src.interrupts import interrupt_on
-from src.machine import multiplies_bfloat16
-
-PARTS = ("steps", "startup", "decoding", "evaluation", "epochs")
-LEAST = (
-    ("steps", "rounds", 1),
-    ("startup", "repetitions", 1),
-    ("decoding", "repetitions", 1),
-    ("evaluation", "samples", 1),
-    ("epochs", "images", 100),
-)
+from src.machine import multiplies_bfloat16, processors
 
 
 class Benchmark:
     """What is measured, and the folder that the figures go to: ``<part>.csv``, ``<part>.md``, ``steps.png``.
 
     Args:
-        settings: ``conf/benchmark.yaml``, resolved.
+        settings: ``conf/benchmark.yaml``, resolved and :func:`~src.benchmarking.settings.checked`.
 
     Raises:
-        UserError: a part, experiment, device or number that there is not.
+        UserError: there is no such device.
+        OSError: the folder cannot be written to.
     """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        parts, experiments, overrides = (
-            _words(key, value)
-            for key, value in (
-                ("parts", settings["parts"]),
-                ("steps.experiments", settings["steps"]["experiments"]),
-                ("overrides", settings["overrides"]),
-            )
-        )
-        for part in parts:
-            if part not in PARTS:
-                raise UserError(f"parts={part}: choose from {', '.join(PARTS)}")
-        if settings["device"] not in ("auto", "cpu", "cuda"):
-            raise UserError(f"device={settings['device']}: choose auto, cpu or cuda")
         if settings["device"] == "cuda" and not torch.cuda.is_available():
             raise UserError("device=cuda: no GPU is to be seen on this machine")
-        for part, name, least in LEAST:
-            whole_number(f"{part}.{name}", settings[part][name], least)
-        if not isinstance(settings["steps"]["seconds"], int | float) or settings["steps"]["seconds"] <= 0:
-            raise UserError(f"steps.seconds={settings['steps']['seconds']}: give a number above 0")
-        self.parts = parts
+        self.parts = settings["parts"]
         self.folder = Path(settings["folder"])
+        self.folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=self.folder).close()  # now, not when all is measured
         self._settings = settings
         cuda = settings["device"] != "cpu" and torch.cuda.is_available()
         self._device = "cuda" if cuda else "cpu"
-        self._overrides = [*(["trainer=gpu"] if cuda else []), *overrides]
-        self._experiments = experiments
-        for experiment in experiments if "steps" in parts else []:  # before anything is measured
-            try:
-                cfg = composed(f"experiment={experiment}", *self._overrides)
-            except HydraException as error:
-                raise UserError(f"steps.experiments={experiment}, overrides={overrides}: {error}") from error
-            refuse_what_cannot_be_compared(cfg)
+        self._overrides = [*(["trainer=gpu"] if cuda else []), *settings["overrides"]]
 
     @property
     def machine(self) -> str:
@@ -91,7 +59,7 @@ class Benchmark:
         name = found.group(1) if found else platform.processor()
         bf16 = "with" if multiplies_bfloat16() else "without"
         gpu = torch.cuda.get_device_name() if self._device == "cuda" else "no GPU"
-        cpu = f"{name} ({bf16} bfloat16), {os.cpu_count()} processors, {torch.get_num_threads()} threads"
+        cpu = f"{name} ({bf16} bfloat16), {processors()} processors, torch on {torch.get_num_threads()}"
         return f"{cpu}; {gpu}; torch {torch.__version__}"
 
     def measure(self, part: str) -> str:
@@ -101,12 +69,15 @@ class Benchmark:
         options = self._settings[part]
         root = Path(self._settings["data_dir"])
         measured: dict[str, Callable[[], list[Measurement]]] = {
-            "startup": lambda: _apart(startup, options["repetitions"]),
+            "startup": lambda: _apart(startup, options["repetitions"], self._overrides),
             "decoding": lambda: _apart(
                 decoding, _folder(root / "chest_xray"), _folder(root / "chest_xray_fullres"), options["repetitions"]
             ),
-            "evaluation": lambda: _apart(evaluation, options["samples"], self._device),
-            "epochs": lambda: _apart(epochs, options["images"]),
+            "evaluation": lambda: [
+                *_apart(evaluation, options["samples"], self._device),
+                *_apart(memory, options["samples"], self._device),
+            ],
+            "epochs": lambda: _apart(epochs, options["images"], self._overrides),
         }
         return self._write(part, [measurement._asdict() for measurement in measured[part]()])
 
@@ -115,7 +86,7 @@ class Benchmark:
         peaks: dict[str, float] = {}
         rows: list[dict[str, Any]] = []
         with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
-            for experiment in self._experiments:
+            for experiment in options["experiments"]:
                 data, images = self._data(experiment, Path(folder))
                 steps = measure(experiment, [*self._overrides, *data], options["rounds"], options["seconds"])
                 if steps.precision not in peaks:
@@ -141,25 +112,11 @@ class Benchmark:
         return table
 
 
-def _words(key: str, value: Any) -> list[str]:
-    """One word or a list of them, as a list.
-
-    Raises:
-        UserError: it is neither.
-    """
-    words = [value] if isinstance(value, str) else value
-    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-        raise UserError(f"{key}={value}: give a list such as {key}=[one,two]")
-    if not words and key != "overrides":
-        raise UserError(f"{key}={value}: nothing to measure")
-    return words
-
-
 def _apart(part: Callable[..., Iterator[Measurement]], *values: Any) -> list[Measurement]:
     """Measure in a new process, which shares neither memory nor allocator with what was measured before.
 
     Raises:
-        UserError: what the part raised; or its process was killed.
+        UserError: the part failed, or its process was killed.
     """
     door, its_door = Pipe(duplex=False)
     process = get_context("spawn").Process(target=_answer, args=(its_door, part, *values))
@@ -168,7 +125,10 @@ def _apart(part: Callable[..., Iterator[Measurement]], *values: Any) -> list[Mea
     try:
         answer = door.recv()
     except EOFError:
-        raise UserError(f"the part {part.__name__} was killed: there may be too little memory") from None
+        process.join()
+        killed = "it was killed, for want of memory perhaps"
+        why = killed if process.exitcode and process.exitcode < 0 else "see above"
+        raise UserError(f"the part {part.__name__} has failed: {why}") from None
     finally:
         process.terminate()  # where it was interrupted: it ends what it started itself
         process.join()
@@ -178,13 +138,13 @@ def _apart(part: Callable[..., Iterator[Measurement]], *values: Any) -> list[Mea
 
 
 def _answer(door: Connection, part: Callable[..., Iterator[Measurement]], *values: Any) -> None:
-    """What the new process does: send what the part measures, or what stopped it."""
+    """What the new process does: send what the part measures, or what the user can mend."""
     interrupt_on(signal.SIGTERM)
     try:
         door.send(list(part(*values)))
     except KeyboardInterrupt:
         pass
-    except Exception as error:
+    except (UserError, OSError) as error:
         door.send(error)
 
 
@@ -214,10 +174,11 @@ def steps_table(rows: Sequence[Mapping[str, Any]]) -> str:
             "ours / tutorial": ratio("ours/tutorial"),
             "ours / bare": ratio("ours/bare"),
             "images/s: tutorial / bare / ours": speeds,
-            "ms a step": f"{row['ours ms/step']:,.1f}",
-            "peak MiB": memory,
-            "GFLOP/s (of matmul peak)": f"{row['GFLOP/s']:,.0f} ({row['of peak']:.0%})",
+            "ms a step: ours": f"{row['ours ms/step']:,.1f}",
+            "peak MiB: tutorial / bare / ours": memory,
+            "GFLOP/s: ours (of matmul peak)": f"{row['GFLOP/s']:,.0f} ({row['of peak']:.0%})",
             "precision": row["precision"],
+            "bare": row["bare"],
             "images": row["images"],
         }
 

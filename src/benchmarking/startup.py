@@ -4,7 +4,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from src.benchmarking.loops import Loop
 from src.benchmarking.measurement import Measurement, seconds
@@ -12,7 +12,7 @@ from src.benchmarking.measurement import Measurement, seconds
 SMALL = ("model=conv_tiny", "data=digits", "data.image_size=16")
 
 
-def startup(repetitions: int) -> Iterator[Measurement]:
+def startup(repetitions: int, overrides: Sequence[str]) -> Iterator[Measurement]:
     """From the command to its first training step, and to the answer to a typo, beside ``import torch``."""
     typo = [sys.executable, "-m", "src.train", "model.latnt_dim=3"]
     bare = [sys.executable, "-c", "import torch"]
@@ -21,7 +21,7 @@ def startup(repetitions: int) -> Iterator[Measurement]:
         times["typo"].append(seconds(lambda: subprocess.run(typo, capture_output=True, check=False)))
         times["torch"].append(seconds(lambda: subprocess.run(bare, capture_output=True, check=True)))
         began = time.perf_counter()
-        with Loop("ours", [*SMALL, "test=false"]) as loop:
+        with Loop("ours", [*SMALL, "test=false", *overrides]) as loop:
             loop.run(1)
             times["step"].append(time.perf_counter() - began)
     typo_s, torch_s, step_s = (statistics.median(times[name]) for name in ("typo", "torch", "step"))

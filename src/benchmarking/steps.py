@@ -1,5 +1,6 @@
 """Training steps of ``src.train`` beside the tutorials' loop and the best one written by hand, round by round."""
 
+import itertools
 import statistics
 import time
 from collections.abc import Sequence
@@ -13,9 +14,12 @@ from src import runs
 from src.acceleration import fill_precision
 from src.benchmarking.gate import Round
 from src.benchmarking.loops import LOOPS, Loop
-from src.benchmarking.written import Network, composed
+from src.benchmarking.settings import composed
+from src.benchmarking.written import Network
 from src.console import progress
+from src.errors import UserError
 
+WARM_UP = 4  # steps before the rounds
 MATMUL = {"cpu": 2048, "cuda": 8192}  # side of the matrices whose product is the machine's peak
 
 
@@ -62,32 +66,34 @@ def measure(experiment: str, overrides: Sequence[str], rounds: int, seconds: flo
     Args:
         experiment: a choice of ``experiment=``.
         overrides: more of the command line, such as ``trainer=gpu``.
-        rounds: rounds; which loop begins changes from one to the next.
+        rounds: rounds; the order of the loops changes from one to the next.
         seconds: what a round of the fastest loop should last.
 
     Raises:
-        UserError: a loop fails.
+        UserError: a loop fails, or there are more rounds than an epoch has room for.
     """
     command = [f"experiment={experiment}", *overrides]
     cfg = composed(*command)
     fill_precision(cfg)
     datamodule = runs.build_datamodule(cfg)
     flops = count_flops(Network(runs.build_model(cfg, datamodule)), datamodule.batch_size, datamodule.image_shape)
+    batches = len(datamodule.splits.train) // datamodule.batch_size
+    most = (batches - WARM_UP) // (rounds + 1)  # within one epoch: what an epoch ends with is no step
+    if most < 1:
+        raise UserError(f"steps.rounds={rounds}: an epoch of {experiment} has {batches} batches, too few for so many")
+    with Loop("bare", command) as trial:  # alone, and in a process that ends: its memory is not the loop's
+        variant = trial.note
     with ExitStack() as stack:
-        loops = {"bare": stack.enter_context(Loop("bare", command))}
-        _ = loops["bare"].note  # it chooses its variant: nothing else runs until it has
-        loops |= {name: stack.enter_context(Loop(name, command)) for name in LOOPS if name != "bare"}
+        loops = {name: stack.enter_context(Loop(name, command, variant)) for name in LOOPS}
         warm = {name: [loop.run(1), loop.run(2)][1] for name, loop in loops.items()}
         fastest = min(round_.seconds / round_.steps for round_ in warm.values())
-        # Within one epoch: what an epoch ends with is no step.
-        most = (len(datamodule.splits.train) // datamodule.batch_size - 4) // (rounds + 1)
         steps = max(1, min(most, round(seconds / fastest)))
         for loop in loops.values():
             loop.run(steps)  # whatever is still cold
         taken: dict[str, list[Round]] = {name: [] for name in LOOPS}
-        for number in progress(range(rounds), experiment):
-            first = number % len(LOOPS)
-            for name in LOOPS[first:] + LOOPS[:first]:
+        orders = itertools.cycle(itertools.permutations(LOOPS))  # none always follows the same one
+        for _, order in zip(progress(range(rounds), experiment), orders, strict=False):
+            for name in order:
                 taken[name].append(loops[name].run(steps))
     return Steps(
         experiment,
@@ -95,7 +101,7 @@ def measure(experiment: str, overrides: Sequence[str], rounds: int, seconds: flo
         cfg.trainer.precision,
         {name: [r.seconds / r.steps for r in rounds_] for name, rounds_ in taken.items()},
         {name: rounds_[-1].peak_memory_mib for name, rounds_ in taken.items()},
-        loops["bare"].note,
+        variant,
         flops,
     )
 

@@ -1,6 +1,6 @@
 """The two training loops that ``src.train`` is compared with, written by hand for the same networks.
 
-``python -m src.benchmarking.written tutorial|bare DOOR OVERRIDE...`` is one of them, waiting at its gate.
+``python -m src.benchmarking.written tutorial|bare VARIANT DOOR OVERRIDE...`` is one of them, waiting at its gate.
 """
 
 import copy
@@ -9,12 +9,9 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import lightning as L
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,17 +21,17 @@ from torchvision import datasets, transforms
 from src import runs
 from src.acceleration import fill_precision
 from src.benchmarking.gate import Gate
-from src.benchmarking.standin import NAMES
+from src.benchmarking.settings import composed
 from src.data.arrays import TorchvisionDataModule
 from src.data.base import ImageDataModule
 from src.data.folder import FolderDataModule
 from src.errors import UserError
-from src.machine import keep_pages
+from src.machine import keep_pages, multiplies_bfloat16
 from src.models.base import MAX_LOG_VARIANCE, BaseVAE
 from src.objectives import soft_bound
 
-CONF = Path(__file__).parents[2] / "conf"
 TRIAL_STEPS = 5
+LAYOUTS = {"contiguous": "contiguous_format", "channels_last": "channels_last"}
 
 
 class Network(nn.Module):
@@ -58,7 +55,7 @@ class Network(nn.Module):
         return (distortion + rate) / len(x)
 
 
-def tutorial(cfg: DictConfig, datamodule: ImageDataModule, network: Network, device: torch.device) -> Iterator[None]:
+def tutorial(cfg: DictConfig, datamodule: ImageDataModule, network: Network, device: torch.device) -> Iterator[str]:
     """As tutorials have it: a transform a sample, no workers, float32, torch's plain Adam, ``.item()`` each step."""
     steps = [transforms.ToTensor()]
     if isinstance(datamodule, FolderDataModule):
@@ -82,36 +79,46 @@ def tutorial(cfg: DictConfig, datamodule: ImageDataModule, network: Network, dev
             loss.backward()
             optimizer.step()
             loss.item()
-            yield
+            yield ""
 
 
-def bare(cfg: DictConfig, datamodule: ImageDataModule, network: Network, device: torch.device) -> Iterator[str]:
+def bare(
+    cfg: DictConfig, datamodule: ImageDataModule, network: Network, device: torch.device, variant: str
+) -> Iterator[str]:
     """The least that trains: images resident as uint8, one gather a batch, no logging, no guard, no validation.
 
-    Of the variants (memory layout; compiled where ``compile=true`` asks for it; on a GPU captured as a graph, too) the
-    fastest one in a short trial is kept. Yields its name each step.
+    Without a ``variant`` all of them are tried for a few steps, to yield the name of the fastest.
     """
     images = datamodule.pool.images[datamodule.splits.train].to(device)
-    mixed = cfg.trainer.precision == "bf16-mixed"
-    layouts = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-    choices = [False, True] if cfg.compile is True or device.type == "cuda" else [False]  # a GPU's rival is a graph
-    mode = "reduce-overhead" if device.type == "cuda" else "default"  # the former captures CUDA graphs
-    variants: dict[str, Callable[[], None]] = {}
-    for layout, compile_ in itertools.product(layouts, choices):
-        clone = copy.deepcopy(network).to(memory_format=layouts[layout])
-        loss = torch.compile(clone, mode=mode) if compile_ else clone
-        name = f"{layout}{', compiled' if compile_ else ''}"
-        variants[name] = _step(loss, clone, images, datamodule.batch_size, cfg.optimizer.lr, mixed)
-    taken: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in range(2 * TRIAL_STEPS):  # in turns; the first half warms up
-        for name, step in variants.items():
-            taken[name].append(_seconds_of(step, device))
-    name = min(variants, key=lambda name: statistics.median(taken[name][TRIAL_STEPS:]))
-    step = variants[name]
-    variants.clear()
+    steps: dict[str, Callable[[], None]] = {}
+    for name in [variant] if variant else variants(cfg, device):
+        layout, precision, *compiled = name.split(", ")
+        clone = (network if variant else copy.deepcopy(network)).to(memory_format=getattr(torch, LAYOUTS[layout]))
+        mode = "reduce-overhead" if device.type == "cuda" else "default"  # the former captures CUDA graphs
+        loss = torch.compile(clone, mode=mode) if compiled else clone
+        mixed = precision == "bf16-mixed"
+        steps[name] = _step(loss, clone, images, datamodule.batch_size, cfg.optimizer.lr, mixed)
+    fastest = variant
+    if not variant:
+        taken: dict[str, list[float]] = {name: [] for name in steps}
+        for _ in range(2 * TRIAL_STEPS):  # in turns; the first half warms up
+            for name, step in steps.items():
+                taken[name].append(_seconds_of(step, device))
+        fastest = min(steps, key=lambda name: statistics.median(taken[name][TRIAL_STEPS:]))
     while True:
-        step()
-        yield name
+        steps[fastest]()
+        yield fastest
+
+
+def variants(cfg: DictConfig, device: torch.device) -> list[str]:
+    """What the bare loop may be: memory layout, precision (bfloat16 where the device multiplies it), compiled or not.
+
+    Compiled on a GPU, where that is its graph, and where ``compile=true`` asks for it: it may take minutes.
+    """
+    fast = device.type == "cuda" or multiplies_bfloat16()
+    precisions = dict.fromkeys([cfg.trainer.precision, *(["bf16-mixed"] if fast else [])])
+    compiled = ["", ", compiled"] if cfg.compile is True or device.type == "cuda" else [""]
+    return [f"{layout}, {precision}{c}" for layout in LAYOUTS for precision in precisions for c in compiled]
 
 
 def _step(loss: Callable, network: nn.Module, images: Tensor, size: int, lr: float, mixed: bool) -> Callable[[], None]:
@@ -142,37 +149,7 @@ def _seconds_of(step: Callable[[], None], device: torch.device) -> float:
     return time.perf_counter() - began
 
 
-def composed(*overrides: str) -> DictConfig:
-    """The config of ``python -m src.train <overrides>``."""
-    GlobalHydra.instance().clear()  # the benchmark's own command was composed by Hydra too
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train", overrides=list(overrides))
-
-
-def refuse_what_cannot_be_compared(cfg: DictConfig) -> None:
-    """See that a config asks for nothing that the loops written by hand do not do.
-
-    Raises:
-        UserError: it does.
-    """
-    asked = {
-        "model.kl_weight": (cfg.model.kl_weight, (1,)),
-        "model.kl_warmup_steps": (cfg.model.kl_warmup_steps, (0,)),
-        "model.likelihood": (cfg.model.likelihood["_target_"].rsplit(".", 1)[1], ("BernoulliLikelihood",)),
-        "data.binarize": (cfg.data.binarize, ("none",)),
-        "data.dequantize": (cfg.data.dequantize, (False,)),
-        "data.name": (cfg.data.name, tuple(NAMES)),
-        "optimizer": (cfg.optimizer["_target_"], ("torch.optim.Adam",)),
-        "trainer.precision": (cfg.trainer.precision, ("auto", "32-true", "bf16-mixed")),
-        "trainer.gradient_clip_val": (cfg.trainer.gradient_clip_val, (None,)),
-        "trainer.accumulate_grad_batches": (cfg.trainer.accumulate_grad_batches, (1,)),
-    }
-    for key, (value, known) in asked.items():
-        if value not in known:
-            raise UserError(f"{key}={value}: the loops to compare with know {', '.join(map(str, known))} only")
-
-
-def main(loop: str, door: str, *overrides: str) -> None:
+def main(loop: str, variant: str, door: str, *overrides: str) -> None:
     """Build what the overrides say, warm up one step, and step as the gate allows."""
     cfg = composed(*overrides)
     if loop == "bare":
@@ -182,8 +159,9 @@ def main(loop: str, door: str, *overrides: str) -> None:
     L.seed_everything(0, verbose=False)
     datamodule = runs.build_datamodule(cfg)
     network = Network(runs.build_model(cfg, datamodule)).to(device)
-    steps = {"tutorial": tutorial, "bare": bare}[loop](cfg, datamodule, network, device)
-    gate = Gate(int(door), next(steps) or "", device.type == "cuda")
+    given = (cfg, datamodule, network, device)
+    steps = bare(*given, variant) if loop == "bare" else tutorial(*given)
+    gate = Gate(int(door), next(steps), device.type == "cuda")
     gate.wait()
     for _ in steps:
         gate.step()

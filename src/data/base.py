@@ -172,12 +172,17 @@ class ImageDataModule(L.LightningDataModule):
         """Scale on the training device: a quarter of the bytes travel."""
         return Batch(self.scale(batch.x), batch.label)
 
+    @property
+    def _device(self) -> torch.device:
+        """Where the trainer trains."""
+        return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+
     def _images_for_training(self) -> Tensor:
         """The stored images, on the trainer's GPU where they take less than a quarter of what is free there.
 
         From there a batch is a gather on the GPU; nothing waits for the host.
         """
-        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        device = self._device
         if device.type != "cuda":
             return self.pool.images
         if self._on_gpu is None or self._on_gpu.device != device:
@@ -211,7 +216,7 @@ class ImageDataModule(L.LightningDataModule):
             sampler=sampler,
             batch_size=None,
             generator=torch.Generator().manual_seed(0),
-            pin_memory=torch.cuda.is_available() and not images.is_cuda,
+            pin_memory=self._device.type == "cuda" and not images.is_cuda,
         )
 
     def train_dataloader(self) -> DataLoader:

@@ -21,6 +21,7 @@ from torchvision.transforms.v2.functional import resize
 from src.console import progress
 from src.data.splits import content_digest
 from src.errors import UserError
+from src.machine import processors
 
 OnBadImage = Literal["raise", "skip"]
 DRAFT = 4  # a JPEG this many times larger is decoded at a half, a quarter or an eighth of its size
@@ -55,6 +56,8 @@ def decode(path: Path, size: int, channels: int) -> tuple[np.ndarray, bytes]:
         reduced = (2 * size, 2 * size) if min(file.size) >= DRAFT * size else file.size
         file.draft("L" if channels == 1 else None, reduced)
         image = ImageOps.exif_transpose(file)
+        if image.mode == "F":
+            raise ValueError("its pixels are floating-point numbers: save it with 8 or 16 bits a pixel")
         if image.mode.startswith("I"):
             image = Image.fromarray((np.asarray(image, dtype=np.float64) / 257).clip(0, 255).round().astype(np.uint8))
         image = image.convert("L" if channels == 1 else "RGB").resize((size, size), Image.Resampling.BILINEAR)
@@ -138,7 +141,7 @@ def _decode_all(
             digests[i] = content_digest(files[i].encode())
             _refuse_bad(root, bad, on_bad_image)
 
-    threads = os.cpu_count() or 1
+    threads = processors()
     turn = max(1, min(AT_A_TIME, len(files) // (4 * threads)))
     turns = [range(start, min(start + turn, len(files))) for start in range(0, len(files), turn)]
     pool = ThreadPoolExecutor(threads)  # Pillow decodes and resizes outside the interpreter lock

@@ -78,11 +78,6 @@ def slots_of(
     return [{**pins[i % len(pins)], **dict.fromkeys(THREADS, str(share))} for i in range(count)]
 
 
-def processors() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def run_all(points: Sequence[Point], slots: Sequence[Slot]) -> None:
     """Run what is not finished yet, a point a slot; failed ones do not stop the others.
 

@@ -1,0 +1,118 @@
+"""What the benchmark is asked for, seen to make sense before anything is measured or torch imported."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from src.benchmarking.standin import NAMES
+from src.errors import UserError, whole_number
+
+CONF = Path(__file__).parents[2] / "conf"
+PARTS = ("steps", "startup", "decoding", "evaluation", "epochs")
+LEAST = (
+    ("steps", "rounds", 1),
+    ("startup", "repetitions", 1),
+    ("decoding", "repetitions", 1),
+    ("evaluation", "samples", 1),
+    ("epochs", "images", 100),
+)
+# What the loops written by hand know: of all other keys they take the config's own value, or have no use for them.
+KNOWN: dict[str, tuple[Any, ...]] = {
+    "model.kl_weight": (1,),
+    "model.kl_warmup_steps": (0,),
+    "model.likelihood._target_": ("src.likelihoods.BernoulliLikelihood",),
+    "data.binarize": ("none",),
+    "data.dequantize": (False,),
+    "data.name": tuple(NAMES),
+    "optimizer._target_": ("torch.optim.Adam",),
+    "optimizer.betas": ([0.9, 0.999],),
+    "optimizer.weight_decay": (0,),
+    "schedule._target_": (None,),
+    "trainer.precision": ("auto", "32-true", "bf16-mixed"),
+    "trainer.gradient_clip_val": (None,),
+    "trainer.accumulate_grad_batches": (1,),
+    "trainer.max_steps": (-1,),
+    "trainer.limit_train_batches": (1,),
+}
+# Keys that the benchmark sets itself.
+OURS = ("hydra", "experiment", "callbacks=", "callbacks.gate", "data.root", "data.cache_dir", "data.download")
+
+
+def composed(*overrides: str) -> DictConfig:
+    """The config of ``python -m src.train <overrides>``."""
+    GlobalHydra.instance().clear()  # the benchmark's own command was composed by Hydra too
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", overrides=list(overrides))
+
+
+def checked(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The same settings, each list a list and nothing in it twice.
+
+    Args:
+        settings: ``conf/benchmark.yaml``, resolved.
+
+    Raises:
+        UserError: a part, experiment, device or number that there is not; or one that cannot be compared.
+    """
+    for part in PARTS:
+        if not isinstance(settings[part], dict):
+            raise UserError(f"{part}={settings[part]}: its keys are in conf/benchmark.yaml; to leave it out, set parts")
+    for part, name, least in LEAST:
+        whole_number(f"{part}.{name}", settings[part][name], least)
+    for key in ("folder", "data_dir"):
+        if not isinstance(settings[key], str):
+            raise UserError(f"{key}={settings[key]}: give a folder")
+    if settings["device"] not in ("auto", "cpu", "cuda"):
+        raise UserError(f"device={settings['device']}: choose auto, cpu or cuda")
+    seconds = settings["steps"]["seconds"]
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < math.inf:
+        raise UserError(f"steps.seconds={seconds}: give a number above 0")
+    parts = _words("parts", settings["parts"])
+    for part in parts:
+        if part not in PARTS:
+            raise UserError(f"parts={part}: choose from {', '.join(PARTS)}")
+    overrides = _words("overrides", settings["overrides"])
+    for override in overrides:
+        if override.lstrip("+~").startswith(OURS):
+            raise UserError(f"overrides={override}: that is set by the benchmark itself")
+    experiments = _words("steps.experiments", settings["steps"]["experiments"])
+    for experiment in experiments if "steps" in parts else []:
+        _refuse_what_cannot_be_compared(experiment, overrides)
+    steps = {**settings["steps"], "experiments": experiments}
+    return {**settings, "parts": parts, "overrides": overrides, "steps": steps}
+
+
+def _words(key: str, value: Any) -> list[str]:
+    """One word or a list of them, as a list without repetitions.
+
+    Raises:
+        UserError: it is neither.
+    """
+    words = [value] if isinstance(value, str) else value
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise UserError(f"{key}={value}: give a list such as {key}=[one,two]")
+    if not words and key != "overrides":
+        raise UserError(f"{key}={value}: nothing to measure")
+    return list(dict.fromkeys(words))
+
+
+def _refuse_what_cannot_be_compared(experiment: str, overrides: Sequence[str]) -> None:
+    """See that a config asks for nothing that the loops written by hand do not do."""
+    if not (CONF / "experiment" / f"{experiment}.yaml").is_file():
+        known = ", ".join(sorted(path.stem for path in (CONF / "experiment").glob("*.yaml")))
+        raise UserError(f"steps.experiments={experiment}: choose from {known}")
+    try:
+        cfg = composed(f"experiment={experiment}", *overrides)
+    except HydraException as error:
+        raise UserError(f"overrides={list(overrides)}: {error}") from error
+    for key, known in KNOWN.items():
+        value = OmegaConf.select(cfg, key)
+        value = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+        if value not in known:
+            raise UserError(f"{key}={value}: the loops to compare with know {', '.join(map(str, known))} only")
