@@ -86,7 +86,7 @@ class BaseVAE(L.LightningModule):
             image_shape=(channels * likelihood.parameters_per_pixel, height, width),
             depth=depth,
         )
-        # The layout in which convolutions are fastest: a pixel's channels side by side. Values and shapes are the same.
+        # The layout in which most convolutions are faster: a pixel's channels side by side. Values and shapes are the same.
         self.encoder.to(memory_format=torch.channels_last)
         self.decoder.to(memory_format=torch.channels_last)
         self._make_optimizer = optimizer
