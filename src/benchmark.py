@@ -29,7 +29,7 @@ def main(cfg: DictConfig) -> None:
     hush_libraries()
     interrupt_on(signal.SIGTERM, signal.SIGHUP)  # no process that it started stays behind
     benchmark = Benchmark(settings)
-    log.info("%s\n", benchmark.machine)
+    log.info("%s\n", benchmark.conditions)
     for part in benchmark.parts:
         log.info("%s\n", benchmark.measure(part))
     log.info("Written to %s", benchmark.folder)

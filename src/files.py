@@ -1,6 +1,7 @@
-"""Files that are written whole, or not at all."""
+"""Files that are written whole, or not at all; and their paths on a command line."""
 
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,12 @@ def whole_file(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def quoted(path: Path) -> str:
+    """A path as the value of an override: Hydra reads a backslash as one, but before a quote."""
+    escaped = re.sub(r"(\\*)(\'|$)", lambda m: 2 * m[1] + (r"\'" if m[2] else ""), str(path))
+    return f"'{escaped}'"
 
 
 def _umask() -> int:

@@ -2,6 +2,9 @@
 
 import csv
 import math
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -11,12 +14,13 @@ from src.benchmarking.decoding import decoding
 from src.benchmarking.epochs import epochs
 from src.benchmarking.loops import Loop
 from src.benchmarking.settings import checked
-from src.benchmarking.standin import data_overrides
+from src.benchmarking.standin import data_overrides, write_jpegs
 from src.benchmarking.startup import startup
 from src.benchmarking.steps import Steps, count_flops, measure
 from src.benchmarking.written import Network
 from src.errors import UserError
-from tests.conftest import ROOT, assert_one_line_error, built, data, train_cli
+from src.interrupts import ignored
+from tests.conftest import ROOT, assert_one_line_error, built, composed, data, train_cli
 
 
 def rows_of(path):
@@ -51,6 +55,7 @@ def test_steps_and_evaluation_are_measured_without_any_data_set(tmp_path):
         assert text.splitlines()[2] in done.stdout
     assert (tmp_path / "out" / "steps.png").stat().st_size > 10_000
     assert "\nWritten to" in done.stdout
+    assert "Traceback" not in done.stdout  # of a child that is ended though it has answered
 
 
 @pytest.mark.parametrize(
@@ -80,9 +85,12 @@ def test_bad_input_is_one_line(overrides, words, tmp_path):
         ({"overrides": ["model.kl_weight=2"]}, r"model\.kl_weight=2: the loops to compare with know 1 only"),
         ({"overrides": ["schedule=cosine"]}, r"schedule\._target_=src\.models\.base\.Schedule: the loops"),
         ({"overrides": ["optimizer.weight_decay=0.1"]}, r"optimizer\.weight_decay=0\.1: the loops"),
-        ({"overrides": ["trainer.limit_train_batches=5"]}, r"trainer\.limit_train_batches=5: the loops"),
+        ({"overrides": ["trainer.accumulate_grad_batches=2"]}, r"trainer\.accumulate_grad_batches=2: the loops"),
+        ({"overrides": ["trainer.limit_train_batches=1"]}, r"limit_train_batches=1: that is the benchmark's own"),
+        ({"overrides": ["trainer=ddp"]}, "trainer=ddp: that is the benchmark's own to set"),
+        ({"overrides": ["modl=lstm"], "parts": ["startup"]}, "overrides=.*modl=lstm.*Could not"),
         ({"overrides": ["model.likelihood=null"]}, r"model\.likelihood\._target_=None: the loops"),
-        ({"overrides": ["hydra.run.dir=x"]}, r"hydra\.run\.dir=x: that is set by the benchmark itself"),
+        ({"overrides": ["hydra.run.dir=x"]}, r"hydra\.run\.dir=x: that is the benchmark's own"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused_before_anything_is_measured(changes, words):
@@ -152,11 +160,11 @@ def test_stand_ins_are_of_the_kind_that_they_stand_in_for(tmp_path):
     assert datamodule.pool.classes == ["NORMAL"]  # ImageFolder wants a class
     with pytest.raises(UserError, match="digits"):
         data_overrides("digits", tmp_path, tmp_path)
-    (tmp_path / "there" / "MNIST").mkdir(parents=True)
-    assert data_overrides("mnist", tmp_path / "there", tmp_path) == (
-        [f"data.root={tmp_path}/there", "data.download=false"],
-        "mnist",
-    )
+    there = tmp_path / "it's (over) there, é"
+    (there / "MNIST").mkdir(parents=True)
+    overrides, name = data_overrides("mnist", there, tmp_path)
+    assert name == "mnist"
+    assert composed("data=mnist", *overrides).data.root == str(there)
 
 
 def test_the_other_parts_measure_what_they_name(tmp_path):
@@ -164,4 +172,24 @@ def test_the_other_parts_measure_what_they_name(tmp_path):
     values = {figure.what: figure.value for figure in figures}
     assert all(math.isfinite(value) for value in values.values())
     assert values["answer to a typo / import torch"] < 1
+    assert {f"decoding, {size}: ours" for size in ("224x224", "2090x1858")} <= values.keys()
     assert values["an epoch of batches from a memory-mapped file of 2,048 MiB adds"] < 256
+
+
+def test_a_picture_that_cannot_be_decoded_is_named(tmp_path):
+    write_jpegs(tmp_path / "class", 3, (64, 64))
+    broken = tmp_path / "class" / "00001.jpeg"
+    broken.write_bytes(broken.read_bytes()[:300])
+    with pytest.raises(UserError, match=r"00001\.jpeg"):
+        list(decoding(tmp_path, tmp_path, 1))
+
+
+def test_a_part_hears_ctrl_c_from_the_benchmark_alone():
+    """A terminal sends Ctrl-C to both: a second one would cut off what the first began to put away."""
+    with ignored(signal.SIGINT):
+        deaf = subprocess.Popen([sys.executable, "-c", "print(1, flush=True); input()"], stdin=-1, stdout=-1)
+    assert signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+    assert deaf.stdout.readline() == b"1\n"
+    deaf.send_signal(signal.SIGINT)
+    deaf.communicate(b"\n", timeout=60)
+    assert deaf.returncode == 0

@@ -7,7 +7,8 @@ from hydra import compose, initialize_config_dir
 from hydra.conf import ConfigSourceInfo
 
 from src.errors import UserError
-from src.sweeps.plan import Plan, plan_of, point_name, quoted, sweep_folder
+from src.files import quoted
+from src.sweeps.plan import Plan, plan_of, point_name, sweep_folder
 from src.sweeps.points import program_of
 from tests.conftest import ROOT
 

@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from src.sweeps.plan import Plan, quoted
+from src.files import quoted
+from src.sweeps.plan import Plan
 from src.sweeps.points import Point, unfinished
 from src.sweeps.records import Record, is_locked
 from src.sweeps.slots import run_all

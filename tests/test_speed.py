@@ -11,6 +11,7 @@ import pytest
 import torch
 from lightning.pytorch.profilers import SimpleProfiler
 from PIL import Image
+from torchvision.transforms import ToTensor
 
 from src import acceleration, runs
 from src.benchmarking.written import Network
@@ -59,6 +60,29 @@ def test_the_memory_layout_changes_no_result(name):
     assert kernels_of(model)
     assert all(w.is_contiguous(memory_format=torch.channels_last) for w in kernels_of(model))
     assert_same(loss_and_gradients(plain, x), loss_and_gradients(model, x))
+
+
+def test_fused_steps_are_the_plain_ones():
+    plain, x = batch_of("conv_tiny")
+    fused = copy.deepcopy(plain)
+    optimizers = [torch.optim.Adam(plain.parameters()), torch.optim.Adam(fused.parameters(), fused=True)]
+    for _ in range(5):
+        loss_and_gradients(plain, x)
+        for one, other in zip(plain.parameters(), fused.parameters(), strict=True):
+            other.grad = one.grad.clone()  # of the same: Adam makes whole steps of what is only rounding
+        for optimizer in optimizers:
+            optimizer.step()
+    for one, other in zip(plain.parameters(), fused.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)  # steps are of 1e-3
+
+
+def test_batches_are_the_images_that_a_tutorial_reads():
+    datamodule, _ = built("data.image_size=16")
+    batch = next(iter(datamodule.train_dataloader()))
+    x = datamodule.on_after_batch_transfer(batch, 0).x
+    images = {ToTensor()(image.permute(1, 2, 0).numpy()).numpy().tobytes() for image in datamodule.pool.images}
+    assert x.shape == (datamodule.batch_size, 1, 16, 16)
+    assert all(image.numpy().tobytes() in images for image in x)
 
 
 def test_wide_float32_convolutions_on_a_cpu_keep_whole_planes():

@@ -17,6 +17,7 @@ from src.benchmarking.settings import composed
 from src.benchmarking.standin import write_jpegs
 from src.data.splits import ImagePool
 from src.errors import UserError
+from src.files import quoted
 from src.machine import keep_pages
 
 IMAGE_SIZE = 128  # pixels of the large store's images
@@ -30,15 +31,17 @@ def epochs(images: int, overrides: Sequence[str]) -> Iterator[Measurement]:
         seconds = {}
         for count in (images, 10 * images):
             write_jpegs(folder / str(count), count, (64, 64))
-            data = ["data=image_folder", f"data.root={folder / str(count)}", "data.channels=1", "data.image_size=32"]
-            places = [f"data.cache_dir={folder}/cache", f"hydra.run.dir={folder}/run{count}"]
+            run = folder / f"run{count}"
+            data = ["data=image_folder", "data.channels=1", "data.image_size=32"]
+            paths = {"data.root": folder / str(count), "data.cache_dir": folder / "cache", "hydra.run.dir": run}
+            places = [f"{key}={quoted(path)}" for key, path in paths.items()]
             command = ["model=conv_tiny", *data, *places, "trainer.max_epochs=2", "~callbacks.figures", *overrides]
             done = subprocess.run(
                 [sys.executable, "-m", "src.train", *command], capture_output=True, text=True, check=False
             )
             if done.returncode:
                 raise UserError(f"a measured training failed: {(done.stdout + done.stderr).strip().splitlines()[-1]}")
-            metrics = json.loads((folder / f"run{count}/metrics.json").read_text())
+            metrics = json.loads((run / "metrics.json").read_text())
             seconds[count] = metrics["data"]["images"]["train"] / metrics["train_images_per_second"]
         memory = _memory_of_an_epoch(folder / "images.npy")
     yield Measurement("training an epoch of 10 N images / of N", seconds[10 * images] / seconds[images], "ratio")

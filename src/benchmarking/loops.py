@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from src.benchmarking.gate import Round
 from src.errors import UserError
+from src.files import quoted
 
 LOOPS = ("tutorial", "bare", "ours")
 PATIENCE = 900.0  # seconds a loop may take to start, or for a round
@@ -82,7 +83,7 @@ class Loop:
             return ["src.benchmarking.written", self.name, self._variant, str(door), *self._command]
         gate = ("_target_=src.benchmarking.gate.GateCallback", f"door={door}")
         gates = [f"+callbacks.gate.{setting}" for setting in gate]
-        return ["src.train", *self._command, f"hydra.run.dir={folder}/run", *gates]
+        return ["src.train", *self._command, f"hydra.run.dir={quoted(Path(folder) / 'run')}", *gates]
 
     def _hear(self, order: int | None = None) -> Any:
         """Its next word, after an order if there is one."""

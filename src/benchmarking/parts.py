@@ -20,11 +20,11 @@ from src.benchmarking.measurement import Measurement
 from src.benchmarking.settings import composed
 from src.benchmarking.standin import data_overrides
 from src.benchmarking.startup import startup
-from src.benchmarking.steps import matmul_peak, measure
+from src.benchmarking.steps import Steps, matmul_peak, measure
 from src.errors import UserError
 from src.figures.speed import speed_figure
 from src.files import whole_file
-from src.interrupts import interrupt_on
+from src.interrupts import ignored, interrupt_on
 from src.machine import multiplies_bfloat16, processors
 
 
@@ -52,15 +52,16 @@ class Benchmark:
         self._overrides = [*(["trainer=gpu"] if cuda else []), *settings["overrides"]]
 
     @property
-    def machine(self) -> str:
-        """The processor, the GPU, and torch, in one line."""
+    def conditions(self) -> str:
+        """The processor, the GPU, torch, and the overrides of what is measured, in one line."""
         cpuinfo = Path("/proc/cpuinfo")
         found = re.search(r"model name\s*:\s*(.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
         name = found.group(1) if found else platform.processor()
         bf16 = "with" if multiplies_bfloat16() else "without"
         gpu = torch.cuda.get_device_name() if self._device == "cuda" else "no GPU"
         cpu = f"{name} ({bf16} bfloat16), {processors()} processors, torch on {torch.get_num_threads()}"
-        return f"{cpu}; {gpu}; torch {torch.__version__}"
+        overrides = "".join(f"; {override}" for override in self._overrides)
+        return f"{cpu}; {gpu}; torch {torch.__version__}{overrides}"
 
     def measure(self, part: str) -> str:
         """Measure one part and write its files; returns its table."""
@@ -84,17 +85,18 @@ class Benchmark:
     def _steps(self) -> str:
         options = self._settings["steps"]
         peaks: dict[str, float] = {}
-        rows: list[dict[str, Any]] = []
+        measured: list[tuple[Steps, str]] = []
         with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
             for experiment in options["experiments"]:
                 data, images = self._data(experiment, Path(folder))
                 steps = measure(experiment, [*self._overrides, *data], options["rounds"], options["seconds"])
-                if steps.precision not in peaks:
-                    peaks[steps.precision] = matmul_peak(steps.precision, self._device)
-                rows.append(steps.row(peaks[steps.precision]) | {"images": images})
+                measured.append((steps, images))
+                peak = matmul_peak(steps.precision, self._device)  # of all that were measured, the largest counts
+                peaks[steps.precision] = max(peak, peaks.get(steps.precision, 0))
+                rows = [steps.row(peaks[steps.precision]) | {"images": images} for steps, images in measured]
                 table = self._write("steps", rows)  # what is measured is kept, whatever becomes of the next one
                 with whole_file(self.folder / "steps.png") as file:
-                    speed_figure(rows, self.machine).savefig(file, format="png", dpi=150)
+                    speed_figure(rows, self.conditions).savefig(file, format="png", dpi=150)
         return table
 
     def _data(self, experiment: str, folder: Path) -> tuple[list[str], str]:
@@ -108,7 +110,7 @@ class Benchmark:
             writer.writeheader()
             writer.writerows(rows)
         with whole_file(self.folder / f"{part}.md") as file:
-            file.write_text(f"{self.machine}\n\n{table}\n")
+            file.write_text(f"{self.conditions}\n\n{table}\n")
         return table
 
 
@@ -120,7 +122,8 @@ def _apart(part: Callable[..., Iterator[Measurement]], *values: Any) -> list[Mea
     """
     door, its_door = Pipe(duplex=False)
     process = get_context("spawn").Process(target=_answer, args=(its_door, part, *values))
-    process.start()
+    with ignored(signal.SIGINT, signal.SIGHUP):  # by the new process, for good: only this one interrupts it, once
+        process.start()
     its_door.close()
     try:
         answer = door.recv()
@@ -129,8 +132,10 @@ def _apart(part: Callable[..., Iterator[Measurement]], *values: Any) -> list[Mea
         killed = "it was killed, for want of memory perhaps"
         why = killed if process.exitcode and process.exitcode < 0 else "see above"
         raise UserError(f"the part {part.__name__} has failed: {why}") from None
+    except BaseException:
+        process.terminate()  # it ends what it started itself
+        raise
     finally:
-        process.terminate()  # where it was interrupted: it ends what it started itself
         process.join()
     if isinstance(answer, Exception):
         raise answer

@@ -38,10 +38,13 @@ KNOWN: dict[str, tuple[Any, ...]] = {
     "trainer.gradient_clip_val": (None,),
     "trainer.accumulate_grad_batches": (1,),
     "trainer.max_steps": (-1,),
-    "trainer.limit_train_batches": (1,),
 }
-# Keys that the benchmark sets itself.
-OURS = ("hydra", "experiment", "callbacks=", "callbacks.gate", "data.root", "data.cache_dir", "data.download")
+# Keys that the benchmark sets itself, or that must be as they are: a process a loop, and whole epochs.
+OURS = (
+    *("hydra", "experiment", "callbacks=", "callbacks.gate", "data.root", "data.cache_dir", "data.download"),
+    *("trainer=", "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
+    *("trainer.limit_", "trainer.val_check_interval"),
+)
 
 
 def composed(*overrides: str) -> DictConfig:
@@ -80,8 +83,9 @@ def checked(settings: Mapping[str, Any]) -> dict[str, Any]:
     overrides = _words("overrides", settings["overrides"])
     for override in overrides:
         if override.lstrip("+~").startswith(OURS):
-            raise UserError(f"overrides={override}: that is set by the benchmark itself")
+            raise UserError(f"overrides={override}: that is the benchmark's own to set")
     experiments = _words("steps.experiments", settings["steps"]["experiments"])
+    _composed("model=conv_tiny", overrides)
     for experiment in experiments if "steps" in parts else []:
         _refuse_what_cannot_be_compared(experiment, overrides)
     steps = {**settings["steps"], "experiments": experiments}
@@ -102,15 +106,19 @@ def _words(key: str, value: Any) -> list[str]:
     return list(dict.fromkeys(words))
 
 
+def _composed(choice: str, overrides: Sequence[str]) -> DictConfig:
+    try:
+        return composed(choice, *overrides)
+    except HydraException as error:
+        raise UserError(f"overrides={list(overrides)}: {error}") from error
+
+
 def _refuse_what_cannot_be_compared(experiment: str, overrides: Sequence[str]) -> None:
     """See that a config asks for nothing that the loops written by hand do not do."""
     if not (CONF / "experiment" / f"{experiment}.yaml").is_file():
         known = ", ".join(sorted(path.stem for path in (CONF / "experiment").glob("*.yaml")))
         raise UserError(f"steps.experiments={experiment}: choose from {known}")
-    try:
-        cfg = composed(f"experiment={experiment}", *overrides)
-    except HydraException as error:
-        raise UserError(f"overrides={list(overrides)}: {error}") from error
+    cfg = _composed(f"experiment={experiment}", overrides)
     for key, known in KNOWN.items():
         value = OmegaConf.select(cfg, key)
         value = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value

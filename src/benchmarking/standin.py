@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from src.errors import UserError
+from src.files import quoted
 
 JPEGS = 6000  # in a stand-in folder, as there are chest X-rays
 NAMES = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "chest_xray": "chest_xray"}
@@ -34,13 +35,13 @@ def data_overrides(data: str, root: Path, folder: Path) -> tuple[list[str], str]
     else:
         there, made, options = root, folder, ["data.download=false"]
     if (root / NAMES[data]).is_dir():
-        return [f"data.root={there}", *options], data
+        return [f"data.root={quoted(there)}", *options], data
     if data == "chest_xray":
-        options = [f"data.cache_dir={folder}/cache"]
+        options = [f"data.cache_dir={quoted(folder / 'cache')}"]
         write_jpegs(made / "train" / "NORMAL", JPEGS, (224, 224))
     else:
         _write_idx(made / NAMES[data] / "raw")
-    return [f"data.root={made}", *options], "random images"
+    return [f"data.root={quoted(made)}", *options], "random images"
 
 
 def write_jpegs(folder: Path, count: int, size: tuple[int, int]) -> None:

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
 from src import runs
-from src.acceleration import fill_precision
+from src.acceleration import fill_precision, on_gpu
 from src.benchmarking.gate import Gate
 from src.benchmarking.settings import composed
 from src.data.arrays import TorchvisionDataModule
@@ -155,7 +155,7 @@ def main(loop: str, variant: str, door: str, *overrides: str) -> None:
     if loop == "bare":
         keep_pages()
     fill_precision(cfg)
-    device = torch.device("cpu" if cfg.trainer.accelerator == "cpu" else "cuda")
+    device = torch.device("cuda" if on_gpu(cfg) else "cpu")
     L.seed_everything(0, verbose=False)
     datamodule = runs.build_datamodule(cfg)
     network = Network(runs.build_model(cfg, datamodule)).to(device)

@@ -59,6 +59,7 @@ class PatientEarlyStopping(EarlyStopping):
 class StepLimit(Callback):
     """Ends training, with a validation, once it has taken ``max_steps`` optimizer steps.
 
+    In mid-epoch that ends the epoch: a resume begins with the next one.
     In place of Lightning's own limit, with which no run can be taken up again: its FitLoop then holds the finished
     epoch of a checkpoint for an unfinished one, and ends it a second time with nothing validated.
     """

@@ -9,12 +9,12 @@ LOOPS = {"tutorial": "#999999", "bare": "#0072B2", "ours": "#D55E00"}
 NAMES = {"tutorial": "tutorial's loop", "bare": "best loop by hand", "ours": "src.train"}
 
 
-def speed_figure(rows: Sequence[Mapping[str, Any]], machine: str) -> Figure:
-    """Images a second of each loop, as multiples of the tutorial's.
+def speed_figure(rows: Sequence[Mapping[str, Any]], conditions: str) -> Figure:
+    """Images a second of each loop, as multiples of the tutorial's: of medians, where the table has medians of ratios.
 
     Args:
         rows: of the steps' table: a mapping an experiment.
-        machine: where that was.
+        conditions: where that was, and with which overrides.
     """
     figure = Figure(figsize=(9, 1 + 0.8 * len(rows)), layout="constrained")
     axes = figure.subplots()
@@ -32,7 +32,7 @@ def speed_figure(rows: Sequence[Mapping[str, Any]], machine: str) -> Figure:
     axes.invert_yaxis()
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xlim(0, 1.25 * max(row[f"{loop} images/s"] / row["tutorial images/s"] for row in rows for loop in LOOPS))
-    axes.set(xlabel="training speed, as a multiple of the tutorial's loop")
-    axes.set_title(machine, fontsize=8)
+    axes.set(xlabel="median training speed, as a multiple of the tutorial's")
+    axes.set_title(conditions, fontsize=8)
     figure.legend(loc="outside lower center", ncols=3, fontsize=9)
     return figure

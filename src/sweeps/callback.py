@@ -10,7 +10,8 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from src.errors import UserError, explain
-from src.sweeps.plan import plan_in, plan_of, quoted, sweep_folder
+from src.files import quoted
+from src.sweeps.plan import plan_in, plan_of, sweep_folder
 from src.sweeps.points import unfinished
 from src.sweeps.tensorboard import name_columns
 

@@ -152,9 +152,3 @@ def plan_in(sweep: Path) -> Plan:
     if plan is None:
         raise UserError(f"there is no {sweep}/sweep.json: the sweep's folder must be on a disk that all machines share")
     return plan
-
-
-def quoted(path: Path) -> str:
-    """A path as the value of an override: Hydra reads a backslash as one, but before a quote."""
-    escaped = re.sub(r"(\\*)(\'|$)", lambda m: 2 * m[1] + (r"\'" if m[2] else ""), str(path))
-    return f"'{escaped}'"

@@ -22,8 +22,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from src.errors import DISK_FULL, DIVERGED
+from src.files import quoted
 from src.resuming import other_setting
-from src.sweeps.plan import Plan, plan_in, point_name, quoted
+from src.sweeps.plan import Plan, plan_in, point_name
 from src.sweeps.records import LOCK, RECORD, Record, Status, read_metrics
 
 log = logging.getLogger(__name__)
