@@ -51,7 +51,7 @@ def lay_out(model: BaseVAE, precision: str, on_gpu: bool) -> BaseVAE:
     """
     convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
     wide = any(min(c.in_channels, c.out_channels) >= WIDE for c in convolutions)
-    planes = wide and precision == "32-true" and not on_gpu
+    planes = wide and str(precision) in ("32", "32-true") and not on_gpu
     for body in (model.encoder, model.decoder):
         body.to(memory_format=torch.contiguous_format if planes else torch.channels_last)
     return model

@@ -3,8 +3,6 @@
 import csv
 import math
 import signal
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -13,13 +11,14 @@ from omegaconf import OmegaConf
 from src.benchmarking.decoding import decoding
 from src.benchmarking.epochs import epochs
 from src.benchmarking.loops import Loop
+from src.benchmarking.measurement import Measurement
+from src.benchmarking.parts import _apart
 from src.benchmarking.settings import checked
 from src.benchmarking.standin import data_overrides, write_jpegs
 from src.benchmarking.startup import startup
 from src.benchmarking.steps import Steps, count_flops, measure
 from src.benchmarking.written import Network
 from src.errors import UserError
-from src.interrupts import ignored
 from tests.conftest import ROOT, assert_one_line_error, built, composed, data, train_cli
 
 
@@ -87,6 +86,8 @@ def test_bad_input_is_one_line(overrides, words, tmp_path):
         ({"overrides": ["optimizer.weight_decay=0.1"]}, r"optimizer\.weight_decay=0\.1: the loops"),
         ({"overrides": ["trainer.accumulate_grad_batches=2"]}, r"trainer\.accumulate_grad_batches=2: the loops"),
         ({"overrides": ["trainer.limit_train_batches=1"]}, r"limit_train_batches=1: that is the benchmark's own"),
+        ({"overrides": ["+trainer.overfit_batches=5"]}, "overfit_batches=5: that is the benchmark's own"),
+        ({"overrides": ["data=mnist"]}, "data=mnist: that is the benchmark's own"),
         ({"overrides": ["trainer=ddp"]}, "trainer=ddp: that is the benchmark's own to set"),
         ({"overrides": ["modl=lstm"], "parts": ["startup"]}, "overrides=.*modl=lstm.*Could not"),
         ({"overrides": ["model.likelihood=null"]}, r"model\.likelihood\._target_=None: the loops"),
@@ -172,7 +173,7 @@ def test_the_other_parts_measure_what_they_name(tmp_path):
     values = {figure.what: figure.value for figure in figures}
     assert all(math.isfinite(value) for value in values.values())
     assert values["answer to a typo / import torch"] < 1
-    assert {f"decoding, {size}: ours" for size in ("224x224", "2090x1858")} <= values.keys()
+    assert {f"decoding, {size} (the first): ours" for size in ("224x224", "2090x1858")} <= values.keys()
     assert values["an epoch of batches from a memory-mapped file of 2,048 MiB adds"] < 256
 
 
@@ -184,12 +185,22 @@ def test_a_picture_that_cannot_be_decoded_is_named(tmp_path):
         list(decoding(tmp_path, tmp_path, 1))
 
 
-def test_a_part_hears_ctrl_c_from_the_benchmark_alone():
+def what_is_ignored():
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        yield Measurement(number.name, float(signal.getsignal(number) is signal.SIG_IGN), "")
+
+
+def test_a_part_is_interrupted_by_the_benchmark_alone_and_once():
     """A terminal sends Ctrl-C to both: a second one would cut off what the first began to put away."""
-    with ignored(signal.SIGINT):
-        deaf = subprocess.Popen([sys.executable, "-c", "print(1, flush=True); input()"], stdin=-1, stdout=-1)
-    assert signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
-    assert deaf.stdout.readline() == b"1\n"
-    deaf.send_signal(signal.SIGINT)
-    deaf.communicate(b"\n", timeout=60)
-    assert deaf.returncode == 0
+    before = signal.getsignal(signal.SIGINT)
+    ignored = {measurement.what: measurement.value for measurement in _apart(what_is_ignored)}
+    assert ignored == {"SIGINT": 1, "SIGHUP": 1, "SIGTERM": 0}
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_override_is_composed_with_what_it_is_for():
+    settings = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "benchmark.yaml"), resolve=True)
+    settings |= {"parts": ["steps"], "overrides": ["model.decoder.dropout=0.1"]}
+    assert checked(settings | {"steps": settings["steps"] | {"experiments": ["mnist_conv_dropout"]}})
+    with pytest.raises(UserError, match=r"model\.decoder\.dropout"):
+        checked(settings | {"parts": ["startup"]})

@@ -51,7 +51,7 @@ def _decoding_of(root: Path, cache: Path, repetitions: int) -> Iterator[Measurem
         cached.append(seconds(lambda: runs.build_datamodule(cfg).setup("fit")))
     images = len(runs.build_datamodule(cfg).pool.images)
     first, _ = datasets.ImageFolder(str(root))[0]
-    size = f"{first.width}x{first.height}"
+    size = f"{first.width}x{first.height} (the first)"
     ratio = statistics.median(a / b for a, b in zip(loop, cold, strict=True))
     yield Measurement(f"decoding, {size}: ours / ImageFolder loop", ratio, "ratio")
     yield Measurement(f"decoding, {size}: ours", images / statistics.median(cold), "images/s")

@@ -13,7 +13,7 @@ import torch
 
 from src import runs
 from src.benchmarking.measurement import Measurement
-from src.benchmarking.settings import composed
+from src.benchmarking.settings import RUN, composed
 from src.benchmarking.standin import write_jpegs
 from src.data.splits import ImagePool
 from src.errors import UserError
@@ -32,10 +32,9 @@ def epochs(images: int, overrides: Sequence[str]) -> Iterator[Measurement]:
         for count in (images, 10 * images):
             write_jpegs(folder / str(count), count, (64, 64))
             run = folder / f"run{count}"
-            data = ["data=image_folder", "data.channels=1", "data.image_size=32"]
             paths = {"data.root": folder / str(count), "data.cache_dir": folder / "cache", "hydra.run.dir": run}
             places = [f"{key}={quoted(path)}" for key, path in paths.items()]
-            command = ["model=conv_tiny", *data, *places, "trainer.max_epochs=2", "~callbacks.figures", *overrides]
+            command = [*RUN["epochs"], *places, "trainer.max_epochs=2", "~callbacks.figures", *overrides]
             done = subprocess.run(
                 [sys.executable, "-m", "src.train", *command], capture_output=True, text=True, check=False
             )

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing import Pipe, get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from src.benchmarking.steps import Steps, matmul_peak, measure
 from src.errors import UserError
 from src.figures.speed import speed_figure
 from src.files import whole_file
-from src.interrupts import ignored, interrupt_on
+from src.interrupts import ignored
 from src.machine import multiplies_bfloat16, processors
 
 
@@ -53,14 +54,14 @@ class Benchmark:
 
     @property
     def conditions(self) -> str:
-        """The processor, the GPU, torch, and the overrides of what is measured, in one line."""
+        """The processor, the GPU, torch, and the overrides of the trainings, in one line."""
         cpuinfo = Path("/proc/cpuinfo")
         found = re.search(r"model name\s*:\s*(.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
         name = found.group(1) if found else platform.processor()
         bf16 = "with" if multiplies_bfloat16() else "without"
         gpu = torch.cuda.get_device_name() if self._device == "cuda" else "no GPU"
         cpu = f"{name} ({bf16} bfloat16), {processors()} processors, torch on {torch.get_num_threads()}"
-        overrides = "".join(f"; {override}" for override in self._overrides)
+        overrides = f"; trainings with {' '.join(self._overrides)}" if self._overrides else ""
         return f"{cpu}; {gpu}; torch {torch.__version__}{overrides}"
 
     def measure(self, part: str) -> str:
@@ -122,10 +123,10 @@ def _apart(part: Callable[..., Iterator[Measurement]], *values: Any) -> list[Mea
     """
     door, its_door = Pipe(duplex=False)
     process = get_context("spawn").Process(target=_answer, args=(its_door, part, *values))
-    with ignored(signal.SIGINT, signal.SIGHUP):  # by the new process, for good: only this one interrupts it, once
+    with ignored(signal.SIGINT, signal.SIGHUP):  # by the new process, for good: see _answer
         process.start()
-    its_door.close()
     try:
+        its_door.close()
         answer = door.recv()
     except EOFError:
         process.join()
@@ -143,14 +144,23 @@ def _apart(part: Callable[..., Iterator[Measurement]], *values: Any) -> list[Mea
 
 
 def _answer(door: Connection, part: Callable[..., Iterator[Measurement]], *values: Any) -> None:
-    """What the new process does: send what the part measures, or what the user can mend."""
-    interrupt_on(signal.SIGTERM)
+    """What the new process does: send what the part measures, or what the user can mend.
+
+    It hears SIGTERM alone, and once: a signal to all processes reaches it a second time from the one that started it,
+    and would cut off what the first began to put away.
+    """
+    signal.signal(signal.SIGTERM, _interrupt_once)
     try:
         door.send(list(part(*values)))
     except KeyboardInterrupt:
         pass
     except (UserError, OSError) as error:
         door.send(error)
+
+
+def _interrupt_once(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _folder(path: Path) -> Path | None:

@@ -22,6 +22,11 @@ LEAST = (
     ("evaluation", "samples", 1),
     ("epochs", "images", 100),
 )
+# What other parts than steps train.
+RUN = {
+    "startup": ("model=conv_tiny", "data=digits", "data.image_size=16"),
+    "epochs": ("model=conv_tiny", "data=image_folder", "data.channels=1", "data.image_size=32"),
+}
 # What the loops written by hand know: of all other keys they take the config's own value, or have no use for them.
 KNOWN: dict[str, tuple[Any, ...]] = {
     "model.kl_weight": (1,),
@@ -30,20 +35,26 @@ KNOWN: dict[str, tuple[Any, ...]] = {
     "data.binarize": ("none",),
     "data.dequantize": (False,),
     "data.name": tuple(NAMES),
+    "data.channels": (1, None),
     "optimizer._target_": ("torch.optim.Adam",),
     "optimizer.betas": ([0.9, 0.999],),
+    "optimizer.eps": (1e-8, None),
     "optimizer.weight_decay": (0,),
+    "optimizer.amsgrad": (False, None),
     "schedule._target_": (None,),
     "trainer.precision": ("auto", "32-true", "bf16-mixed"),
     "trainer.gradient_clip_val": (None,),
     "trainer.accumulate_grad_batches": (1,),
     "trainer.max_steps": (-1,),
+    "trainer.detect_anomaly": (False,),
+    "trainer.deterministic": (False,),
 }
 # Keys that the benchmark sets itself, or that must be as they are: a process a loop, and whole epochs.
 OURS = (
-    *("hydra", "experiment", "callbacks=", "callbacks.gate", "data.root", "data.cache_dir", "data.download"),
+    *("hydra", "run_dir", "ckpt_path", "experiment", "callbacks=", "callbacks.gate"),
+    *("data=", "data.root", "data.cache_dir", "data.download"),
     *("trainer=", "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
-    *("trainer.limit_", "trainer.val_check_interval"),
+    *("trainer.limit_", "trainer.overfit_batches", "trainer.fast_dev_run", "trainer.val_check_interval"),
 )
 
 
@@ -81,11 +92,8 @@ def checked(settings: Mapping[str, Any]) -> dict[str, Any]:
         if part not in PARTS:
             raise UserError(f"parts={part}: choose from {', '.join(PARTS)}")
     overrides = _words("overrides", settings["overrides"])
-    for override in overrides:
-        if override.lstrip("+~").startswith(OURS):
-            raise UserError(f"overrides={override}: that is the benchmark's own to set")
     experiments = _words("steps.experiments", settings["steps"]["experiments"])
-    _composed("model=conv_tiny", overrides)
+    _refuse_what_cannot_be_run(parts, overrides)
     for experiment in experiments if "steps" in parts else []:
         _refuse_what_cannot_be_compared(experiment, overrides)
     steps = {**settings["steps"], "experiments": experiments}
@@ -106,9 +114,17 @@ def _words(key: str, value: Any) -> list[str]:
     return list(dict.fromkeys(words))
 
 
-def _composed(choice: str, overrides: Sequence[str]) -> DictConfig:
+def _refuse_what_cannot_be_run(parts: Sequence[str], overrides: Sequence[str]) -> None:
+    for override in overrides:
+        if override.lstrip("+~").startswith(OURS):
+            raise UserError(f"overrides={override}: that is the benchmark's own to set")
+    for part in RUN.keys() & parts:
+        _composed(RUN[part], overrides)
+
+
+def _composed(run: Sequence[str], overrides: Sequence[str]) -> DictConfig:
     try:
-        return composed(choice, *overrides)
+        return composed(*run, *overrides)
     except HydraException as error:
         raise UserError(f"overrides={list(overrides)}: {error}") from error
 
@@ -118,7 +134,7 @@ def _refuse_what_cannot_be_compared(experiment: str, overrides: Sequence[str]) -
     if not (CONF / "experiment" / f"{experiment}.yaml").is_file():
         known = ", ".join(sorted(path.stem for path in (CONF / "experiment").glob("*.yaml")))
         raise UserError(f"steps.experiments={experiment}: choose from {known}")
-    cfg = _composed(f"experiment={experiment}", overrides)
+    cfg = _composed([f"experiment={experiment}"], overrides)
     for key, known in KNOWN.items():
         value = OmegaConf.select(cfg, key)
         value = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value

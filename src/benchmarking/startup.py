@@ -8,8 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from src.benchmarking.loops import Loop
 from src.benchmarking.measurement import Measurement, seconds
-
-SMALL = ("model=conv_tiny", "data=digits", "data.image_size=16")
+from src.benchmarking.settings import RUN
 
 
 def startup(repetitions: int, overrides: Sequence[str]) -> Iterator[Measurement]:
@@ -21,7 +20,7 @@ def startup(repetitions: int, overrides: Sequence[str]) -> Iterator[Measurement]
         times["typo"].append(seconds(lambda: subprocess.run(typo, capture_output=True, check=False)))
         times["torch"].append(seconds(lambda: subprocess.run(bare, capture_output=True, check=True)))
         began = time.perf_counter()
-        with Loop("ours", [*SMALL, "test=false", *overrides]) as loop:
+        with Loop("ours", [*RUN["startup"], "test=false", *overrides]) as loop:
             loop.run(1)
             times["step"].append(time.perf_counter() - began)
     typo_s, torch_s, step_s = (statistics.median(times[name]) for name in ("typo", "torch", "step"))
