@@ -15,6 +15,20 @@ from src.machine import processors
 from src.sweeps.plan import Plan, plan_in
 from src.sweeps.points import Point, program_of
 from src.sweeps.slots import Slot, run_all, slots_of, visible_gpus
+from src.system.processes import Cold, forking
+
+# What a training imports on its way to the first step and after it.
+TRAINING = (
+    "torch._dynamo",
+    "src.record",
+    "src.runs",
+    "src.evaluation.likelihood",
+    "src.data.arrays",
+    "src.data.folder",
+    "src.models.vae",
+    "src.networks.conv",
+    "src.networks.lstm",
+)
 
 
 class SlotsLauncher(Launcher):
@@ -24,12 +38,17 @@ class SlotsLauncher(Launcher):
         slots: how many; None for one a group of GPUs (times ``per_gpu``), or one a processor without them.
         per_gpu: points that share a GPU.
         threads: of each process; None divides the processors.
+        warm: fork the points from one process that has imported what a training needs, instead of starting each
+            anew. Only on Linux: on macOS, system libraries do not survive a fork.
     """
 
-    def __init__(self, slots: int | None = None, per_gpu: int = 1, threads: int | None = None) -> None:
+    def __init__(
+        self, slots: int | None = None, per_gpu: int = 1, threads: int | None = None, warm: bool = True
+    ) -> None:
         self.slots = slots
         self.per_gpu = per_gpu
         self.threads = threads
+        self._starter = forking(TRAINING) if warm else Cold()
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Hydra hands over its state."""
@@ -47,7 +66,10 @@ class SlotsLauncher(Launcher):
         try:
             plan, program = plan_in(sweep), program_of(self.config.hydra)
             _refuse_to_sweep_the_machine(plan)
-            points = [Point(sweep, plan, o, initial_job_idx + i, program) for i, o in enumerate(job_overrides)]
+            points = [
+                Point(sweep, plan, overrides, number, program, self._starter)
+                for number, overrides in enumerate(job_overrides, initial_job_idx)
+            ]
             different = {point.folder: point for point in points}  # a search may ask for one twice
             run_all(list(different.values()), self._slots())
         except (UserError, OSError) as error:

@@ -37,8 +37,9 @@ def processors() -> int:
 
 
 def peak_memory() -> float:
-    """Largest memory use of this process so far, in MiB.
+    """Largest memory use of this process so far, in MiB: of what it has touched.
 
+    A process forked from a warm one has not touched all the libraries' code: some 370 MiB less than one started anew.
     Not Linux's ``ru_maxrss``: that of a new process begins at what the process had used that started it.
     """
     status = Path("/proc/self/status")

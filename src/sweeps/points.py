@@ -1,17 +1,15 @@
 """One point of a sweep: a training in its own process and folder, and the record of how it ended.
 
-The process is the command a user would type, so nothing is shared with other points and DDP starts as it always does.
+The process runs the command a user would type, so nothing is shared with other points and DDP starts as it always does.
 """
 
 import contextlib
-import ctypes
 import fcntl
 import logging
 import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -26,13 +24,12 @@ from src.files import quoted
 from src.resuming import other_setting
 from src.sweeps.plan import Plan, plan_in, point_name
 from src.sweeps.records import LOCK, RECORD, Record, Status, read_metrics
+from src.system.processes import Cold, Process, Starter
 
 log = logging.getLogger(__name__)
 
 OUTPUT = "output.log"
 LEFT_BY_A_RUN = (".hydra", "checkpoints", "tensorboard", "figures", "train.log", OUTPUT)
-LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # before any fork
-PR_SET_PDEATHSIG = 1
 GRACE = 30.0  # seconds a training has to end itself after Ctrl-C
 # What concerns the sweep and not its points.
 OF_THE_SWEEP = ("hydra.mode", "hydra.sweep", "hydra/sweeper", "hydra.run.dir", "hydra.launcher", "hydra/launcher")
@@ -46,15 +43,25 @@ class Point:
         plan: what is swept.
         overrides: the point's own, without ``hydra.``.
         number: its place in the grid.
-        program: the training command up to its overrides; see :func:`program_of`.
+        program: the training module and its options, before the overrides; see :func:`program_of`.
+        starter: how its process is started.
     """
 
-    def __init__(self, sweep: Path, plan: Plan, overrides: Sequence[str], number: int, program: Sequence[str]) -> None:
+    def __init__(
+        self,
+        sweep: Path,
+        plan: Plan,
+        overrides: Sequence[str],
+        number: int,
+        program: Sequence[str],
+        starter: Starter | None = None,
+    ) -> None:
         overrides = [override for override in overrides if not override.startswith("sweep=")]
         self.folder = sweep / point_name(overrides, plan.swept)
         self.record = Record(overrides, number)
         self._command = [*program, *overrides, f"hydra.run.dir={quoted(self.folder)}", "hydra.mode=RUN"]
-        self._process: subprocess.Popen | None = None
+        self._starter = starter or Cold()
+        self._process: Process | None = None
         self._lock: IO[str] | None = None
         self.busy = False  # whether another process had it when it was to begin
 
@@ -127,18 +134,17 @@ class Point:
             (self.folder / "metrics.json").replace(self.folder / "metrics.before.json")
         if not resume:
             self._clear()
+        module, *words = [*self._command, *(["ckpt_path=last"] if resume else [])]
         with open(self.folder / OUTPUT, "w") as output:
-            self._process = subprocess.Popen(
-                [*self._command, *(["ckpt_path=last"] if resume else [])],
-                env={**os.environ, **env},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C comes through stop(), to all processes of the point
-                pass_fds=(self._lock.fileno(),),
-                preexec_fn=_listen,  # noqa: PLW1509 (it makes two system calls)
-            )
-        self.record.status, self.record.began, self.record.pid = "running", time.time(), self._process.pid
+            try:
+                environment = {**os.environ, **env}
+                self._process = self._starter.start(module, words, environment, output, [self._lock.fileno()])
+            except ChildProcessError as error:
+                self._refuse(str(error))
+                self.record.save(self.folder)
+                return False
+        self.record.status, self.record.error = "running", None
+        self.record.began, self.record.pid = time.time(), self._process.pid
         self.record.save(self.folder)
         return True
 
@@ -228,22 +234,15 @@ def run_here() -> float | None:
 
 
 def program_of(hydra: DictConfig) -> list[str]:
-    """The training command up to its overrides, with the Hydra options that the sweep was started with."""
+    """The training module, and the Hydra options that the sweep was started with."""
     elsewhere = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
     flags = [word for path in elsewhere for word in ("--config-dir", path)]
     options = [override for override in hydra.overrides.hydra if not override.startswith(OF_THE_SWEEP)]
-    return [sys.executable, "-m", "src.train", "--config-name", hydra.job.config_name, *flags, *options]
+    return ["src.train", "--config-name", hydra.job.config_name, *flags, *options]
 
 
 def _pairs(overrides: Sequence[str]) -> dict[str, str]:
     return dict(override.partition("=")[::2] for override in overrides)
-
-
-def _listen() -> None:
-    """Let this process hear Ctrl-C, also in a background job, and end with the one that started it (on Linux)."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    if LIBC is not None:
-        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def unfinished(sweep: Path, plan: Plan) -> int:
