@@ -18,7 +18,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from src.errors import UserError, whole_number
+from src.errors import UserError
 
 STUDY = "sweep"
 
@@ -76,10 +76,7 @@ class OptunaSweeper(Sweeper):
             sys.exit(f"error: {error}")
 
     def _asked(self, arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-        """The search space and the fixed overrides, once all values are seen to make sense."""
-        for key, value in (("trials", self.trials), ("startup", self.startup), ("at_once", self.at_once)):
-            if value is not None:
-                whole_number(f"hydra.sweeper.{key}", value)
+        """The search space and the fixed overrides."""
         space, fixed = search_space(self.params, arguments)
         monitor = OmegaConf.select(self.config, "callbacks.checkpoint.monitor") or ""
         if monitor.endswith("/loss") and "model.kl_weight" in space:

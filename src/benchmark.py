@@ -7,18 +7,16 @@
 import logging
 import signal
 
-import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from src.benchmarking.settings import checked
-from src.errors import reports_user_errors
 from src.interrupts import interrupt_on
+from src.system.cli import command
 
 log = logging.getLogger(__name__)
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="benchmark")
-@reports_user_errors
+@command("benchmark")
 def main(cfg: DictConfig) -> None:
     """Measure the parts that are asked for, one after another."""
     settings = checked(OmegaConf.to_container(cfg, resolve=True))

@@ -10,11 +10,11 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from src.data.base import Split
-from src.errors import UserError
 from src.figures.grids import enlarge
 from src.files import whole_file
 from src.pictures import Pictures
 from src.subject import Subject
+from src.system.keys import KEYS, check
 
 PROJECTED = 2_000  # images in the projector
 SPRITE = 4_096  # pixels of a side of the picture that holds all of its thumbnails
@@ -28,10 +28,8 @@ def form_of(embed: str | bool | None) -> str | None:
     Raises:
         UserError: it is neither.
     """
-    form = {True: "npz", False: None}.get(embed, embed)
-    if form not in ("npz", "csv", None):
-        raise UserError(f"embed={embed}: choose npz or csv")
-    return form
+    check("embed", embed, KEYS["explore"]["embed"])
+    return {True: "npz", False: None}.get(embed, embed)
 
 
 def export(subject: Subject, own: Pictures | None, folder: Path, form: str) -> Iterator[Path]:

@@ -1,23 +1,10 @@
-"""Errors as part of the product: the one exception that means "you can mend this", and how it is reported."""
+"""Errors as part of the product: the one exception that means "you can mend this", and what it says."""
 
 import errno
-import functools
-import logging
-import os
-import shutil
-import sys
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+import re
 
-from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
-from hydra.types import RunMode
-from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
-
-log = logging.getLogger(__name__)
-
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 INTERRUPTED = 130  # exit status of what Ctrl-C has ended
@@ -34,17 +21,6 @@ class Diverged(UserError):
     """The training is no longer made of numbers."""
 
     exit_status = DIVERGED
-
-
-def whole_number(key: str, value: Any, at_least: int = 1) -> int:
-    """``value``, if it is a whole number of at least ``at_least``.
-
-    Raises:
-        UserError: it is not; the message names ``key``.
-    """
-    if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
-        raise UserError(f"{key}={value}: give a whole number of at least {at_least}")
-    return value
 
 
 def explain(error: BaseException) -> str | None:
@@ -81,49 +57,10 @@ def _library_error(error: BaseException, root: BaseException) -> str | None:
     if "gpu backend" in text:
         return "no GPU is to be seen on this machine: choose trainer=cpu"
     if isinstance(error, InstantiationException):
-        where = [line.strip().rstrip(":") for line in str(error).splitlines() if "full_key" in line or "target" in line]
-        return f"{text} ({'; '.join(where)}; HYDRA_FULL_ERROR=1 shows where)"
+        key = re.search(r"full_key: (\S+)", str(error))
+        if absent := re.search(r"Error locating target '([^']+)'", str(error)):
+            return f"{key[1] if key else ''}._target_={absent[1]}: there is no such class"
+        return f"{key[1] if key else 'the config'}: {text} (HYDRA_FULL_ERROR=1 shows where)"
     # Lightning says with these names that a config is impossible, such as a monitor that nobody logs.
     refused = type(root).__name__ == "MisconfigurationException" or text.startswith("Early stopping conditioned on")
     return text if refused or isinstance(error, OmegaConfBaseException) else None
-
-
-def reports_user_errors(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
-    """Decorate an entry point: an error that the user can mend becomes one line and exit status 1.
-
-    Inside a multirun it is raised on, so that the sweep records the failed job and goes on. HYDRA_FULL_ERROR=1
-    shows the whole traceback instead.
-    """
-
-    @functools.wraps(task)
-    def wrapped(cfg: DictConfig) -> Any:
-        try:
-            return task(cfg)
-        except KeyboardInterrupt:
-            if os.environ.get("HYDRA_FULL_ERROR") == "1":
-                raise
-            log.error("error: interrupted; what was finished is kept")
-            sys.exit(INTERRUPTED)
-        except Exception as error:
-            line = explain(error)
-            if line is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
-                raise
-            log.error("error: %s", line)
-            if HydraConfig.get().mode is RunMode.MULTIRUN:
-                raise
-            _leave_no_empty_folder(Path(HydraConfig.get().runtime.output_dir))
-            sys.exit(_exit_status(error))
-
-    return wrapped
-
-
-def _exit_status(error: BaseException | None) -> int:
-    while error is not None and not isinstance(error, UserError):
-        error = error.__cause__
-    return error.exit_status if error is not None else 1
-
-
-def _leave_no_empty_folder(folder: Path) -> None:
-    """Remove the folder of a run that never began: one that holds its log alone."""
-    if folder != Path.cwd() and {path.suffix for path in folder.iterdir()} == {".log"}:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -6,18 +6,17 @@
 
 import logging
 
-import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from src.errors import reports_user_errors
+from src.system.cli import announce, command
 
 log = logging.getLogger(__name__)
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="evaluate")
-@reports_user_errors
+@command("evaluate")
 def main(cfg: DictConfig) -> None:
     """Evaluate one run."""
+    announce(f"evaluating {cfg.run}")
     from src import record
     from src.console import hush_libraries
     from src.evaluation.parts import evaluate, parts_of
@@ -27,7 +26,8 @@ def main(cfg: DictConfig) -> None:
 
     hush_libraries()
     keep_pages()
-    options = {name: OmegaConf.to_container(cfg[name], resolve=True) for name in parts_of(cfg.parts)}
+    tree = OmegaConf.to_container(cfg, resolve=True)
+    options = {name: tree.get(name, {}) for name in parts_of(tree["parts"])}
     run = load_run(cfg.run, cfg.checkpoint, cfg.data.root, cfg.cache_dir, cfg.other_data)
     subject = subject_of(run, cfg.split, cfg.seed, cfg.device, cfg.cache_dir)
     log.info("%s, %s weights %s, %s", run.folder.path, cfg.checkpoint, run.checkpoint_hash, record.on_what(subject))

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
-from sklearn.decomposition import PCA
 from torch import Tensor
 from torch.distributions import Normal
 from torch.nn.functional import normalize
@@ -20,6 +19,7 @@ from src.figures import curves, grids, latents
 from src.files import whole_file
 from src.metrics import distances, posterior
 from src.subject import Subject
+from src.system.keys import KEYS, check
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +87,8 @@ def scatter(subject: Subject) -> Figure:
     if points.shape[1] == 1:
         points, names = torch.stack([points[:, 0], codes.scale[:, 0]], 1), ("latent 0", "standard deviation of q(z|x)")
     elif points.shape[1] > 2:
+        from sklearn.decomposition import PCA
+
         pca = PCA(2, random_state=0).fit(points.numpy())
         points = torch.from_numpy(pca.transform(points.numpy()))
         names = tuple(f"PC {i + 1} ({100 * part:.0f} %)" for i, part in enumerate(pca.explained_variance_ratio_))
@@ -245,13 +247,9 @@ def choose(wanted: str | Sequence[str]) -> list[str]:
     Raises:
         UserError: there is no such picture.
     """
-    if wanted == "all":
-        return [*PICTURES]
-    names = [wanted] if isinstance(wanted, str) else [*(wanted or [])]
-    unknown = [name for name in names if name not in PICTURES]
-    if unknown:
-        raise UserError(f"figures={', '.join(unknown)}: choose all, or from {', '.join(PICTURES)}")
-    return names
+    names = [wanted] if isinstance(wanted, str) else [*wanted]
+    check("figures", wanted if isinstance(wanted, str) else names, KEYS["explore"]["figures"])
+    return [*PICTURES] if wanted == "all" else names
 
 
 def draw(subject: Subject, names: Iterable[str], explicit: bool) -> Iterator[tuple[str, Figure]]:

@@ -6,18 +6,20 @@ TensorBoard, and with ``embed=npz|csv`` the latents.
 
 import logging
 
-import hydra
 from omegaconf import DictConfig
 
-from src.errors import UserError, reports_user_errors
+from src.errors import UserError
+from src.system.cli import announce, command
 
 log = logging.getLogger(__name__)
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="explore")
-@reports_user_errors
+@command("explore")
 def main(cfg: DictConfig) -> None:
     """Draw the pictures of one run."""
+    if not (cfg.figures or cfg.images or cfg.noise or cfg.embed):
+        raise UserError("nothing to do: name figures=, images=, noise= or embed=")
+    announce(f"exploring {cfg.run}")
     from torch.utils.tensorboard import SummaryWriter
 
     from src import embedding, exploration, pictures, record
@@ -28,8 +30,6 @@ def main(cfg: DictConfig) -> None:
     hush_libraries()
     keep_pages()
     chosen, form = exploration.choose(cfg.figures), embedding.form_of(cfg.embed)
-    if not (chosen or cfg.images or cfg.noise or form):
-        raise UserError("nothing to do: name figures=, images=, noise= or embed=")
     run = load_run(cfg.run, cfg.checkpoint, cfg.data.root, cfg.cache_dir, cfg.other_data)
     subject = subject_of(run, cfg.split, cfg.seed, cfg.device, cfg.cache_dir)
     log.info("%s, %s weights %s, %s", run.folder.path, cfg.checkpoint, run.checkpoint_hash, record.on_what(subject))

@@ -22,10 +22,11 @@ from yaml import YAMLError
 
 from src.acceleration import lay_out
 from src.data.base import ImageDataModule
-from src.errors import UserError, whole_number
+from src.errors import UserError
 from src.models.base import BaseVAE
 from src.runs import RunFolder, git_commit, read_checkpoint, read_weights
 from src.subject import Subject
+from src.system.keys import READER, check
 
 log = logging.getLogger(__name__)
 
@@ -113,13 +114,11 @@ def subject_of(run: LoadedRun, split: str, seed: int | None, device: str, cache_
     Raises:
         UserError: there is no such split or device.
     """
-    if split not in ("val", "test"):
-        raise UserError(f"split={split}: choose val or test")
+    for key, value in (("split", split), ("seed", seed), ("device", device)):
+        check(key, value, READER[key])
     here = torch.cuda.is_available()
-    if device not in ("auto", "cpu", "cuda") or (device == "cuda" and not here):
-        raise UserError(f"device={device}: choose {'auto, cpu or cuda' if here else 'cpu, there is no GPU here'}")
-    if seed is not None:
-        whole_number("seed", seed, 0)
+    if device == "cuda" and not here:
+        raise UserError(f"device={device}: choose cpu, there is no GPU here")
     on_gpu = here and device != "cpu"
     return Subject(
         model=lay_out(run.model, "32-true", on_gpu).to("cuda" if on_gpu else "cpu"),
@@ -136,9 +135,8 @@ def subject_of(run: LoadedRun, split: str, seed: int | None, device: str, cache_
 
 
 def _checkpoint_file(folder: RunFolder, name: str) -> Path:
+    check("checkpoint", name, READER["checkpoint"])
     files = {"best": folder.best, "last": folder.last}
-    if name not in files:
-        raise UserError(f"checkpoint={name}: choose best or last")
     if not folder.config.is_file():
         inside = sorted(p.parent.parent for p in folder.path.glob("**/.hydra/config.yaml"))
         hint = f": it holds runs, name one of them, such as run={inside[-1]}" if inside else ""

@@ -7,18 +7,17 @@
 import logging
 from pathlib import Path
 
-import hydra
 from omegaconf import DictConfig
 
-from src.errors import reports_user_errors
+from src.system.cli import announce, command
 
 log = logging.getLogger(__name__)
 
 
-@hydra.main(version_base="1.3", config_path="../conf/report", config_name="report")
-@reports_user_errors
+@command("report", "report")
 def main(cfg: DictConfig) -> None:
     """Report on one folder."""
+    announce(f"reporting on {cfg.sweep}", "pandas")
     from src.reporting.report import write_report
     from src.reporting.results import read_results
 

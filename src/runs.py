@@ -139,7 +139,8 @@ def build_model(cfg: DictConfig, datamodule: ImageDataModule) -> BaseVAE:
 
 def build_trainer(cfg: DictConfig) -> L.Trainer:
     """The trainer that a config describes, with its callbacks and loggers."""
-    callbacks = instantiate(cfg.get("callbacks") or {}, _convert_="all")
+    made = instantiate(cfg.get("callbacks") or {}, _convert_="all")
+    callbacks = {name: callback for name, callback in made.items() if callback is not None}  # null leaves one out
     for dashboard in (c for c in callbacks.values() if isinstance(c, Dashboard)):
         dashboard.config = OmegaConf.to_yaml(cfg)
         dashboard.hyperparameters = hyperparameters(cfg)
@@ -152,7 +153,7 @@ def build_trainer(cfg: DictConfig) -> L.Trainer:
         max_steps=steps,
         profiler=NoProfiler() if profiler is None else profiler,
         callbacks=list(callbacks.values()),
-        logger=list(instantiate(cfg.get("logger") or {}, _convert_="all").values()),
+        logger=[made for made in instantiate(cfg.get("logger") or {}, _convert_="all").values() if made is not None],
         default_root_dir=cfg.run_dir,
         _convert_="all",
     )

@@ -4,25 +4,30 @@
 """
 
 import logging
+import os
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from src.errors import reports_user_errors
 from src.sweeps.points import run_here
+from src.system.cli import announce, command
 
 log = logging.getLogger(__name__)
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="train")
-@reports_user_errors
+@command("train")
 def main(cfg: DictConfig) -> float | None:
     """Run one training; return the best monitored value, for whoever optimises it."""
     if HydraConfig.get().mode is RunMode.MULTIRUN:
         return run_here()
-    # torch and Lightning come after the config is composed: a typo is answered at once.
+    name = HydraConfig.get().runtime.choices.get("model", cfg.model._target_)
+    announce(
+        f"{name} with {cfg.model.latent_dim} latents on {cfg.data.name}: "
+        f"max_epochs {cfg.trainer.max_epochs}, {cfg.trainer.accelerator}, precision {cfg.trainer.precision}, "
+        f"seed {cfg.seed}, into {os.path.relpath(cfg.run_dir)}"
+    )
+    # torch and Lightning come after the config is composed and checked: a typo is answered at once.
     import lightning as L
     from lightning.pytorch.utilities import rank_zero_only
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from abc import abstractmethod
 from typing import Literal
 
@@ -15,6 +14,7 @@ from src.data.batches import Batch, BatchIndices, StoredImages
 from src.data.splits import ImagePool, Splits, split
 from src.errors import UserError
 from src.likelihoods import Pixels
+from src.system.keys import require
 
 Split = Literal["train", "val", "test"]
 
@@ -55,17 +55,9 @@ class ImageDataModule(L.LightningDataModule):
         dequantize: bool = False,
     ) -> None:
         super().__init__()
-        if image_size < 1 or batch_size < 1:
-            raise UserError(f"data.image_size={image_size}, data.batch_size={batch_size}: both must be at least 1")
-        if not re.fullmatch(r"[\w.-]+", str(name)):
-            raise UserError(f"data.name={name}: it becomes part of file names, use letters, digits, '.', '_' and '-'")
-        if channels not in (1, 3):
-            raise UserError(f"data.channels={channels}: images are grey (1) or colour (3)")
-        if binarize not in ("none", "threshold", "dynamic"):
-            raise UserError(f"data.binarize={binarize}: choose none, threshold or dynamic")
-        for key, fraction in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
-            if fraction is not None and not 0 < fraction < 1:
-                raise UserError(f"data.{key}={fraction}: give a part between 0 and 1")
+        require("data", name=name, image_size=image_size, channels=channels, batch_size=batch_size, binarize=binarize)
+        require("data", val_fraction=val_fraction, test_fraction=test_fraction, dequantize=dequantize)
+        require("data", split_seed=split_seed, seed=seed)
         self.name = name
         self.image_size = image_size
         self.channels = channels

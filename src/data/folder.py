@@ -13,6 +13,7 @@ from src.data.base import ImageDataModule
 from src.data.splits import ImagePool
 from src.data.store import OnBadImage, open_store
 from src.errors import UserError
+from src.system.keys import require
 
 PUBLISHED = ("train", "val", "test")
 
@@ -43,10 +44,7 @@ class FolderDataModule(ImageDataModule):
         **common: Any,
     ) -> None:
         super().__init__(**common)
-        if on_bad_image not in ("raise", "skip"):
-            raise UserError(f"data.on_bad_image={on_bad_image}: choose raise or skip")
-        if group_pattern is not None and _groups(group_pattern) != 1:
-            raise UserError(f"data.group_pattern={group_pattern}: give a regular expression with one (group)")
+        require("data", root=root, cache_dir=cache_dir, on_bad_image=on_bad_image, group_pattern=group_pattern)
         self.root = Path(root)
         self.cache_dir = Path(cache_dir)
         self.on_bad_image = on_bad_image
@@ -99,11 +97,3 @@ def _place(file: str) -> tuple[str, str]:
     *folders, _ = file.split("/")
     published = folders.pop(0) if folders and folders[0] in PUBLISHED else ""
     return published, folders[0] if folders else ""
-
-
-def _groups(pattern: str) -> int | None:
-    """How many groups a regular expression has; None if it is none."""
-    try:
-        return re.compile(pattern).groups
-    except re.error:
-        return None

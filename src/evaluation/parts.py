@@ -9,15 +9,18 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from src.errors import UserError, whole_number
+from src.errors import UserError
 from src.evaluation.codes import latents, representation
 from src.evaluation.likelihood import bound, elbo, reconstruction
-from src.evaluation.samples import FEWEST, samples
+from src.evaluation.samples import samples
 from src.metrics.features import inception_features
 from src.runs import flatten
 from src.subject import Subject
+from src.system import keys
 
 log = logging.getLogger(__name__)
+
+KEYS = keys.KEYS["evaluate"]
 
 PARTS: dict[str, Callable[..., dict[str, Any]]] = {
     "elbo": elbo,
@@ -29,40 +32,15 @@ PARTS: dict[str, Callable[..., dict[str, Any]]] = {
 }
 
 
-# Smallest value of each option; None may stand for all images.
-LEAST = {
-    "bound": {"samples": 1, "images": 1},
-    "latents": {"components": 1},
-    "samples": {"images": FEWEST, "bootstrap": 2, "components": 1},
-    "representation": {"train_images": 2},
-}
-
-
-def check(options: dict[str, dict[str, Any]]) -> None:
-    """See that every part can be computed with its values, before the first is.
-
-    Raises:
-        UserError: names the key.
-    """
-    for part, least in LEAST.items():
-        for name, at_least in least.items():
-            value = options.get(part, {}).get(name, at_least)
-            if (part, name, value) != ("bound", "images", None):
-                whole_number(f"{part}.{name}", value, at_least)
-    inception_features(options.get("samples", {}).get("inception", False))
-
-
 def parts_of(wanted: str | Sequence[str]) -> list[str]:
-    """Names of parts from one name or several.
+    """Names of parts from ``all``, one name or several.
 
     Raises:
         UserError: there is no such part.
     """
-    names = [*PARTS] if wanted == "all" else [wanted] if isinstance(wanted, str) else [*(wanted or [])]
-    unknown = [str(name) for name in names if name not in PARTS]
-    if unknown or not names:
-        raise UserError(f"parts={', '.join(unknown)}: choose all, or from {', '.join(PARTS)}")
-    return names
+    names = [wanted] if isinstance(wanted, str) else [*wanted]
+    keys.check("parts", wanted if isinstance(wanted, str) else names, KEYS["parts"])
+    return [*PARTS] if wanted == "all" else names
 
 
 def evaluate(subject: Subject, options: dict[str, dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -71,7 +49,10 @@ def evaluate(subject: Subject, options: dict[str, dict[str, Any]]) -> Iterator[t
     Raises:
         UserError: a value is impossible, or a figure is not finite.
     """
-    check(options)
+    for part, values in options.items():
+        for name, value in values.items():
+            keys.check(f"{part}.{name}", value, KEYS[f"{part}.{name}"])
+    inception_features(options.get("samples", {}).get("inception", False))
     stamp = {"seed": subject.seed, "checkpoint": subject.checkpoint, "data": subject.datamodule.fingerprint}
     for number, (name, values) in enumerate(options.items(), 1):
         log.info("%d/%d %s", number, len(options), name)

@@ -16,6 +16,7 @@ from src.metrics.posterior import ACTIVE_VARIANCE
 from src.networks.blocks import WideLinear
 from src.objectives import ElboTerms, Inference, elbo_terms, linear_warmup, soft_bound
 from src.priors import StandardNormal
+from src.system.keys import require
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 MAX_LOG_VARIANCE = 12.0  # posterior standard deviations stay within exp(+-6)
@@ -66,12 +67,7 @@ class BaseVAE(L.LightningModule):
         depth: int = 1,
     ) -> None:
         super().__init__()
-        for key, value in (("latent_dim", latent_dim), ("depth", depth)):
-            if not isinstance(value, int) or value < 1:
-                raise UserError(f"model.{key}={value}: give a whole number of at least 1")
-        for key, value in (("kl_weight", kl_weight), ("kl_warmup_steps", kl_warmup_steps)):
-            if not isinstance(value, int | float) or value < 0:
-                raise UserError(f"model.{key}={value}: give a number that is not negative")
+        require("model", latent_dim=latent_dim, depth=depth, kl_weight=kl_weight, kl_warmup_steps=kl_warmup_steps)
         channels, height, width = image_shape
         self.image_shape = tuple(image_shape)
         self.latent_dim = latent_dim
@@ -248,15 +244,20 @@ class BaseVAE(L.LightningModule):
         """The optimizer, and its learning-rate schedule where there is one.
 
         Raises:
-            UserError: the optimizer refuses its settings.
+            UserError: one of them refuses its settings.
         """
-        try:
-            optimizer = self._make_optimizer(self.parameters())
-        except (ValueError, RuntimeError) as error:
-            raise UserError(f"the optimizer refuses its settings: {error}") from error
+        optimizer = _made("optimizer", self._make_optimizer, self.parameters())
         if self._schedule is None:
             return optimizer
-        schedule = {"scheduler": self._schedule.factory(optimizer), "interval": self._schedule.interval}
+        scheduler = _made("schedule", self._schedule.factory, optimizer)
+        schedule = {"scheduler": scheduler, "interval": self._schedule.interval}
         if self._schedule.monitor:
             schedule["monitor"] = self._schedule.monitor
         return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+
+def _made(what: str, make: Callable[..., Any], *args: Any) -> Any:
+    try:
+        return make(*args)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"the {what} refuses its settings: {error}") from error

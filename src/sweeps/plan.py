@@ -14,11 +14,11 @@ from typing import Any
 
 import yaml
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from src.errors import UserError
 from src.files import whole_file
+from src.system.configs import parsed
 
 LONGEST_NAME = 150  # characters of a folder's name; file systems allow 255
 
@@ -72,7 +72,7 @@ def plan_of(config: DictConfig, command: str) -> Plan:
     params = OmegaConf.to_container(config.hydra.sweeper.get("params") or OmegaConf.create({}))
     typed = [f"{key}={value}" for key, value in params.items()] + list(config.hydra.overrides.task)
     swept, fixed = {}, {}
-    overrides = OverridesParser.create().parse_overrides(typed)
+    overrides = parsed(typed)
     for override in overrides:
         key, value = override.input_line.partition("=")[::2]
         swept.pop(key, None), fixed.pop(key, None)

@@ -12,9 +12,10 @@ from collections.abc import Iterable, Sequence
 
 from tqdm import tqdm
 
-from src.errors import UserError, whole_number
+from src.errors import UserError
 from src.interrupts import interrupt_on
 from src.sweeps.points import GRACE, Point
+from src.system.keys import require
 
 Slot = dict[str, str]  # the variables that pin a process to its part of the machine
 LOOK_EVERY = 0.2  # seconds
@@ -56,9 +57,7 @@ def slots_of(
     Raises:
         UserError: there is no such machine here.
     """
-    for key, value in (("slots", slots), ("threads", threads), ("per_gpu", per_gpu)):
-        if value is not None:
-            whole_number(f"hydra.launcher.{key}", value)
+    require("hydra.launcher", slots=slots, threads=threads, per_gpu=per_gpu)
     if not str(devices).lstrip("-").isdecimal() and devices != "auto":
         raise UserError(
             f"trainer.devices={devices}: give a number; CUDA_VISIBLE_DEVICES says which GPUs a sweep may use"

@@ -1,0 +1,136 @@
+"""What all commands share: Hydra composes their config, it is checked before torch is imported, errors are one line."""
+
+import functools
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+from hydra._internal import utils as hydra_internals
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from src.errors import INTERRUPTED, UserError, explain
+from src.system.configs import check_config, check_sweep
+from src.system.overrides import check_options, refusal
+
+log = logging.getLogger(__name__)
+
+LOADED = {"lightning": "torch and Lightning", "pandas": "pandas and Matplotlib"}
+CONF = Path(__file__).parents[2] / "conf"
+
+
+def command(config: str, folder: str = "") -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
+    """Decorate an entry point: call it with what ``conf/<folder>/<config>.yaml`` and the overrides compose.
+
+    An error that the user can mend is one line on the terminal (and in the log, where there is one) and an exit status
+    that is not 0. Any other is ours and shows its traceback; HYDRA_FULL_ERROR=1 shows that of every error.
+    """
+
+    def decorate(task: Callable[[DictConfig], Any]) -> Callable[[], None]:
+        @functools.wraps(task)
+        def main() -> None:
+            try:
+                check_options(sys.argv[1:])
+                # Hydra's own report has up to fifteen lines, and there is no door to it; without it we get its errors.
+                hydra_internals.run_and_report = lambda call: call()
+                hydra.main(version_base="1.3", config_path=str(CONF / folder), config_name=config)(task)()
+            except KeyboardInterrupt:
+                if _wants_traceback():
+                    raise
+                print_error("error: interrupted; what was finished is kept")
+                sys.exit(INTERRUPTED)
+            except Exception as error:
+                _report(error, refusal(error, CONF / folder, config, sys.argv[1:]))
+
+        return main
+
+    return decorate
+
+
+def announce(what: str, library: str = "lightning") -> None:
+    """Say what is begun, before the imports that take seconds; a rank that another process has started says nothing.
+
+    Args:
+        what: that.
+        library: the slowest of what is imported.
+    """
+    if "LOCAL_RANK" not in os.environ:
+        log.info("%s%s", what, "" if library in sys.modules else f"; loading {LOADED[library]} ...")
+
+
+def print_error(line: str) -> None:
+    """A line for people, where no log stands yet."""
+    print(line, file=sys.stderr)
+
+
+def _report(error: Exception, line: str | None) -> NoReturn:
+    if line is None or _wants_traceback():
+        raise error
+    print_error(f"error: {line}")
+    sys.exit(_exit_status(error))
+
+
+def _wants_traceback() -> bool:
+    return os.environ.get("HYDRA_FULL_ERROR") == "1"
+
+
+def _exit_status(error: BaseException | None) -> int:
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__
+    return error.exit_status if error is not None else 1
+
+
+class Check(Callback):
+    """Checks a composed config before Hydra makes a folder for it, and says why a run has failed.
+
+    Args:
+        command: whose keys they are, see :data:`src.system.keys.KEYS`.
+    """
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+        self._before: set[Path] | None = None  # what the run's folder held, None where there was none
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """One run."""
+        self._check(check_config, config)
+        folder = Path(OmegaConf.select(config, "hydra.run.dir"))
+        self._before = set(folder.iterdir()) if folder.is_dir() else None
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """A sweep: what is fixed, and each value of what is swept."""
+        self._check(check_sweep, config)
+
+    def on_run_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        """An error that the user can mend is one line; a run that never began leaves nothing behind."""
+        error = job_return._return_value
+        if job_return.status is not JobStatus.FAILED or (line := explain(error)) is None or _wants_traceback():
+            return  # Hydra raises the error, and it comes to :func:`command`
+        (log.error if logging.root.handlers else print_error)(f"error: {line}")  # logging may be turned off
+        self._remove_empty(Path(config.hydra.runtime.output_dir))
+        sys.exit(_exit_status(error))
+
+    def _remove_empty(self, folder: Path) -> None:
+        """Remove what this run has made, where that is its log alone; of what was there before, nothing."""
+        made = set(folder.iterdir()) - (self._before or set())
+        if {path.suffix for path in made} == {".log"}:
+            for path in made:
+                path.unlink()
+            if self._before is None:
+                folder.rmdir()
+
+    def _check(self, check: Callable[[DictConfig, str], None], config: DictConfig) -> None:
+        try:
+            check(config, self.command)
+        except Exception as error:  # Hydra makes warnings of what its callbacks raise, but for SystemExit
+            if (line := explain(error)) is None or _wants_traceback():
+                traceback.print_exc()
+            else:
+                print_error(f"error: {line}")
+            sys.exit(1)

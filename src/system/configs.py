@@ -1,0 +1,253 @@
+"""A composed config, and the values that a sweep will put into it, held against :mod:`src.system.keys`."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override, QuotedString
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from src.errors import UserError
+from src.system.keys import KEYS, check, groups_of, kind_of, pattern_of
+from src.system.kinds import Anything, Kind, nearest, spelled
+
+# What a training reads of its config by name, so that it cannot be deleted.
+NEEDED = (
+    *("model", "model._target_", "data", "data._target_", "data.name", "optimizer", "optimizer._target_"),
+    *("trainer", "trainer._target_", "trainer.precision", "trainer.accelerator", "trainer.devices"),
+    *("trainer.max_epochs", "model.latent_dim", "data.image_size", "data.channels", "data.batch_size"),
+    *("seed", "tags", "compile", "test", "ckpt_path", "run_dir"),
+)
+MAY_BE_NULL = ("schedule", "callbacks", "logger", "hydra.launcher", "hydra.sweeper")
+
+
+def check_config(config: DictConfig, command: str) -> None:
+    """See that a composed config has the keys of its command and no others, and that every value is one they can have.
+
+    Args:
+        config: with its ``hydra`` node.
+        command: a key of :data:`src.system.keys.KEYS`.
+
+    Raises:
+        UserError: the first that is not, those that were typed first.
+    """
+    keys = KEYS[command]
+    words = OmegaConf.to_container(config.hydra.overrides, resolve=False)
+    typed = parsed([*words["task"], *words["hydra"]])
+    _check_names(config, keys, typed)
+    needed = NEEDED if command == "train" else [key for key in keys if "*" not in key]
+    for key in needed:
+        if not _has(config, key):
+            raise UserError(f"{key} is missing: it may be set, but not left out")
+    lines = {override.key_or_group: override.input_line.lstrip("+") for override in typed}
+    swept = {override.key_or_group for override in typed if override.is_sweep_override()}
+    place = {pattern: number for number, pattern in enumerate(keys)}
+    known = [(pattern, *leaf) for leaf in _leaves(config, keys) if (pattern := pattern_of(leaf[0], keys)) is not None]
+    for pattern, key, node, name in sorted(known, key=lambda leaf: (leaf[1] not in lines, place[leaf[0]])):
+        if OmegaConf.is_missing(node, name):
+            if key in swept:
+                continue
+            where = config.data.get("where_to_get") if key == "data.root" else f"set it: {key}=..."
+            raise UserError(f"{key} has no value: {where}")
+        # What a file takes from another key is checked there, or known only when it runs.
+        if key in lines or not OmegaConf.is_interpolation(node, name):
+            _check_value(key, node, name, keys[pattern], lines.get(key))
+
+
+def _check_value(key: str, node: DictConfig, name: str, kind: Kind, line: str | None) -> None:
+    try:
+        value = _plain(node[name])
+    except OmegaConfBaseException as error:
+        if "HydraConfig was not set" in str(error):  # such as ${run_dir}: known when it runs
+            return
+        raise UserError(f"{line or key}: {str(error).splitlines()[0]}") from error
+    check(key, value, kind, line)
+
+
+def check_sweep(config: DictConfig, command: str) -> None:
+    """The same of a sweep: of what is fixed, and of each value that is swept.
+
+    Raises:
+        UserError: the first that is not.
+    """
+    if command != "train":
+        raise UserError(f"{command} does one thing at a time: leave out -m")
+    check_config(config, command)
+    params = OmegaConf.to_container(config.hydra.sweeper.get("params") or OmegaConf.create({}))
+    words = [f"{key}={value}" for key, value in params.items()]
+    words += OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
+    swept = [override for override in parsed(words) if override.is_sweep_override()]
+    keys = KEYS[command]
+    groups_swept = any(_options(config, override) for override in swept)
+    for override in swept:
+        key = override.key_or_group
+        if key == "sweep":
+            raise UserError(f"{override.input_line}: one preset at a time")
+        values = list(_values(override))
+        if not values:
+            raise UserError(f"{override.input_line}: nothing to sweep over")
+        if options := _options(config, override):
+            for value in values:
+                if spelled(value) not in options:
+                    raise unknown_choice(override.get_key_element(), spelled(value), options)
+            continue
+        kind = kind_of(key, keys)
+        if not (_has(config, key) or override.is_add() or (groups_swept and kind is not None)):
+            raise Names(config).unknown(key, override.input_line)
+        for value in values if kind is not None else ():
+            if not (isinstance(value, str) and "${" in value):  # of another key, in each point
+                check(key, value, kind)
+
+
+def _check_names(config: DictConfig, keys: dict[str, Kind], typed: Iterable[Override]) -> None:
+    top = {key.split(".")[0] for key in keys} | {"hydra"}
+    names = Names(config)
+    for override in typed:  # a file of the user's own may hold keys of its own
+        key = override.key_or_group
+        mine = not key.startswith("hydra") and not _options(config, override)
+        if mine and not override.is_delete() and key.split(".")[0] not in top:
+            raise names.unknown(key, override.input_line)
+        ours = str(OmegaConf.select(config, f"{key.rpartition('.')[0]}._target_") or "src.").startswith("src.")
+        if mine and ours and override.is_add() and kind_of(key, keys) is None and not _is_group(config, key):
+            raise names.unknown(key, override.input_line)
+    for group in groups_of(keys):
+        node = OmegaConf.select(config, group)
+        empty = node is None and group.startswith(MAY_BE_NULL)
+        if _has(config, group) and not isinstance(node, DictConfig) and not empty:
+            inside = next(key for key in keys if key.startswith(f"{group}."))
+            hint = names.choice_for(group, spelled(_plain(node)))
+            raise UserError(f"{group}={spelled(_plain(node))}: {group} holds keys, such as {inside}{hint}")
+    for group in ("callbacks", "logger"):
+        for name, node in (OmegaConf.select(config, group) or {}).items():
+            if node is not None and "_target_" not in node:
+                raise UserError(f"{group}.{name} has no _target_: name the class that it is, or ~{group}.{name}")
+
+
+class Names:
+    """The keys that a composed config has, to find the one that was probably meant.
+
+    Args:
+        config: with its ``hydra`` node.
+        undecided: groups of which no choice is known.
+    """
+
+    def __init__(self, config: DictConfig, undecided: Sequence[str] = ()) -> None:
+        keys = [key for key, *_ in _nodes(config) if key.split(".")[0] != "hydra"]
+        choices = config.hydra.runtime.choices.items()
+        self._choices = {str(group): choice for group, choice in choices if not str(group).startswith("hydra/")}
+        self._choices |= dict.fromkeys(undecided)
+        self._keys = [*self._choices, *keys]
+
+    def unknown(self, key: str, typed: str) -> UserError:
+        """The error for a key that there is not; ``typed`` is the override that names it."""
+        _, equals, value = typed.lstrip("+~").partition("=")
+        if key.startswith("hydra."):
+            return UserError(f"{key} is no key; --cfg hydra lists those that there are")
+        if (near := self._nearest(key)) is not None:
+            return UserError(f"{key} is no key: did you mean {near}{equals}{value}?")
+        group = key.split(".", maxsplit=1)[0]
+        if isinstance(kind_of(key), Anything) and equals:
+            return UserError(f"{key} is no key: +{key}={value} adds it, if the library knows it")
+        of = f" of {group}={self._choices[group]}" if self._choices.get(group) else ""
+        return UserError(f"{key} is no key{of}; --help lists those that there are")
+
+    def choice_for(self, node: str, value: str) -> str:
+        """A hint for a node that was set to ``value``, where a group chooses what stands there."""
+        group = next((name for name in self._choices if name.endswith(f"@{node}")), None)
+        return f"; did you mean {group}={value}?" if group and value != "null" else ""
+
+    def _nearest(self, key: str) -> str | None:
+        """One that ends in ``key``, stands beside it and is spelled nearly so, or is spelled nearly so anywhere."""
+        others = [name for name in self._keys if name != key and not name.startswith(f"{key}.")]
+        parent, dot, last = key.rpartition(".")
+        ends = [name for name in others if name.endswith(f".{key}") or name.startswith(f"{key}@")]
+        if ends:
+            return min(ends, key=lambda name: ("@" not in name, name.count(".")))
+        if dot and any(name == parent for name in others):
+            beside = [name for name in others if name.rpartition(".")[0] == parent]
+            return nearest(key, beside, 1 - 0.4 * len(last) / len(key))
+        if near := nearest(key, others, 0.8 if dot else 0.6):
+            return near
+        lasts = {name.rpartition(".")[2]: name for name in reversed(others)}
+        return lasts.get(nearest(last, list(lasts)) or "")
+
+
+def unknown_choice(group: str, choice: str, options: list[str]) -> UserError:
+    """The error for a choice that a config group does not have."""
+    near = nearest(choice, options)
+    return UserError(
+        f"{group}={choice}: choose one of {', '.join(options)}" + (f"; did you mean {near}?" if near else "")
+    )
+
+
+def parsed(words: Iterable[str]) -> list[Override]:
+    """Overrides, parsed; with the choices of their groups where Hydra is at work, as ``glob(*)`` asks for them."""
+    hydra = GlobalHydra.instance()
+    loader = hydra.config_loader() if hydra.is_initialized() else None
+    return OverridesParser.create(loader).parse_overrides(list(words))
+
+
+def _values(override: Override) -> Iterator[Any]:
+    """The values that a swept key will take; of an interval its ends."""
+    sweep = override.value()
+    if isinstance(sweep, IntervalSweep):
+        whole = "int" in sweep.tags
+        yield from (int(end) if whole else end for end in (sweep.start, sweep.end))
+    elif override.is_discrete_sweep():
+        for value in override.sweep_iterator():
+            yield _unquoted(value)
+
+
+def _unquoted(value: Any) -> Any:
+    if isinstance(value, QuotedString):
+        return value.text
+    return [_unquoted(item) for item in value] if isinstance(value, list) else value
+
+
+def _options(config: DictConfig, override: Override) -> list[str]:
+    """The choices of the config group that an override names; empty where its key is no group."""
+    sources = [source for source in config.hydra.runtime.config_sources if source.schema == "file"]
+    folders = [Path(source.path) / override.key_or_group for source in sources]
+    return sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
+
+
+def _nodes(config: DictConfig, at: str = "") -> Iterator[tuple[str, DictConfig, str]]:
+    """Dotted key of each node, the node around it, and its name there."""
+    for name in config:
+        yield f"{at}{name}", config, name
+        if isinstance(inside := _own(config, name), DictConfig):
+            yield from _nodes(inside, f"{at}{name}.")
+
+
+def _leaves(config: DictConfig, keys: dict[str, Kind]) -> Iterator[tuple[str, DictConfig, str]]:
+    """Those of :func:`_nodes` that hold no others, or are not meant to."""
+    for key, node, name in _nodes(config):
+        value = not isinstance(kind_of(key, keys), Anything | None)
+        if value or not isinstance(_own(node, name), DictConfig):
+            yield key, node, name
+
+
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_container(value, resolve=True) if isinstance(value, DictConfig | ListConfig) else value
+
+
+def _has(config: DictConfig, key: str) -> bool:
+    """Whether the config has this key, whatever its value."""
+    node: Any = config
+    for name in key.split("."):
+        if not isinstance(node, DictConfig) or name not in node.keys():  # noqa: SIM118 (`in` misses what is null)
+            return False
+        node = _own(node, name)
+    return True
+
+
+def _own(node: DictConfig, name: str) -> Any:
+    """What stands there itself; None for what is missing or taken from another key."""
+    return None if OmegaConf.is_missing(node, name) or OmegaConf.is_interpolation(node, name) else node[name]
+
+
+def _is_group(config: DictConfig, key: str) -> bool:
+    return _has(config, key) and isinstance(OmegaConf.select(config, key), DictConfig)

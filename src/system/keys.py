@@ -1,0 +1,282 @@
+"""What every key of ``conf/`` must be: one table a command, asked while the config is composed and by constructors.
+
+Nothing here imports torch, so a bad value is answered before that takes its seconds.
+"""
+
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+from src.errors import UserError
+from src.system.kinds import (
+    FLAG,
+    Anything,
+    Choice,
+    Either,
+    Kind,
+    ListOf,
+    Made,
+    Nothing,
+    Number,
+    OneGroup,
+    Text,
+    Whole,
+    one_or_each,
+    or_null,
+    spelled,
+)
+
+TARGET = Text("the dotted name of a class", r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+PATH = Text("a path")
+SEED = Whole(0, 2**32 - 1)
+PART = Number(above=0, below=1)
+SHARE = Either((Whole(0), Number(at_least=0, at_most=1), Nothing()), "a share from 0.0 to 1.0, or how many")
+BATCH_NORM = Choice(("before", "after", "none"))
+BEST = Choice(("min", "max"))
+METRIC = Text("the name of a metric, such as val/elbo", r"\S+")
+SPLIT = Choice(("val", "test"))
+DEVICE = Choice(("auto", "cpu", "cuda"))
+
+
+def some_of(*names: str, at_least: int = 1) -> Either:
+    """``all``, one name, or a list of names."""
+    some = (Choice(("all", *names)), ListOf(Choice(names), at_least=at_least))
+    return Either(some, f"all, one or a list [in,brackets] of {', '.join(names)}")
+
+
+# In the order in which a config is looked at. `*` stands for any text: what no line above it names.
+TRAIN: dict[str, Kind] = {
+    "seed": or_null(SEED),
+    "tags": ListOf(Either((Text(), Number(), FLAG), "a word or a number")),
+    "compile": Choice((True, False, "auto")),
+    "test": FLAG,
+    "ckpt_path": or_null(PATH),
+    "run_dir": PATH,
+    # the model
+    "model._target_": TARGET,
+    "model.latent_dim": Whole(1),
+    "model.kl_weight": Number(at_least=0),
+    "model.kl_warmup_steps": Whole(0),
+    "model.depth": Whole(1),
+    "model.encoder._target_": TARGET,
+    "model.decoder._target_": TARGET,
+    "model.likelihood._target_": TARGET,
+    "model.likelihood.scale": Number(above=0),
+    "model.likelihood.learned": FLAG,
+    "model.*._target_": TARGET,
+    "model.*._partial_": FLAG,
+    "model.*.widths": ListOf(Whole(1), at_least=1),
+    "model.*.kernel_size": one_or_each(Whole(1)),
+    "model.*.stride": one_or_each(Whole(1)),
+    "model.*.padding": one_or_each(Whole(0)),
+    "model.*.norm": BATCH_NORM,
+    "model.*.dense_norm": BATCH_NORM,
+    "model.*.hidden_norm": BATCH_NORM,
+    "model.*.act": Choice(("relu", "leaky_relu", "silu", "gelu", "tanh")),
+    "model.*.hidden": or_null(Whole(1)),
+    "model.*.dropout": Number(at_least=0, below=1),
+    # the data
+    "data._target_": TARGET,
+    "data.name": Text("letters, digits, '.', '_' and '-': it becomes part of file names", r"[\w.-]+"),
+    "data.root": PATH,
+    "data.cache_dir": PATH,
+    "data.where_to_get": Text(),
+    "data.dataset._target_": TARGET,
+    "data.dataset.path": TARGET,
+    "data.download": FLAG,
+    "data.image_size": Whole(1),
+    "data.channels": Choice((1, 3)),
+    "data.batch_size": Whole(1),
+    "data.val_fraction": or_null(PART),
+    "data.test_fraction": or_null(PART),
+    "data.split_seed": Whole(),
+    "data.seed": or_null(SEED),
+    "data.binarize": Choice(("none", "threshold", "dynamic")),
+    "data.dequantize": FLAG,
+    "data.on_bad_image": Choice(("raise", "skip")),
+    "data.group_pattern": or_null(OneGroup()),
+    # how it is trained
+    "optimizer._target_": TARGET,
+    "optimizer._partial_": FLAG,
+    "optimizer.lr": Number(at_least=0),
+    "optimizer.betas": ListOf(Number(at_least=0, below=1), at_least=1),
+    "optimizer.weight_decay": Number(at_least=0),
+    "optimizer.momentum": Number(at_least=0),
+    "optimizer.nesterov": FLAG,
+    "optimizer.fused": or_null(FLAG),
+    "optimizer.*": Anything(),
+    "schedule._target_": TARGET,
+    "schedule.interval": Choice(("epoch", "step")),
+    "schedule.monitor": or_null(METRIC),
+    "schedule.factory._target_": TARGET,
+    "schedule.factory._partial_": FLAG,
+    "schedule.factory.T_max": Whole(1),
+    "schedule.factory.mode": Text(),
+    "schedule.factory.factor": Number(above=0),
+    "schedule.factory.patience": Whole(0),
+    "schedule.factory.start_factor": Number(above=0, at_most=1),
+    "schedule.factory.total_iters": Whole(1),
+    "schedule.factory.*": Anything(),
+    "trainer._target_": TARGET,
+    "trainer.accelerator": Choice(("auto", "cpu", "gpu", "cuda", "mps")),
+    "trainer.devices": Either(
+        (Whole(1), Choice(("auto", -1)), ListOf(Whole(0), at_least=1), Text("", r"-1|\d+(,\d+)*,?")),
+        "how many (at least 1), a list of their numbers, or auto",
+    ),
+    "trainer.num_nodes": Whole(1),
+    "trainer.strategy": Either((Text("the name of a strategy, such as auto or ddp"), Made())),
+    "trainer.precision": Choice(("32-true", "bf16-mixed", "16-mixed", "auto"), (32, "32", 16, "16", "bf16")),
+    "trainer.max_epochs": or_null(Whole(-1)),
+    "trainer.max_steps": Whole(-1),
+    "trainer.limit_train_batches": SHARE,
+    "trainer.limit_val_batches": SHARE,
+    "trainer.limit_test_batches": SHARE,
+    "trainer.check_val_every_n_epoch": or_null(Whole(1)),
+    "trainer.accumulate_grad_batches": Whole(1),
+    "trainer.gradient_clip_val": or_null(Number(at_least=0)),
+    "trainer.gradient_clip_algorithm": or_null(Choice(("norm", "value"))),
+    "trainer.log_every_n_steps": or_null(Whole(0)),
+    "trainer.deterministic": or_null(Choice((True, False, "warn"))),
+    "trainer.benchmark": or_null(FLAG),
+    "trainer.detect_anomaly": or_null(FLAG),
+    "trainer.sync_batchnorm": FLAG,
+    "trainer.num_sanity_val_steps": or_null(Whole(-1)),
+    "trainer.enable_model_summary": or_null(FLAG),
+    "trainer.use_distributed_sampler": FLAG,
+    "trainer.*": Anything(),
+    # what watches it
+    "callbacks.*._target_": TARGET,
+    "callbacks.guard.read_every": or_null(Whole(1)),
+    "callbacks.noise.seed": or_null(SEED),
+    "callbacks.dashboard.every_n_epochs": Whole(1),
+    "callbacks.dashboard.num_images": Whole(1),
+    "callbacks.figures.folder": PATH,
+    "callbacks.early_stopping.patience": Whole(1),
+    "callbacks.early_stopping.min_delta": Number(),
+    "callbacks.checkpoint.save_top_k": Whole(-1),
+    "callbacks.*.monitor": or_null(METRIC),
+    "callbacks.*.mode": BEST,
+    "callbacks.*.dirpath": PATH,
+    "callbacks.*.filename": or_null(Text("a file name")),
+    "callbacks.*.save_on_train_epoch_end": FLAG,
+    "callbacks.*.enable_version_counter": FLAG,
+    "callbacks.*": Anything(),
+    "logger.*._target_": TARGET,
+    "logger.*.save_dir": PATH,
+    "logger.*.name": or_null(Text(pattern="(?s).*")),
+    "logger.*.version": or_null(Text(pattern="(?s).*"), Whole(0)),
+    "logger.*.default_hp_metric": FLAG,
+    "logger.*": Anything(),
+    # where it is put, and how a sweep is run
+    "hydra.run.dir": PATH,
+    "hydra.sweep.dir": PATH,
+    "hydra.job.chdir": or_null(FLAG),
+    "hydra.verbose": Either((FLAG, Text("the name of a logger"), ListOf(Text()))),
+    "hydra.launcher.slots": or_null(Whole(1)),
+    "hydra.launcher.per_gpu": Whole(1),
+    "hydra.launcher.threads": or_null(Whole(1)),
+    "hydra.launcher.warm": FLAG,
+    "hydra.sweeper.trials": Whole(1),
+    "hydra.sweeper.at_once": or_null(Whole(1)),
+    "hydra.sweeper.startup": Whole(0),
+    "hydra.sweeper.seed": SEED,
+}
+READER: dict[str, Kind] = {
+    "run": PATH,
+    "checkpoint": Choice(("best", "last")),
+    "split": SPLIT,
+    "seed": or_null(SEED),
+    "device": DEVICE,
+    "data.root": or_null(PATH),
+    "other_data": FLAG,
+    "cache_dir": PATH,
+}
+PARTS = ("elbo", "bound", "latents", "reconstruction", "samples", "representation")
+PICTURES = (
+    *("reconstructions", "samples", "losses", "samples_from_mixture", "rates", "scatter", "manifold", "histogram"),
+    *("traversals", "plane", "interpolations", "class_means", "neighbours"),
+)
+KEYS: dict[str, dict[str, Kind]] = {
+    "train": TRAIN,
+    "evaluate": READER
+    | {
+        "parts": some_of(*PARTS),
+        "bound.samples": Whole(1),
+        "bound.images": or_null(Whole(1)),
+        "latents.components": Whole(1),
+        "samples.images": Whole(10),
+        "samples.bootstrap": Whole(2),
+        "samples.components": Whole(1),
+        "samples.inception": or_null(FLAG),
+        "representation.train_images": Whole(2),
+    },
+    "explore": READER
+    | {
+        "figures": some_of(*PICTURES, at_least=0),
+        "images": or_null(PATH, ListOf(PATH, at_least=1)),
+        "noise": or_null(Number(above=0, at_most=10)),
+        "embed": or_null(Choice(("npz", "csv", True, False))),
+    },
+    "report": {"sweep": PATH},
+    "benchmark": {
+        "parts": some_of("steps", "startup", "decoding", "evaluation", "epochs"),
+        "folder": PATH,
+        "data_dir": PATH,
+        "device": DEVICE,
+        "overrides": Either((Text(), ListOf(Text())), "a list of overrides, each in quotes"),
+        "steps.experiments": Either((Text(), ListOf(Text(), at_least=1)), "a list of experiments"),
+        "steps.rounds": Whole(1),
+        "steps.seconds": Number(above=0),
+        "startup.repetitions": Whole(1),
+        "decoding.repetitions": Whole(1),
+        "evaluation.samples": Whole(1),
+        "epochs.images": Whole(100),
+    },
+}
+
+
+def pattern_of(key: str, keys: Mapping[str, Kind]) -> str | None:
+    """The line of a table that speaks of a dotted key: its own, else the first pattern that it matches."""
+    return key if key in keys else next((pattern for pattern in keys if fnmatchcase(key, pattern)), None)
+
+
+def kind_of(key: str, keys: Mapping[str, Kind] = TRAIN) -> Kind | None:
+    """What the value of a dotted key must be; None for a key that the table does not know."""
+    pattern = pattern_of(key, keys)
+    return None if pattern is None else keys[pattern]
+
+
+def groups_of(keys: Mapping[str, Kind]) -> Iterator[str]:
+    """The dotted names under which there are keys, not values: ``model``, ``trainer``, ``model.likelihood``, ..."""
+    seen = set()
+    for pattern in keys:
+        parts = pattern.split(".")[:-1]
+        for end in range(1, len(parts) + 1):
+            name = ".".join(parts[:end])
+            if "*" not in name and name not in seen:
+                seen.add(name)
+                yield name
+
+
+def check(key: str, value: Any, kind: Kind, typed: str | None = None) -> None:
+    """Raise a :class:`UserError` unless ``value`` is of this kind; the line names the key and what it must be.
+
+    ``typed`` is the override that set it, where one did.
+    """
+    if kind.takes(value):
+        return
+    near = getattr(kind, "nearest", lambda _: None)(value)
+    said = f"give {kind.words}" + (f"; did you mean {near}?" if near else "")
+    if isinstance(kind, Text) and value is not None and not isinstance(value, str | list | dict):
+        said += f" (a text that looks like something else needs quotes: '{key}=\"{spelled(value)}\"')"
+    raise UserError(f"{typed or f'{key}={spelled(value)}'}: {said}")
+
+
+def require(group: str, **values: Any) -> None:
+    """See that the arguments of a constructor are what their keys in ``conf/<group>`` must be.
+
+    Raises:
+        UserError: the first that is not.
+    """
+    for name, value in values.items():
+        check(f"{group}.{name}", value, kind_of(f"{group}.{name}"))

@@ -1,0 +1,246 @@
+"""What a value of a config can be: kinds of values, each of which says in words what it takes."""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, Protocol
+
+
+class Kind(Protocol):
+    """A kind of value."""
+
+    words: str
+
+    def takes(self, value: Any) -> bool:
+        """Whether ``value`` (plain, or lists of plain ones) is of this kind."""
+
+
+def is_whole(value: Any) -> bool:
+    """Whether ``value`` is an integer; True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """Whether ``value`` is a finite number."""
+    return is_whole(value) or (isinstance(value, float) and math.isfinite(value))
+
+
+@dataclass(frozen=True)
+class Whole:
+    """An integer."""
+
+    at_least: int | None = None
+    at_most: int | None = None
+
+    @property
+    def words(self) -> str:
+        """Such as "a whole number of at least 1"."""
+        if self.at_least is not None and self.at_most is not None:
+            return f"a whole number from {self.at_least} to {self.at_most}"
+        return "a whole number" + (f" of at least {self.at_least}" if self.at_least is not None else "")
+
+    def takes(self, value: Any) -> bool:
+        """As :meth:`Kind.takes` says."""
+        low, high = self.at_least, self.at_most
+        return is_whole(value) and (low is None or value >= low) and (high is None or value <= high)
+
+
+@dataclass(frozen=True)
+class Number:
+    """A finite number."""
+
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+
+    @property
+    def words(self) -> str:
+        """Such as "a number above 0 and below 1"."""
+        bounds = (("of at least", self.at_least), ("above", self.above), ("up to", self.at_most), ("below", self.below))
+        told = " and ".join(f"{word} {bound:g}" for word, bound in bounds if bound is not None)
+        return f"a number {told}" if told else "a finite number"
+
+    def takes(self, value: Any) -> bool:
+        """As :meth:`Kind.takes` says."""
+        return (
+            is_number(value)
+            and (self.at_least is None or value >= self.at_least)
+            and (self.above is None or value > self.above)
+            and (self.at_most is None or value <= self.at_most)
+            and (self.below is None or value < self.below)
+        )
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of some words (or numbers, or truths).
+
+    Attributes:
+        choices: those that are named.
+        also: other spellings of them, which are taken too.
+    """
+
+    choices: tuple[Any, ...]
+    also: tuple[Any, ...] = ()
+
+    @property
+    def words(self) -> str:
+        """Such as "one of none, threshold, dynamic"."""
+        return f"one of {', '.join(map(spelled, self.choices))}"
+
+    def takes(self, value: Any) -> bool:
+        """As :meth:`Kind.takes` says."""
+        return any(value == choice and type(value) is type(choice) for choice in (*self.choices, *self.also))
+
+    def nearest(self, value: Any) -> str | None:
+        """The choice that was probably meant."""
+        return nearest(spelled(value), [spelled(choice) for choice in self.choices])
+
+
+FLAG = Choice((True, False))
+
+
+@dataclass(frozen=True)
+class Text:
+    """A word, a path or a name.
+
+    Attributes:
+        pattern: of the whole text.
+        words: what the text is.
+    """
+
+    words: str = "some text"
+    pattern: str = r"(?s).+"
+
+    def takes(self, value: Any) -> bool:
+        """As :meth:`Kind.takes` says."""
+        return isinstance(value, str) and re.fullmatch(self.pattern, value) is not None
+
+
+@dataclass(frozen=True)
+class OneGroup:
+    """A regular expression that captures one thing."""
+
+    words: str = "a regular expression with one (group)"
+
+    def takes(self, value: Any) -> bool:
+        """As :meth:`Kind.takes` says."""
+        try:
+            return isinstance(value, str) and re.compile(value).groups == 1
+        except re.error:
+            return False
+
+
+@dataclass(frozen=True)
+class ListOf:
+    """A list of values of one kind.
+
+    Attributes:
+        kind: of each.
+        length: how many there must be; None for any number.
+        at_least: how many there must be at least.
+    """
+
+    kind: Kind
+    length: int | None = None
+    at_least: int = 0
+
+    @property
+    def words(self) -> str:
+        """Such as "a list of 2, each a number"."""
+        count = f" of {self.length}" if self.length else f" of at least {self.at_least}" if self.at_least else ""
+        return f"a list{count} in brackets, each {self.kind.words}"
+
+    def takes(self, value: Any) -> bool:
+        """As :meth:`Kind.takes` says."""
+        if not isinstance(value, list) or (self.length is not None and len(value) != self.length):
+            return False
+        return len(value) >= self.at_least and all(self.kind.takes(item) for item in value)
+
+
+@dataclass(frozen=True)
+class Either:
+    """Any of several kinds.
+
+    Attributes:
+        kinds: those.
+        said: what to say in place of their own words.
+    """
+
+    kinds: tuple[Kind, ...]
+    said: str = ""
+
+    @property
+    def words(self) -> str:
+        """Such as "a number or null"."""
+        return self.said or ", or ".join(kind.words for kind in self.kinds)
+
+    def takes(self, value: Any) -> bool:
+        """As :meth:`Kind.takes` says."""
+        return any(kind.takes(value) for kind in self.kinds)
+
+    def nearest(self, value: Any) -> str | None:
+        """The choice that was probably meant."""
+        return next((near for kind in self.kinds if (near := getattr(kind, "nearest", lambda _: None)(value))), None)
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """null."""
+
+    words: str = "null"
+
+    def takes(self, value: Any) -> bool:
+        """As :meth:`Kind.takes` says."""
+        return value is None
+
+
+@dataclass(frozen=True)
+class Made:
+    """What Hydra makes of the class that a node names."""
+
+    words: str = "a node with a _target_"
+
+    def takes(self, value: Any) -> bool:
+        """As :meth:`Kind.takes` says."""
+        return isinstance(value, dict) and "_target_" in value
+
+
+@dataclass(frozen=True)
+class Anything:
+    """Whatever the library that it is handed to takes."""
+
+    words: str = "anything"
+
+    def takes(self, value: Any) -> bool:
+        """As :meth:`Kind.takes` says."""
+        return True
+
+
+def or_null(*kinds: Kind) -> Either:
+    """These kinds, or null."""
+    return Either((*kinds, Nothing()))
+
+
+def one_or_each(kind: Kind) -> Either:
+    """One value, or a list with one a stage."""
+    return Either((kind, ListOf(kind, at_least=1)))
+
+
+def spelled(value: Any) -> str:
+    """A value as it is typed on a command line."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list):
+        return f"[{','.join(map(spelled, value))}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}:{spelled(item)}' for key, item in value.items())}}}"
+    return str(value)
+
+
+def nearest(word: str, known: Sequence[str], likeness: float = 0.6) -> str | None:
+    """The known word that was probably meant; ``likeness`` is from 0 to 1, that of equal words."""
+    return next(iter(get_close_matches(word, known, 1, likeness)), None)
