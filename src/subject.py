@@ -3,10 +3,9 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
 from src.data.base import ImageDataModule, Split
@@ -15,6 +14,9 @@ from src.errors import UserError
 from src.metrics.posterior import draw_mixture, fit_mixture
 from src.models.base import BaseVAE
 from src.randomness import derive_seed, stream
+
+if TYPE_CHECKING:  # a training needs no mixture, and scikit-learn takes seconds to import
+    from sklearn.mixture import GaussianMixture
 
 MIXTURE_CODES = 20_000
 
@@ -57,7 +59,7 @@ class Subject:
     checkpoint: str = ""
     epochs: list[dict[str, float]] = field(default_factory=list)
     _codes: dict[Split, Codes] = field(default_factory=dict)
-    _mixtures: dict[int, GaussianMixture] = field(default_factory=dict)
+    _mixtures: dict[int, "GaussianMixture"] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         channels, height, width = self.datamodule.image_shape
@@ -98,7 +100,7 @@ class Subject:
             self._codes[split] = codes
         return self._codes[split]
 
-    def mixture(self, components: int) -> GaussianMixture:
+    def mixture(self, components: int) -> "GaussianMixture":
         """A mixture fitted to a draw from the posteriors of (at most 20,000) training images; fitted once."""
         if components not in self._mixtures:
             z = self.codes("train").sample(self.seed)

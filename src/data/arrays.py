@@ -3,13 +3,13 @@
 import gzip
 import hashlib
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.error import URLError
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor
 
 from src.data.base import ImageDataModule
@@ -32,11 +32,14 @@ class DigitsDataModule(ImageDataModule):
 
     def load_pool(self) -> ImagePool:
         """The bundled array, scaled from 0..16 to 0..255."""
-        bundle = load_digits()
-        images = torch.from_numpy((bundle.images * (255 / 16)).round().astype(np.uint8)).unsqueeze(1)
-        published = np.full(len(images), "")
-        classes = [str(c) for c in bundle.target_names]
-        return array_pool(images, torch.from_numpy(bundle.target).long(), classes, published, self.image_size)
+        # The file that sklearn.datasets.load_digits reads: importing scikit-learn takes longer than training on it.
+        (package,) = find_spec("sklearn").submodule_search_locations
+        with gzip.open(Path(package) / "datasets" / "data" / "digits.csv.gz", "rt") as file:
+            table = np.loadtxt(file, delimiter=",")
+        pixels, labels = table[:, :-1].reshape(-1, 1, 8, 8), table[:, -1]
+        images = torch.from_numpy((pixels * (255 / 16)).round().astype(np.uint8))
+        classes, published = [str(digit) for digit in range(10)], np.full(len(images), "")
+        return array_pool(images, torch.from_numpy(labels).long(), classes, published, self.image_size)
 
 
 class TorchvisionDataModule(ImageDataModule):

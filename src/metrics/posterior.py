@@ -1,14 +1,16 @@
 """What the posteriors of a split say about the use of the latents. Shapes: N images, D latents; unit: nats."""
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from scipy.stats import kstest
-from sklearn.mixture import GaussianMixture
 from torch import Tensor
 from torch.distributions import Normal
+
+if TYPE_CHECKING:  # a training needs no mixture, and scikit-learn takes seconds to import
+    from sklearn.mixture import GaussianMixture
 
 ACTIVE_VARIANCE = 0.01  # Burda et al. 2016, section 5
 FULL_COVARIANCE_IMAGES = 10  # images a latent and component below which a mixture gets diagonal covariances
@@ -64,7 +66,7 @@ class Surgery(NamedTuple):
     ceiling: float  # log N, which the lower bound on the information cannot pass
 
 
-def surgery(mean: Tensor, scale: Tensor, z: Tensor, mixture: GaussianMixture) -> Surgery:
+def surgery(mean: Tensor, scale: Tensor, z: Tensor, mixture: "GaussianMixture") -> Surgery:
     """Bounds on both parts from the posteriors of N images and a draw ``z`` ``[N, D]`` from each.
 
     Any density r gives ``E_q[log r(z) - log p(z)] = KL(q||p) - KL(q||r)``, a lower bound on the gap; r is a mixture
@@ -83,12 +85,14 @@ def surgery(mean: Tensor, scale: Tensor, z: Tensor, mixture: GaussianMixture) ->
     return Surgery((rate - upper, rate - lower), (lower, upper), error, ceiling)
 
 
-def fit_mixture(z: Tensor, components: int, seed: int) -> GaussianMixture:
+def fit_mixture(z: Tensor, components: int, seed: int) -> "GaussianMixture":
     """A Gaussian mixture fitted to codes ``[N, D]``: ex-post density estimation (Ghosh et al. 2020, arXiv 1903.12436).
 
     Full covariances where there are ten codes for each latent of each component, else diagonal ones. Fewer components
     where there are fewer codes.
     """
+    from sklearn.mixture import GaussianMixture
+
     count, dims = z.shape
     components = min(components, count)
     full = count >= FULL_COVARIANCE_IMAGES * dims * components
@@ -102,7 +106,7 @@ def fit_mixture(z: Tensor, components: int, seed: int) -> GaussianMixture:
     return mixture.fit(z.double().numpy())
 
 
-def draw_mixture(mixture: GaussianMixture, count: int, seed: int) -> Tensor:
+def draw_mixture(mixture: "GaussianMixture", count: int, seed: int) -> Tensor:
     """``count`` codes ``[count, D]`` from a fitted mixture, float32, in random order."""
     mixture.random_state = np.random.RandomState(seed % 2**32)
     codes, _ = mixture.sample(count)
