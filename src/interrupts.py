@@ -1,8 +1,6 @@
 """Other signals that mean what Ctrl-C means."""
 
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -11,17 +9,6 @@ def interrupt_on(*numbers: signal.Signals) -> dict[signal.Signals, Any]:
     """Take these signals as Ctrl-C, but for those that are to be ignored (nohup); what they did before."""
     heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
     return {number: signal.signal(number, _interrupt) for number in heard}
-
-
-@contextmanager
-def ignored(*numbers: signal.Signals) -> Iterator[None]:
-    """Ignore signals for a while; a process that is started meanwhile ignores them for good."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -1,9 +1,8 @@
 """How an epoch grows with the number of images."""
 
 import json
+import os
 import re
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 
 from src import runs
+from src.benchmarking.loops import WARM
 from src.benchmarking.measurement import Measurement
 from src.benchmarking.settings import RUN, composed
 from src.benchmarking.standin import write_jpegs
@@ -35,11 +35,10 @@ def epochs(images: int, overrides: Sequence[str]) -> Iterator[Measurement]:
             paths = {"data.root": folder / str(count), "data.cache_dir": folder / "cache", "hydra.run.dir": run}
             places = [f"{key}={quoted(path)}" for key, path in paths.items()]
             command = [*RUN["epochs"], *places, "trainer.max_epochs=2", "~callbacks.figures", *overrides]
-            done = subprocess.run(
-                [sys.executable, "-m", "src.train", *command], capture_output=True, text=True, check=False
-            )
-            if done.returncode:
-                raise UserError(f"a measured training failed: {(done.stdout + done.stderr).strip().splitlines()[-1]}")
+            with (folder / "output").open("w+") as output:
+                if WARM.start("src.train", command, os.environ, output).wait():
+                    output.seek(0)
+                    raise UserError(f"a measured training failed: {output.read().strip().splitlines()[-1]}")
             metrics = json.loads((run / "metrics.json").read_text())
             seconds[count] = metrics["data"]["images"]["train"] / metrics["train_images_per_second"]
         memory = _memory_of_an_epoch(folder / "images.npy")

@@ -3,6 +3,7 @@
 Loops that are compared stand in processes of their own, each at its gate; the benchmark opens one gate at a time.
 """
 
+import socket
 import time
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
@@ -26,14 +27,16 @@ class Gate:
     """Counts the steps of a loop, and waits for orders when those that were asked for are done.
 
     Args:
-        door: the number under which this process has inherited its end of the benchmark's pipe.
+        door: the path of the socket on which the benchmark waits.
         note: what the benchmark should know of this loop, such as the variant that it chose.
         gpu: whether it trains on a GPU.
     """
 
-    def __init__(self, door: int, note: str = "", gpu: bool = False) -> None:
+    def __init__(self, door: str, note: str = "", gpu: bool = False) -> None:
         self._gpu = gpu
-        self._door = Connection(door)
+        wire = socket.socket(socket.AF_UNIX)
+        wire.connect(door)
+        self._door = Connection(wire.detach())
         self._door.send(note)
         self._steps = self._left = 0
         self._since = 0.0
@@ -72,12 +75,12 @@ class GateCallback(Callback):
         door: as in :class:`Gate`.
     """
 
-    def __init__(self, door: int) -> None:
-        self._number = door
+    def __init__(self, door: str) -> None:
+        self._path = door
 
     def on_train_start(self, trainer: Trainer, pl_module: BaseVAE) -> None:
         """All is set up: steps may be asked for."""
-        self._gate = Gate(self._number, gpu=pl_module.device.type == "cuda")
+        self._gate = Gate(self._path, gpu=pl_module.device.type == "cuda")
         self._gate.wait()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: BaseVAE, *args: Any) -> None:

@@ -1,20 +1,28 @@
 """A training loop in a process of its own, and the gate it waits at."""
 
-import subprocess
-import sys
+import contextlib
+import os
+import signal
+import socket
 import tempfile
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Self
 
+from hydra_plugins.slots_launcher import TRAINING
 from src.benchmarking.gate import Round
 from src.errors import UserError
 from src.files import quoted
+from src.system.processes import Process, Starter, forking
 
 LOOPS = ("tutorial", "bare", "ours")
 PATIENCE = 900.0  # seconds a loop may take to start, or for a round
+LOOK_EVERY = 0.2  # seconds
+# All that is measured runs in a process of its own that has imported the same: but for starting, which starts anew.
+WARM = forking([*TRAINING, "src.benchmarking.parts", "src.benchmarking.written"])
 
 
 class Loop:
@@ -24,12 +32,15 @@ class Loop:
         name: ``ours`` is ``python -m src.train`` with one more callback.
         command: its overrides.
         variant: of the bare loop; where it is empty, that tries all and notes which is the fastest.
+        starter: how its process is started.
     """
 
-    def __init__(self, name: str, command: Sequence[str], variant: str = "") -> None:
+    def __init__(self, name: str, command: Sequence[str], variant: str = "", starter: Starter = WARM) -> None:
         self.name = name
         self._variant = variant
         self._command = list(command)
+        self._starter = starter
+        self._door: Connection | None = None
         self._note: str | None = None
 
     def __enter__(self) -> Self:
@@ -37,25 +48,21 @@ class Loop:
         with ExitStack() as stack:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="benchmark-"))
             self._output = Path(folder) / "output"
-            output = stack.enter_context(self._output.open("w"))
-            self._door, its_door = Pipe()
-            stack.callback(self._door.close)
-            with its_door:  # once the process has it, its end is the end of the connection
-                number = its_door.fileno()
-                self._process = subprocess.Popen(
-                    [sys.executable, "-m", *self._program(folder, number)],
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    pass_fds=[number],
-                )
-            stack.callback(self._process.wait)
-            stack.callback(self._process.kill)
+            self._listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+            self._listener.bind(door := f"{folder}/door")
+            self._listener.listen(1)
+            self._listener.settimeout(LOOK_EVERY)
+            module, *words = self._program(folder, door)
+            with self._output.open("w") as output:
+                self._process = self._starter.start(module, words, os.environ, output)
+            stack.callback(_kill, self._process)
             self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
         """End it, whatever it does."""
+        if self._door is not None:
+            self._door.close()
         self._stack.close()
 
     @property
@@ -78,16 +85,17 @@ class Loop:
         _ = self.note
         return self._hear(steps)
 
-    def _program(self, folder: str, door: int) -> list[str]:
+    def _program(self, folder: str, door: str) -> list[str]:
         if self.name != "ours":
-            return ["src.benchmarking.written", self.name, self._variant, str(door), *self._command]
-        gate = ("_target_=src.benchmarking.gate.GateCallback", f"door={door}")
+            return ["src.benchmarking.written", self.name, self._variant, door, *self._command]
+        gate = ("_target_=src.benchmarking.gate.GateCallback", f"door={quoted(Path(door))}")
         gates = [f"+callbacks.gate.{setting}" for setting in gate]
         return ["src.train", *self._command, f"hydra.run.dir={quoted(Path(folder) / 'run')}", *gates]
 
     def _hear(self, order: int | None = None) -> Any:
         """Its next word, after an order if there is one."""
         try:
+            self._door = self._door or self._opened()
             if order is not None:
                 self._door.send(order)
             if self._door.poll(PATIENCE):
@@ -97,3 +105,24 @@ class Loop:
             last = lines[-1] if lines else "it said nothing"
             raise UserError(f"the loop {self.name} has ended: {last}") from None
         raise UserError(f"the loop {self.name} has said nothing for {PATIENCE / 60:.0f} minutes")
+
+    def _opened(self) -> Connection:
+        """Its end of the door, once it stands there.
+
+        Raises:
+            EOFError: it has ended.
+            OSError: it does not come.
+        """
+        until = time.monotonic() + PATIENCE
+        while time.monotonic() < until:
+            with contextlib.suppress(TimeoutError):
+                return Connection(self._listener.accept()[0].detach())
+            if self._process.poll() is not None:
+                raise EOFError
+        raise OSError("it does not reach its gate")
+
+
+def _kill(process: Process) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

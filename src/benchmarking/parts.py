@@ -1,15 +1,15 @@
 """The parts of the benchmark: what each needs, where its figures go, and how they read."""
 
+import contextlib
 import csv
+import os
+import pickle
 import platform
 import re
 import signal
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from multiprocessing import Pipe, get_context
-from multiprocessing.connection import Connection
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ import torch
 from src.benchmarking.decoding import decoding
 from src.benchmarking.epochs import epochs
 from src.benchmarking.evaluation import evaluation, memory
+from src.benchmarking.loops import WARM
 from src.benchmarking.measurement import Measurement
 from src.benchmarking.settings import composed
 from src.benchmarking.standin import data_overrides
@@ -25,7 +26,6 @@ from src.benchmarking.steps import Steps, matmul_peak, measure
 from src.errors import UserError
 from src.figures.speed import speed_figure
 from src.files import whole_file
-from src.interrupts import ignored
 from src.machine import multiplies_bfloat16, processors
 
 
@@ -116,51 +116,31 @@ class Benchmark:
 
 
 def _apart(part: Callable[..., Iterator[Measurement]], *values: Any) -> list[Measurement]:
-    """Measure in a new process, which shares neither memory nor allocator with what was measured before.
+    """Measure in a new process, which shares no memory with what was measured before.
 
     Raises:
         UserError: the part failed, or its process was killed.
     """
-    door, its_door = Pipe(duplex=False)
-    process = get_context("spawn").Process(target=_answer, args=(its_door, part, *values))
-    with ignored(signal.SIGINT, signal.SIGHUP):  # by the new process, for good: see _answer
-        process.start()
-    try:
-        its_door.close()
-        answer = door.recv()
-    except EOFError:
-        process.join()
-        killed = "it was killed, for want of memory perhaps"
-        why = killed if process.exitcode and process.exitcode < 0 else "see above"
-        raise UserError(f"the part {part.__name__} has failed: {why}") from None
-    except BaseException:
-        process.terminate()  # it ends what it started itself
-        raise
-    finally:
-        process.join()
-    if isinstance(answer, Exception):
-        raise answer
-    return answer
-
-
-def _answer(door: Connection, part: Callable[..., Iterator[Measurement]], *values: Any) -> None:
-    """What the new process does: send what the part measures, or what the user can mend.
-
-    It hears SIGTERM alone, and once: a signal to all processes reaches it a second time from the one that started it,
-    and would cut off what the first began to put away.
-    """
-    signal.signal(signal.SIGTERM, _interrupt_once)
-    try:
-        door.send(list(part(*values)))
-    except KeyboardInterrupt:
-        pass
-    except (UserError, OSError) as error:
-        door.send(error)
-
-
-def _interrupt_once(number: int, frame: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_IGN)
-    raise KeyboardInterrupt
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as name:
+        order, answer, said = (Path(name) / file for file in ("order", "answer", "said"))
+        order.write_bytes(pickle.dumps((part, values)))
+        with said.open("w") as output:
+            process = WARM.start("src.benchmarking.apart", [str(order), str(answer)], os.environ, output)
+        try:
+            status = process.wait()
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGTERM)  # it ends what it started itself
+            process.wait()
+            raise
+        if not answer.exists():
+            lines = said.read_text(errors="replace").strip().splitlines()
+            why = "it was killed, for want of memory perhaps" if status < 0 or not lines else lines[-1]
+            raise UserError(f"the part {part.__name__} has failed: {why}")
+        measured = pickle.loads(answer.read_bytes())
+    if isinstance(measured, Exception):
+        raise measured
+    return measured
 
 
 def _folder(path: Path) -> Path | None:

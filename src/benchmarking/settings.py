@@ -1,6 +1,5 @@
 """What the benchmark is asked for, seen to make sense before anything is measured or torch imported."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,17 +10,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from src.benchmarking.standin import NAMES
-from src.errors import UserError, whole_number
+from src.errors import UserError
+from src.system.configs import check_config
+from src.system.overrides import refusal
 
 CONF = Path(__file__).parents[2] / "conf"
 PARTS = ("steps", "startup", "decoding", "evaluation", "epochs")
-LEAST = (
-    ("steps", "rounds", 1),
-    ("startup", "repetitions", 1),
-    ("decoding", "repetitions", 1),
-    ("evaluation", "samples", 1),
-    ("epochs", "images", 100),
-)
 # What other parts than steps train.
 RUN = {
     "startup": ("model=conv_tiny", "data=digits", "data.image_size=16"),
@@ -58,41 +52,24 @@ OURS = (
 )
 
 
-def composed(*overrides: str) -> DictConfig:
-    """The config of ``python -m src.train <overrides>``."""
+def composed(*overrides: str, hydra: bool = False) -> DictConfig:
+    """The config of ``python -m src.train <overrides>``; with its ``hydra`` node, if that is wanted."""
     GlobalHydra.instance().clear()  # the benchmark's own command was composed by Hydra too
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train", overrides=list(overrides))
+        return compose("train", overrides=list(overrides), return_hydra_config=hydra)
 
 
 def checked(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The same settings, each list a list and nothing in it twice.
 
     Args:
-        settings: ``conf/benchmark.yaml``, resolved.
+        settings: ``conf/benchmark.yaml``, resolved; each value is one that its key can have.
 
     Raises:
-        UserError: a part, experiment, device or number that there is not; or one that cannot be compared.
+        UserError: an experiment that there is not, or overrides with which nothing can be compared.
     """
-    for part in PARTS:
-        if not isinstance(settings[part], dict):
-            raise UserError(f"{part}={settings[part]}: its keys are in conf/benchmark.yaml; to leave it out, set parts")
-    for part, name, least in LEAST:
-        whole_number(f"{part}.{name}", settings[part][name], least)
-    for key in ("folder", "data_dir"):
-        if not isinstance(settings[key], str):
-            raise UserError(f"{key}={settings[key]}: give a folder")
-    if settings["device"] not in ("auto", "cpu", "cuda"):
-        raise UserError(f"device={settings['device']}: choose auto, cpu or cuda")
-    seconds = settings["steps"]["seconds"]
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < math.inf:
-        raise UserError(f"steps.seconds={seconds}: give a number above 0")
-    parts = _words("parts", settings["parts"])
-    for part in parts:
-        if part not in PARTS:
-            raise UserError(f"parts={part}: choose from {', '.join(PARTS)}")
-    overrides = _words("overrides", settings["overrides"])
-    experiments = _words("steps.experiments", settings["steps"]["experiments"])
+    parts = [*PARTS] if settings["parts"] == "all" else _words(settings["parts"])
+    overrides, experiments = _words(settings["overrides"]), _words(settings["steps"]["experiments"])
     _refuse_what_cannot_be_run(parts, overrides)
     for experiment in experiments if "steps" in parts else []:
         _refuse_what_cannot_be_compared(experiment, overrides)
@@ -100,18 +77,9 @@ def checked(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {**settings, "parts": parts, "overrides": overrides, "steps": steps}
 
 
-def _words(key: str, value: Any) -> list[str]:
-    """One word or a list of them, as a list without repetitions.
-
-    Raises:
-        UserError: it is neither.
-    """
-    words = [value] if isinstance(value, str) else value
-    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-        raise UserError(f"{key}={value}: give a list such as {key}=[one,two]")
-    if not words and key != "overrides":
-        raise UserError(f"{key}={value}: nothing to measure")
-    return list(dict.fromkeys(words))
+def _words(words: str | Sequence[str]) -> list[str]:
+    """One word or several, as a list without repetitions."""
+    return list(dict.fromkeys([words] if isinstance(words, str) else words))
 
 
 def _refuse_what_cannot_be_run(parts: Sequence[str], overrides: Sequence[str]) -> None:
@@ -119,14 +87,16 @@ def _refuse_what_cannot_be_run(parts: Sequence[str], overrides: Sequence[str]) -
         if override.lstrip("+~").startswith(OURS):
             raise UserError(f"overrides={override}: that is the benchmark's own to set")
     for part in RUN.keys() & parts:
-        _composed(RUN[part], overrides)
+        _composed([*RUN[part], *(["data.root=x"] if "data=image_folder" in RUN[part] else [])], overrides)
 
 
 def _composed(run: Sequence[str], overrides: Sequence[str]) -> DictConfig:
     try:
-        return composed(*run, *overrides)
-    except HydraException as error:
-        raise UserError(f"overrides={list(overrides)}: {error}") from error
+        cfg = composed(*run, *overrides, hydra=True)
+        check_config(cfg, "train")
+    except (HydraException, UserError, ValueError) as error:
+        raise UserError(f"overrides={list(overrides)}: {refusal(error, CONF, 'train', overrides)}") from error
+    return cfg
 
 
 def _refuse_what_cannot_be_compared(experiment: str, overrides: Sequence[str]) -> None:

@@ -161,7 +161,7 @@ def main(loop: str, variant: str, door: str, *overrides: str) -> None:
     network = Network(runs.build_model(cfg, datamodule)).to(device)
     given = (cfg, datamodule, network, device)
     steps = bare(*given, variant) if loop == "bare" else tutorial(*given)
-    gate = Gate(int(door), next(steps), device.type == "cuda")
+    gate = Gate(door, next(steps), device.type == "cuda")
     gate.wait()
     for _ in steps:
         gate.step()
