@@ -32,7 +32,7 @@ train: setup     ## train on the embedded digits, or on what ARGS says
 
 # Most tests start commands whose time is imports: a process a core does that, with one thread each.
 test: setup      ## run the tests; ARGS goes to pytest
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses=4 --dist=loadfile --cov --cov-report=term $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder --cov --cov-report=term --durations=15 $(ARGS)
 
 lint: setup      ## check style and format
 	$(PY) -m ruff check src hydra_plugins tests

@@ -3,19 +3,19 @@
 import itertools
 import json
 import math
-import sys
 from pathlib import Path
 
 from src.sweeps.plan import Plan, point_name
 from src.sweeps.points import Point
-from tests.conftest import ROOT
+from src.system.processes import Cold, Starter, Warm
 
-WORKER = [sys.executable, str(ROOT / "tests" / "worker.py")]
+WORKER = ["tests.worker"]
+STARTERS: dict[str, Starter] = {"cold": Cold(), "warm": Warm(["json"])}
 
 
-def point(folder: Path, *overrides: str) -> Point:
-    """A point whose process is ``worker.py``."""
-    return Point(folder, Plan({"value": "1,2"}, {}), overrides, 0, WORKER)
+def point(folder: Path, *overrides: str, start: str = "cold") -> Point:
+    """A point whose process is ``worker.py``, started anew or forked from a warm one."""
+    return Point(folder, Plan({"value": "1,2"}, {}), overrides, 0, WORKER, STARTERS[start])
 
 
 def record(**changes) -> dict:

@@ -10,7 +10,7 @@ from hydra.errors import InstantiationException
 from src.data.batches import BatchIndices
 from src.errors import UserError, explain
 from src.likelihoods import Pixels
-from tests.conftest import data, examples
+from tests.helpers import data, examples
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
@@ -112,8 +112,8 @@ def test_fingerprint_changes_with_data_split_and_pixels():
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("data.binarize=sometimes", "none, threshold or dynamic"),
-        ("data.channels=2", "grey .1. or colour .3."),
+        ("data.binarize=sometimes", "give one of none, threshold, dynamic"),
+        ("data.channels=2", "data.channels=2: give one of 1, 3"),
         ("data.batch_size=0", "batch_size=0"),
         ("data.val_fraction=1.5", "val_fraction=1.5"),
         ("data.binarize=threshold data.dequantize=true", "these pixels are binary"),

@@ -2,24 +2,30 @@
 
 import csv
 import math
+import os
 import signal
+import threading
+import time
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 
+from src.benchmarking import epochs as epochs_part
+from src.benchmarking import parts
+from src.benchmarking import startup as startup_part
 from src.benchmarking.decoding import decoding
 from src.benchmarking.epochs import epochs
 from src.benchmarking.loops import Loop
 from src.benchmarking.measurement import Measurement
-from src.benchmarking.parts import _apart
 from src.benchmarking.settings import checked
 from src.benchmarking.standin import data_overrides, write_jpegs
 from src.benchmarking.startup import startup
 from src.benchmarking.steps import Steps, count_flops, measure
 from src.benchmarking.written import Network
 from src.errors import UserError
-from tests.conftest import ROOT, assert_one_line_error, built, composed, data, train_cli
+from tests import helpers
+from tests.helpers import ROOT, assert_one_line_error, built, cli, composed, data
 
 
 def rows_of(path):
@@ -27,9 +33,10 @@ def rows_of(path):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_steps_and_evaluation_are_measured_without_any_data_set(tmp_path):
     """The real loops, in processes of their own; random images stand in for MNIST."""
-    done = train_cli(
+    done = cli(
         "parts=[steps,evaluation]", "steps.experiments=[mnist_conv_tiny]", "steps.rounds=2", "steps.seconds=0.01",
         "evaluation.samples=100", "device=cpu", f"data_dir={tmp_path}/none", f"folder={tmp_path}/out",
         module="src.benchmark",
@@ -48,7 +55,7 @@ def test_steps_and_evaluation_are_measured_without_any_data_set(tmp_path):
     figures = {row["what"]: float(row["value"]) for row in rows_of(tmp_path / "out" / "evaluation.csv")}
     assert figures["importance bound, K = 100: ours / a sample at a time"] > 2
     memory = [figures[f"importance bound, K = {count}: peak memory"] for count in (100, 1000)]
-    assert 100 < memory[0] <= memory[1] < 1.1 * memory[0]
+    assert 100 < memory[0] <= memory[1] < memory[0] + 300  # and not ten times what the samples take
     for table in ("steps.md", "evaluation.md"):
         text = (tmp_path / "out" / table).read_text()
         assert text.splitlines()[2] in done.stdout
@@ -66,7 +73,7 @@ def test_steps_and_evaluation_are_measured_without_any_data_set(tmp_path):
     ],
 )
 def test_bad_input_is_one_line(overrides, words, tmp_path):
-    done = train_cli(f"folder={tmp_path}/out", *overrides, module="src.benchmark")
+    done = cli(f"folder={tmp_path}/out", *overrides, module="src.benchmark")
     assert_one_line_error(done, *words)
     assert not (tmp_path / "out").exists()
 
@@ -74,13 +81,6 @@ def test_bad_input_is_one_line(overrides, words, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"steps": {"rounds": 0}}, r"steps\.rounds=0: give a whole number"),
-        ({"steps": {"seconds": math.inf}}, r"steps\.seconds=inf: give a number"),
-        ({"steps": {"seconds": True}}, r"steps\.seconds=True: give a number"),
-        ({"startup": None}, "startup=None: its keys are in conf/benchmark.yaml"),
-        ({"folder": None}, "folder=None: give a folder"),
-        ({"device": "tpu"}, "device=tpu: choose"),
-        ({"parts": []}, r"parts=\[\]: nothing to measure"),
         ({"overrides": ["model.kl_weight=2"]}, r"model\.kl_weight=2: the loops to compare with know 1 only"),
         ({"overrides": ["schedule=cosine"]}, r"schedule\._target_=src\.models\.base\.Schedule: the loops"),
         ({"overrides": ["optimizer.weight_decay=0.1"]}, r"optimizer\.weight_decay=0\.1: the loops"),
@@ -89,18 +89,16 @@ def test_bad_input_is_one_line(overrides, words, tmp_path):
         ({"overrides": ["+trainer.overfit_batches=5"]}, "overfit_batches=5: that is the benchmark's own"),
         ({"overrides": ["data=mnist"]}, "data=mnist: that is the benchmark's own"),
         ({"overrides": ["trainer=ddp"]}, "trainer=ddp: that is the benchmark's own to set"),
-        ({"overrides": ["modl=lstm"], "parts": ["startup"]}, "overrides=.*modl=lstm.*Could not"),
-        ({"overrides": ["model.likelihood=null"]}, r"model\.likelihood\._target_=None: the loops"),
+        ({"overrides": ["modl=lstm"], "parts": ["startup"]}, "overrides=.*modl is no key: did you mean model=lstm"),
+        ({"overrides": ["model.likelihood=null"]}, r"model\.likelihood=null: model\.likelihood holds keys"),
         ({"overrides": ["hydra.run.dir=x"]}, r"hydra\.run\.dir=x: that is the benchmark's own"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused_before_anything_is_measured(changes, words):
     settings = OmegaConf.load(ROOT / "conf" / "benchmark.yaml")
     del settings.defaults
-    settings = OmegaConf.merge(settings, {key: value for key, value in changes.items() if value is not None})
-    plain = OmegaConf.to_container(settings, resolve=True) | {key: None for key in changes if changes[key] is None}
     with pytest.raises(UserError, match=words):
-        checked(plain)
+        checked(OmegaConf.to_container(OmegaConf.merge(settings, changes), resolve=True))
 
 
 def test_what_is_asked_for_twice_is_measured_once():
@@ -116,7 +114,8 @@ def test_more_rounds_than_an_epoch_has_room_for_are_refused():
 
 
 def test_a_loop_that_cannot_start_says_why():
-    with Loop("tutorial", ["data=digits", "model=conv_tiny"]) as loop, pytest.raises(UserError) as caught:
+    words = ["data=digits", "model=conv_tiny"]
+    with Loop("tutorial", words, starter=helpers.WARM) as loop, pytest.raises(UserError) as caught:
         loop.run(1)
     assert "there is no tutorial's loop for data=digits" in str(caught.value)
 
@@ -168,11 +167,16 @@ def test_stand_ins_are_of_the_kind_that_they_stand_in_for(tmp_path):
     assert composed("data=mnist", *overrides).data.root == str(there)
 
 
-def test_the_other_parts_measure_what_they_name(tmp_path):
+@pytest.mark.slow
+def test_the_other_parts_measure_what_they_name(monkeypatch):
+    for part in (startup_part, epochs_part):  # only the first to start a training would wait for imports
+        monkeypatch.setattr(part, "WARM", helpers.WARM)
     figures = [*startup(1, []), *decoding(None, None, 1), *epochs(100, [])]
     values = {figure.what: figure.value for figure in figures}
     assert all(math.isfinite(value) for value in values.values())
-    assert values["answer to a typo / import torch"] < 1
+    assert {f"answer to a {mistake} / import torch" for mistake in ("typo", "bad value")} <= values.keys()
+    assert values["first word of a training"] < values["first training step"]
+    assert values["first training step of a sweep's point"] < values["first training step"]
     assert {f"decoding, {size} (the first): ours" for size in ("224x224", "2090x1858")} <= values.keys()
     assert values["an epoch of batches from a memory-mapped file of 2,048 MiB adds"] < 256
 
@@ -185,17 +189,42 @@ def test_a_picture_that_cannot_be_decoded_is_named(tmp_path):
         list(decoding(tmp_path, tmp_path, 1))
 
 
-def what_is_ignored():
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
-        yield Measurement(number.name, float(signal.getsignal(number) is signal.SIG_IGN), "")
+def session_and_memory():
+    yield Measurement("session", os.getsid(0), "")
+    yield Measurement("process", os.getpid(), "")
 
 
-def test_a_part_is_interrupted_by_the_benchmark_alone_and_once():
-    """A terminal sends Ctrl-C to both: a second one would cut off what the first began to put away."""
-    before = signal.getsignal(signal.SIGINT)
-    ignored = {measurement.what: measurement.value for measurement in _apart(what_is_ignored)}
-    assert ignored == {"SIGINT": 1, "SIGHUP": 1, "SIGTERM": 0}
-    assert signal.getsignal(signal.SIGINT) is before
+def asleep():
+    yield Measurement("process", os.getpid(), "")
+    time.sleep(600)
+
+
+def fails():
+    yield Measurement("process", 1 / 0, "")
+
+
+def test_a_part_has_a_session_of_its_own_so_that_the_benchmark_alone_interrupts_it(monkeypatch):
+    """A terminal sends Ctrl-C to all it has: a second one would cut off what the first began to put away."""
+    monkeypatch.setattr(parts, "WARM", helpers.WARM)
+    session, process = (int(measurement.value) for measurement in parts._apart(session_and_memory))
+    assert session == process != os.getsid(0)
+    with pytest.raises(UserError, match="the part fails has failed: ZeroDivisionError: division by zero"):
+        parts._apart(fails)
+
+
+def test_an_interrupted_part_is_ended(monkeypatch):
+    started = []
+
+    class Recording:
+        def start(self, *given):
+            started.append(helpers.WARM.start(*given))
+            threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+            return started[0]
+
+    monkeypatch.setattr(parts, "WARM", Recording())
+    with pytest.raises(KeyboardInterrupt):
+        parts._apart(asleep)
+    assert started[0].poll() is not None
 
 
 def test_an_override_is_composed_with_what_it_is_for():

@@ -16,7 +16,7 @@ from src.callbacks.resume import BestCheckpoint, PatientEarlyStopping, Reproduci
 from src.callbacks.show import Dashboard
 from src.errors import UserError
 from src.metrics.means import ExampleMean
-from tests.conftest import built, composed, examples
+from tests.helpers import built, composed, examples
 
 
 def fit(model, datamodule, *callbacks, epochs: int = 1, **options):

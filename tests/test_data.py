@@ -9,7 +9,7 @@ import torch
 from src.errors import UserError
 from src.likelihoods import Pixels
 from src.record import describe_data
-from tests.conftest import REAL_DATA, data, needs_binarized, needs_mnist, needs_xrays
+from tests.helpers import REAL_DATA, data, needs_binarized, needs_mnist, needs_xrays
 
 
 @needs_mnist

@@ -18,7 +18,7 @@ from src.loading import load_run, subject_of
 from src.metrics import features
 from src.metrics.features import inception_features, own_features
 from src.subject import Subject
-from tests.conftest import QUICK, assert_one_line_error, built, examples, folder_data, train_cli
+from tests.helpers import QUICK, assert_one_line_error, built, cli, examples, folder_data
 
 SMALL = (
     "bound.samples=20",
@@ -43,7 +43,7 @@ def subject(finished, cache) -> Subject:
 def evaluated(finished, cache, tmp_path_factory):
     """A finished run evaluated from the command line, with its output."""
     run = Path(shutil.copytree(finished[0], tmp_path_factory.mktemp("evaluated") / "run"))
-    done = train_cli(f"run={run}", *SMALL, f"cache_dir={cache}", module="src.evaluate")
+    done = cli(f"run={run}", *SMALL, f"cache_dir={cache}", module="src.evaluate")
     assert done.returncode == 0, done.stdout
     return run, done
 
@@ -141,7 +141,7 @@ def test_an_interrupted_run_is_evaluated_to_the_same_file_twice(finished, tmp_pa
 
 
 def test_bad_input_is_one_line():
-    done = train_cli("run=outputs/nothing/here", module="src.evaluate")
+    done = cli("run=outputs/nothing/here", module="src.evaluate")
     assert_one_line_error(done, "run=outputs/nothing/here is no folder")
     assert not Path("outputs/nothing").exists()
 
@@ -153,12 +153,12 @@ def test_impossible_wishes_are_refused(subject, monkeypatch, tmp_path):
         ("samples", {"images": 2}, "samples.images=2: give a whole number of at least 10"),
         ("samples", {"bootstrap": 1e3}, "samples.bootstrap=1000.0"),
         ("latents", {"components": 0}, "latents.components=0"),
-        ("representation", {"train_images": True}, "representation.train_images=True"),
+        ("representation", {"train_images": True}, "representation.train_images=true"),
     ):
         with pytest.raises(UserError, match=words):  # before the first part is computed
             next(evaluate(subject, {"elbo": {}, part: values}))
-    for parts in ("fid", [], None):
-        with pytest.raises(UserError, match="choose all, or from elbo, bound"):
+    for parts in ("fid", []):
+        with pytest.raises(UserError, match="give all, one or a list .* of elbo, bound"):
             parts_of(parts)
     with torch.no_grad():
         next(subject.model.decoder.parameters()).fill_(float("nan"))

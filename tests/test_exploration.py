@@ -18,7 +18,7 @@ from src.figures import curves, grids, latents
 from src.likelihoods import Pixels
 from src.loading import load_run, subject_of
 from src.subject import Subject
-from tests.conftest import QUICK, built, train_cli
+from tests.helpers import QUICK, built, cli
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def explored(finished, tmp_path_factory):
     own.mkdir()
     for number in range(3):
         Image.fromarray(np.full((30, 40, 3), 80 * number, dtype=np.uint8)).save(own / f"mine_{number}.png")
-    done = train_cli(f"run={run}", f"images={own}/*.png", "noise=0.2", "embed=npz", module="src.explore")
+    done = cli(f"run={run}", f"images={own}/*.png", "noise=0.2", "embed=npz", module="src.explore")
     assert done.returncode == 0, done.stdout
     return run, done
 
@@ -82,7 +82,7 @@ def test_csv_holds_the_same(subject, tmp_path):
     assert list(table.columns) == ["name", "class", "mean_0", "mean_1", "scale_0", "scale_1"]
     np.testing.assert_allclose(table[["mean_0", "mean_1"]], subject.codes("test").mean, rtol=1e-4, atol=1e-6)
     assert embedding.form_of(True) == "npz"
-    with pytest.raises(UserError, match="embed=xls: choose npz or csv"):
+    with pytest.raises(UserError, match="embed=xls: give one of npz, csv"):
         embedding.form_of("xls")
 
 
@@ -101,7 +101,7 @@ def test_pictures_that_a_model_cannot_have_say_why(overrides, impossible, caplog
     assert all(f"no {name}: " in caplog.text for name in impossible)
     with pytest.raises(UserError, match="figures=manifold: only a model with 2 latents"):
         list(exploration.draw(subject, ["manifold"], explicit=True))
-    with pytest.raises(UserError, match="figures=sample: choose all, or from reconstructions"):
+    with pytest.raises(UserError, match="figures=sample: give all, one or a list .* of reconstructions"):
         exploration.choose("sample")
 
 

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from src.errors import UserError
 from src.loading import load_run, subject_of
-from tests.conftest import built
+from tests.helpers import built
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_what_is_missing_is_named(run, tmp_path):
         load_run(run / "metrics.json")
     with pytest.raises(UserError, match=r"no run folder.*it holds runs, name one of them, such as run=.*run"):
         load_run(tmp_path)
-    with pytest.raises(UserError, match="checkpoint=first: choose best or last"):
+    with pytest.raises(UserError, match="checkpoint=first: give one of best, last"):
         load_run(run, "first")
     (run / "checkpoints" / "best.ckpt").unlink()
     with pytest.raises(UserError, match="is incomplete: it has no checkpoints/best.ckpt; checkpoint=last is there"):
@@ -157,11 +157,10 @@ def test_a_config_cannot_run_code(run, tmp_path, key):
 
 HARMLESS = (  # never built: another part of the config, a value that stays text, an argument that is replaced
     "optimizer.lr",
-    "data.seed",
     "model.optimizer",
 )
-# A name that is not there; an interpolation that waits for a second reading, which is text and no weight.
-STRINGS = ("model.act", "model.kl_weight")
+# A name that is not there; an interpolation that waits for a second reading, which is text and no number.
+STRINGS = ("model.act", "model.kl_weight", "data.seed")
 
 
 def test_a_run_cannot_write_outside_of_itself(run, tmp_path):
@@ -201,7 +200,7 @@ def test_every_project_config_may_be_read_back(tmp_path, finished):
     """What conf/ names is what a run may name: nothing of ours is refused."""
     from src.loading import _read_config  # the whole of load_run would want every data set
     from src.runs import RunFolder
-    from tests.conftest import EXPERIMENTS, LIKELIHOODS, composed
+    from tests.helpers import EXPERIMENTS, LIKELIHOODS, composed
 
     for overrides in (
         *([f"experiment={name}"] for name in EXPERIMENTS),
@@ -225,7 +224,7 @@ def test_other_images_are_refused_unless_asked_for(run, picture_folder, tmp_path
     record["data"]["fingerprint"] = datamodule.fingerprint
     (run / "metrics.json").write_text(json.dumps(record))
     cfg = OmegaConf.load(run / ".hydra" / "config.yaml")
-    from tests.conftest import composed
+    from tests.helpers import composed
 
     cfg.data = composed(
         "data=image_folder", f"data.root={root}", "data.image_size=16", "data.channels=1",
@@ -247,7 +246,7 @@ def test_other_images_are_refused_unless_asked_for(run, picture_folder, tmp_path
 
 def test_split_and_device_are_checked(run):
     loaded = load_run(run)
-    with pytest.raises(UserError, match="split=train: choose val or test"):
+    with pytest.raises(UserError, match="split=train: give one of val, test"):
         subject_of(loaded, "train", None, "cpu", "cache")
     with pytest.raises(UserError, match="device=tpu"):
         subject_of(loaded, "test", None, "tpu", "cache")

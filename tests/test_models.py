@@ -11,7 +11,7 @@ from src import runs
 from src.data.batches import Batch
 from src.errors import UserError, explain
 from src.objectives import elbo_terms
-from tests.conftest import EXPERIMENTS, LIKELIHOODS, MODELS, built, composed
+from tests.helpers import EXPERIMENTS, LIKELIHOODS, MODELS, built, composed
 
 
 def digits_batch(datamodule, size: int) -> Batch:

@@ -8,7 +8,7 @@ from src.errors import UserError
 from src.networks.blocks import ConvGeometry, DrawingLayer, ResidualConv, WideLinear
 from src.networks.conv import ConvDecoder, ConvEncoder
 from src.networks.lstm import LSTMEncoder
-from tests.conftest import built
+from tests.helpers import built
 
 
 def trainable(module: nn.Module) -> int:

@@ -3,23 +3,13 @@
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.conf import ConfigSourceInfo
 
 from src.errors import UserError
 from src.files import quoted
 from src.sweeps.plan import Plan, plan_of, point_name, sweep_folder
 from src.sweeps.points import program_of
-from tests.conftest import ROOT
-
-
-def multirun_config(*overrides: str):
-    """The config that Hydra hands to a sweep's callback."""
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        plain = [o for o in overrides if "," not in o]
-        config = compose("train", overrides=plain, return_hydra_config=True)
-    config.hydra.overrides.task = list(overrides)
-    return config
+from tests.helpers import multirun_config
 
 
 def test_a_sweep_is_split_into_what_is_swept_and_what_is_fixed():
@@ -86,7 +76,7 @@ def test_a_damaged_plan_is_one_clear_line(tmp_path):
 def test_points_get_the_options_of_hydra_but_not_those_of_the_sweep():
     config = multirun_config("hydra.verbose=true", "hydra.launcher.slots=2", "hydra.sweep.dir=x")
     program = program_of(config.hydra)
-    assert program[1:3] == ["-m", "src.train"]
+    assert program[:2] == ["src.train", "--config-name"]
     assert program[-1] == "hydra.verbose=true"
 
 

@@ -1,5 +1,6 @@
 """Points as processes: started, resumed, stopped, recorded. With short-lived workers."""
 
+import functools
 import json
 import math
 import os
@@ -13,7 +14,14 @@ from src.sweeps.plan import Plan
 from src.sweeps.points import Point, unfinished
 from src.sweeps.records import Record, is_locked
 from src.sweeps.slots import run_all
-from tests.points import point
+from tests.points import point as started_point
+
+
+@pytest.fixture(params=["cold", "warm"])
+def point(request, monkeypatch):
+    """Makes points; the same is expected of both ways to start them. Nobody asks what their workers cover."""
+    monkeypatch.setenv("COVERAGE_PROCESS_CONFIG", "")
+    return functools.partial(started_point, start=request.param)
 
 
 def finish(point: Point, **env: str) -> Record:
@@ -23,7 +31,7 @@ def finish(point: Point, **env: str) -> Record:
     return point.record
 
 
-def test_a_finished_point_is_recorded_with_its_value_and_not_run_again(tmp_path):
+def test_a_finished_point_is_recorded_with_its_value_and_not_run_again(tmp_path, point):
     done = point(tmp_path, "value=2.5")
     assert finish(done, OMP_NUM_THREADS="1").status == "finished"
     assert done.value == 2.5
@@ -38,7 +46,7 @@ def test_a_finished_point_is_recorded_with_its_value_and_not_run_again(tmp_path)
 
 
 @pytest.mark.parametrize("checkpoint", [[], ["checkpoint=1"]])
-def test_a_folder_with_other_settings_is_neither_taken_nor_changed(tmp_path, checkpoint):
+def test_a_folder_with_other_settings_is_neither_taken_nor_changed(tmp_path, point, checkpoint):
     first = point(tmp_path, "value=1", *checkpoint)
     finish(first)
     before = {path: path.read_bytes() for path in first.folder.rglob("*") if path.is_file()}
@@ -49,7 +57,7 @@ def test_a_folder_with_other_settings_is_neither_taken_nor_changed(tmp_path, che
     assert point(tmp_path, "value=1", *checkpoint).finished_before()
 
 
-def test_a_point_that_another_process_has_just_finished_is_not_run_again(tmp_path):
+def test_a_point_that_another_process_has_just_finished_is_not_run_again(tmp_path, point):
     late = point(tmp_path, "value=1")
     assert not late.finished_before()
     finish(point(tmp_path, "value=1"))
@@ -57,13 +65,13 @@ def test_a_point_that_another_process_has_just_finished_is_not_run_again(tmp_pat
     assert (late.record.status, late.record.attempts, late.value) == ("finished", 1, 1.0)
 
 
-def test_a_file_in_the_place_of_a_folder_fails_that_point_alone(tmp_path):
+def test_a_file_in_the_place_of_a_folder_fails_that_point_alone(tmp_path, point):
     (tmp_path / "value-1").touch()
     run_all(points := [point(tmp_path, f"value={i}") for i in (0, 1)], [{}])
     assert [p.record.status for p in points] == ["finished", "failed"]
 
 
-def test_a_failed_point_has_the_reason_that_it_printed(tmp_path):
+def test_a_failed_point_has_the_reason_that_it_printed(tmp_path, point):
     failed = point(tmp_path, "value=1", "fail=the disk is full")
     assert finish(failed).error == "the disk is full"
     assert (failed.record.status, failed.value, failed.record.diverged) == ("failed", None, False)
@@ -71,13 +79,13 @@ def test_a_failed_point_has_the_reason_that_it_printed(tmp_path):
     assert not point(tmp_path, "value=1", "fail=the disk is full").finished_before()
 
 
-def test_a_point_that_diverged_has_the_value_nan(tmp_path):
+def test_a_point_that_diverged_has_the_value_nan(tmp_path, point):
     gone = point(tmp_path, "value=1", "fail=the loss is not finite", "exit=3")
     assert finish(gone).diverged
     assert math.isnan(gone.value)
 
 
-def test_an_interrupted_point_is_resumed_if_it_has_a_checkpoint(tmp_path):
+def test_an_interrupted_point_is_resumed_if_it_has_a_checkpoint(tmp_path, point):
     for options, resumed in ((["checkpoint=1"], True), ([], False)):
         cut = point(tmp_path / str(resumed), "value=1", *options, "trainer.max_steps=60")
         cut.begin({})
@@ -96,7 +104,7 @@ def test_an_interrupted_point_is_resumed_if_it_has_a_checkpoint(tmp_path):
         assert (again.folder / "train.log").exists() is resumed
 
 
-def test_a_point_that_was_to_go_on_longer_is_not_finished_by_its_old_metrics(tmp_path):
+def test_a_point_that_was_to_go_on_longer_is_not_finished_by_its_old_metrics(tmp_path, point):
     finish(point(tmp_path, "value=1", "checkpoint=1", "trainer.max_epochs=2"))
     longer = point(tmp_path, "value=1", "checkpoint=1", "trainer.max_epochs=13")
     assert finish(longer).error == "unlucky"
@@ -105,7 +113,7 @@ def test_a_point_that_was_to_go_on_longer_is_not_finished_by_its_old_metrics(tmp
     assert not point(tmp_path, "value=1", "checkpoint=1", "trainer.max_epochs=13").finished_before()
 
 
-def test_points_of_the_command_are_counted_and_no_others(tmp_path):
+def test_points_of_the_command_are_counted_and_no_others(tmp_path, point):
     asked = [["value=1"], ["value=2", "fail=no"], ["value=3"]]
     for overrides in asked[:2]:
         finish(point(tmp_path, *overrides))
@@ -115,7 +123,7 @@ def test_points_of_the_command_are_counted_and_no_others(tmp_path):
     assert unfinished(tmp_path, Plan({"value": ""}, {})) == 2  # a search: what diverged was an answer
 
 
-def test_only_one_process_works_on_a_point(tmp_path):
+def test_only_one_process_works_on_a_point(tmp_path, point):
     first, second = point(tmp_path, "value=1", "seconds=60"), point(tmp_path, "value=1", "seconds=60")
     first.begin({})
     assert is_locked(first.folder)
@@ -128,7 +136,7 @@ def test_only_one_process_works_on_a_point(tmp_path):
     assert not is_locked(first.folder)
 
 
-def test_no_process_of_a_point_outlives_it(tmp_path):
+def test_no_process_of_a_point_outlives_it(tmp_path, point):
     dead = point(tmp_path, "value=1", "children=1", "fail=gone")
     finish(dead)
     time.sleep(0.1)

@@ -20,7 +20,7 @@ from src.reporting.report import write_report
 from src.reporting.results import read_results
 from src.reporting.statistics import configurations, interval
 from src.reporting.words import number, with_interval
-from tests.conftest import ROOT, assert_one_line_error, train_cli
+from tests.helpers import ROOT, assert_one_line_error, cli
 from tests.points import record, trade, write_grid, write_point
 
 
@@ -39,7 +39,7 @@ def swept(tmp_path_factory) -> tuple[Path, dict[str, dict]]:
 @pytest.fixture(scope="module")
 def page(swept) -> str:
     """The report of these points, as a user gets it."""
-    done = train_cli(f"sweep={swept[0]}", module="src.report")
+    done = cli(f"sweep={swept[0]}", module="src.report")
     assert done.returncode == 0, done.stdout
     assert done.stdout.strip().endswith(f"27 runs, 27 finished: {swept[0]}/report/index.html")
     return (swept[0] / "report" / "index.html").read_text()
@@ -163,7 +163,7 @@ def test_iso_elbo_lines_are_where_the_elbo_is_the_same(swept):
 
 
 def test_an_empty_folder_is_answered_in_one_line(tmp_path):
-    assert_one_line_error(train_cli(f"sweep={tmp_path}", module="src.report"), "no run below", str(tmp_path))
+    assert_one_line_error(cli(f"sweep={tmp_path}", module="src.report"), "no run below", str(tmp_path))
     with pytest.raises(UserError, match="is no folder"):
         read_results(tmp_path / "x")
 

@@ -19,7 +19,7 @@ from src.data.store import decode
 from src.errors import UserError
 from src.machine import keep_pages, peak_memory
 from src.objectives import elbo_terms
-from tests.conftest import MODELS, ROOT, built, composed, examples
+from tests.helpers import MODELS, ROOT, built, cli, composed, examples
 
 
 def batch_of(model_name: str):
@@ -162,26 +162,10 @@ def test_auto_precision_is_what_the_processor_multiplies(native, precision, monk
     assert resumed.trainer.precision == "bf16-mixed"
 
 
-FAULTS = """
-import resource, sys, torch
-from src.machine import keep_pages
-if sys.argv[1] == "keep":
-    keep_pages()
-def work():
-    for _ in range(20):
-        torch.ones(2**24)  # 64 MiB
-work()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-work()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
 def test_kept_pages_are_not_faulted_in_again():
     def faults(how: str) -> int:
-        call = [sys.executable, "-c", FAULTS, how]
-        return int(subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+        return int(cli(how, module="tests.faults").stdout)
 
     if not keep_pages():
         pytest.skip("this C library has no mallopt")

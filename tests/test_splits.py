@@ -6,7 +6,7 @@ import torch
 
 from src.data.splits import ImagePool, split
 from src.errors import UserError
-from tests.conftest import sides
+from tests.helpers import sides
 
 
 def pool(content: list[int], groups: list[str] | None = None, published: list[str] | None = None) -> ImagePool:

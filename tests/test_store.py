@@ -14,7 +14,7 @@ from src.data import store
 from src.data.store import decode, open_store
 from src.errors import UserError, explain
 from src.record import describe_data
-from tests.conftest import data, folder_data, sides
+from tests.helpers import data, folder_data, sides
 
 
 def test_class_folders_flat_folders_and_published_folders(picture_folder, tmp_path):

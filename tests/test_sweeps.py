@@ -9,13 +9,16 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.conftest import QUICK, ROOT, command, train_cli
+from tests.helpers import PLAIN, QUICK, ROOT, cli, command
 
-# Hydra takes a coverage tracer for a debugger.
-QUIET = {"COVERAGE_PROCESS_CONFIG": "", "OMP_NUM_THREADS": "1"}
-SHORT = (*QUICK, "trainer.max_epochs=2", "hydra.launcher.slots=2")
+pytestmark = pytest.mark.slow
+
+ONE = {"OMP_NUM_THREADS": "1"}
+NO_PICTURES = ("~callbacks.figures", "~callbacks.dashboard")
+SHORT = (*QUICK, *NO_PICTURES, "trainer.max_epochs=2", "hydra.launcher.slots=2")
 
 
 def metrics(run: Path) -> dict:
@@ -40,7 +43,7 @@ def test_a_grid_survives_a_failed_and_a_killed_point_and_is_completed_by_the_sam
     with subprocess.Popen(
         command(*grid),
         cwd=ROOT,
-        env={**os.environ, **QUIET},
+        env={**os.environ, **ONE},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -58,7 +61,7 @@ def test_a_grid_survives_a_failed_and_a_killed_point_and_is_completed_by_the_sam
 
     damaged.unlink()
     done = subprocess.run(
-        command(*grid), cwd=ROOT, env={**os.environ, **QUIET}, capture_output=True, text=True, timeout=500, check=False
+        command(*grid), cwd=ROOT, env={**os.environ, **ONE}, capture_output=True, text=True, timeout=500, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "6 of 8 points were finished before" in done.stdout
@@ -75,8 +78,9 @@ def test_a_grid_survives_a_failed_and_a_killed_point_and_is_completed_by_the_sam
         kl_weight, latent_dim, seed = (part.partition("-")[2] for part in name.split("__"))
         assert (run["latent_dim"], run["kl_weight"], run["seed"]) == (int(latent_dim), float(kl_weight), int(seed))
         assert run["config"]["model"]["latent_dim"] == int(latent_dim)
-        assert run["data"]["fingerprint"]
         assert run["peak_memory_mib"]["process"] > 0
+    assert len({run["data"]["fingerprint"] for run in found.values()}) == 1
+    assert len({run["test"]["elbo"] for run in found.values()}) == 8
     table = pd.read_csv(tmp_path / "results.csv").set_index("point")
     assert table.test_elbo.to_dict() == {name: pytest.approx(run["test"]["elbo"]) for name, run in found.items()}
     assert (table.status == "finished").all()
@@ -90,26 +94,49 @@ def test_a_grid_survives_a_failed_and_a_killed_point_and_is_completed_by_the_sam
         assert scalars.Scalars("test/elbo")[-1].value == pytest.approx(run["test"]["elbo"])
 
 
-def test_ddp_inside_a_sweep_trains_each_point_once(tmp_path):
-    done = train_cli(
-        "-m", *QUICK, "trainer.max_epochs=1", "trainer=ddp", "trainer.accelerator=cpu", f"hydra.sweep.dir={tmp_path}",
-        "model.latent_dim=choice(3)", **QUIET,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout
-    run = tmp_path / "latent_dim-3"
-    assert metrics(run)["devices"] == "2 x cpu"
-    assert [p.name for p in tmp_path.iterdir() if p.is_dir() and p.name != "report"] == ["latent_dim-3"]
-    assert (run / "output.log").read_text().count("Result on the test split") == 1
+def test_two_processes_in_a_sweep_train_as_one(tmp_path):
+    """A point on two CPU processes ends with the weights of one process on the same global batches.
+
+    In the default sweep folder, which is below the working directory.
+    """
+    overrides = (
+        *QUICK,
+        *PLAIN,
+        "model._target_=tests.mean_vae.MeanVAE",
+        # No batch norm: its statistics are of a process's own images.
+        *(f"model.{key}=none" for key in ("encoder.norm", "encoder.hidden_norm", "decoder.norm", "decoder.dense_norm")),
+        "trainer.max_epochs=2",
+    )
+    assert cli(*overrides, f"hydra.run.dir={tmp_path}/one", **ONE).returncode == 0
+    done = subprocess.run(
+        command("-m", *overrides, "trainer=ddp", "trainer.accelerator=cpu", "model.latent_dim=choice(2)"),
+        cwd=tmp_path,
+        env={**os.environ, **ONE, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (folder,) = (tmp_path / "outputs" / "multirun" / "digits" / "conv_tiny").iterdir()
+    assert [p.name for p in folder.iterdir() if p.is_dir() and p.name != "report"] == ["latent_dim-2"]
+    runs = (tmp_path / "one", folder / "latent_dim-2")
+    assert metrics(runs[1])["devices"] == "2 x cpu"
+    assert (runs[1] / "output.log").read_text().count("Result on the test split") == 1
+    one, two = (torch.load(r / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for r in runs)
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=2e-5, msg=name)
+    elbos = [metrics(run)["test"]["elbo"] for run in runs]
+    assert elbos[1] == pytest.approx(elbos[0], rel=1e-4)
 
 
 def test_a_search_goes_on_with_its_study(tmp_path):
     optuna = pytest.importorskip("optuna")
     search = (
-        "-m", *QUICK, "trainer.max_epochs=1", "sweep=optuna", "model.latent_dim=2,3", "model.depth=1",
+        "-m", *QUICK, *PLAIN, "trainer.max_epochs=1", "sweep=optuna", "model.latent_dim=2,3", "model.depth=1",
         "optimizer.lr=1e-3", "hydra.launcher.slots=2", f"hydra.sweep.dir={tmp_path}",
     )  # fmt: skip
     for trials in (1, 2):
-        done = train_cli(*search, f"hydra.sweeper.trials={trials}", **QUIET)
+        done = cli(*search, f"hydra.sweeper.trials={trials}", **ONE)
         assert done.returncode == 0, done.stdout
     study = optuna.load_study(study_name="sweep", storage=f"sqlite:///{tmp_path}/optuna.db")
     values = {trial.number: trial.value for trial in study.trials}

@@ -1,0 +1,354 @@
+"""What is refused before torch is imported: every key, every kind of mistake, one line each."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from src.errors import UserError
+from src.evaluation.parts import PARTS
+from src.exploration import PICTURES
+from src.models.base import PRECISIONS
+from src.networks.blocks import ACTIVATIONS
+from src.system import keys
+from src.system.configs import check_config, check_sweep, parsed
+from src.system.kinds import Anything, Choice, ListOf, Number, OneGroup, Text, Whole, one_or_each, or_null
+from src.system.overrides import check_options, refusal
+from tests.helpers import EXPERIMENTS, LIKELIHOODS, MODELS, ROOT, assert_one_line_error, cli, command, multirun_config
+
+CONF = ROOT / "conf"
+GROUPS = ("data", "optimizer", "schedule", "trainer", "callbacks", "logger")
+
+
+def answer(*words: str, of: str = "train") -> str | None:
+    """What a command says of a mistake; None where it has nothing to say."""
+    folder = CONF / "report" if of == "report" else CONF
+    try:
+        check_options(words)
+        with initialize_config_dir(str(folder), version_base="1.3"):
+            config = compose(of, overrides=[w for w in words if not w.startswith("-")], return_hydra_config=True)
+        check_config(config, of)
+    except Exception as error:
+        return refusal(error, folder, of, words)
+    return None
+
+
+@pytest.mark.parametrize(
+    ("kind", "good", "bad"),
+    [
+        (Whole(1, 3), [1, 3], [0, 4, 1.0, True, None, "1", [1]]),
+        (Number(above=0, below=1), [0.5], [0, 1, float("nan"), float("inf"), "0.5", True]),
+        (Number(at_least=0), [0, 1e9], [-1e-9, float("inf")]),
+        (Choice((1, 3)), [1, 3], [True, 1.0, "1", 2]),
+        (Choice((True, "auto")), [True, "auto"], [1, "true"]),
+        (Text(), ["a", "two\nlines"], ["", 3, None, True]),
+        (OneGroup(), [r"(\d+)"], [r"\d+", "(a)(b)", "(", 3]),
+        (ListOf(Whole(1), length=2), [[1, 2]], [[1], [1, 0], 1, "12"]),
+        (one_or_each(Whole(1)), [1, [1, 2]], [0, [], [1, "a"]]),
+        (or_null(Whole(1)), [None, 1], [0]),
+    ],
+)
+def test_a_kind_takes_its_values_and_no_others(kind, good, bad):
+    assert all(kind.takes(value) for value in good)
+    assert [value for value in bad if kind.takes(value)] == []
+    assert kind.words
+
+
+def test_every_key_of_every_config_has_a_kind_and_a_value_of_it():
+    chosen = [
+        *(f"model={name}" for name in MODELS),
+        *(f"experiment={name}" for name in EXPERIMENTS),
+        *(f"likelihood@model.likelihood={name}" for name in LIKELIHOODS),
+        *(f"{group}={path.stem}" for group in GROUPS for path in CONF.glob(f"{group}/*.yaml")),
+    ]
+    assert len(chosen) > 30
+    for words in chosen:
+        given = [words, "data.root=x"] if words == "data=image_folder" else [words]
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            config = compose("train", overrides=given, return_hydra_config=True)
+        check_config(config, "train")
+        for key in leaves(config):
+            known = not isinstance(keys.kind_of(key), Anything | None) or key.startswith("hydra")
+            assert known, f"src/system/keys.py does not know {key}"
+    assert [answer("run=x", of=of) for of in ("evaluate", "explore")] == [None, None]
+    assert [answer(of="benchmark"), answer("sweep=x", of="report")] == [None, None]
+
+
+def leaves(config, at=""):
+    for name in config:
+        if hasattr(config._get_node(name), "items") and config[name] is not None:
+            yield from leaves(config[name], f"{at}{name}.")
+        else:
+            yield f"{at}{name}"
+
+
+def test_the_table_names_what_there_is():
+    assert list(PARTS) == list(keys.PARTS)
+    assert list(PICTURES) == list(keys.PICTURES)
+    assert list(ACTIVATIONS) == list(keys.kind_of("model.encoder.act").choices)
+    assert set(PRECISIONS) | {"auto"} == set(keys.kind_of("trainer.precision").choices)
+
+
+@pytest.mark.parametrize(
+    ("word", "line"),
+    [
+        ("trainer.max_epochs=two", "trainer.max_epochs=two: give a whole number"),
+        ("trainer.limit_train_batches=1.5", "trainer.limit_train_batches=1.5: give a share from 0.0 to 1.0"),
+        ("trainer.precision=bf16-mix", "one of 32-true, bf16-mixed, 16-mixed, auto; did you mean bf16-mixed?"),
+        ("trainer.devices=0", "trainer.devices=0: give how many (at least 1)"),
+        ("optimizer.lr=abc", "optimizer.lr=abc: give a number of at least 0"),
+        ("optimizer.betas=[0.9,1.5]", "optimizer.betas=[0.9,1.5]: give a list"),
+        ("model.kl_weight=nan", "model.kl_weight=nan: give a number of at least 0"),
+        ("model.encoder.widths=[8,a]", "model.encoder.widths=[8,a]: give a list of at least 1 in brackets"),
+        ("model.encoder.act=rellu", "did you mean relu?"),
+        ("data.batch_size=64.0", "data.batch_size=64.0: give a whole number of at least 1"),
+        ("data.val_fraction=2", "data.val_fraction=2: give a number above 0 and below 1, or null"),
+        ("data.binarize=dynamik", "did you mean dynamic?"),
+        ("data.name=a/b", "data.name=a/b: give letters, digits"),
+        ("seed=-1", "seed=-1: give a whole number from 0 to 4294967295, or null"),
+        ("seed=1e11", "seed=1e11: give a whole number"),
+        ("tags=quick", "tags=quick: give a list in brackets"),
+        ("compile=maybe", "compile=maybe: give one of true, false, auto"),
+        ("callbacks.dashboard.every_n_epochs=0", "every_n_epochs=0: give a whole number of at least 1"),
+        ("callbacks.early_stopping.patience=0", "patience=0: give a whole number of at least 1"),
+    ],
+)  # fmt: skip
+def test_a_value_that_a_key_cannot_have_is_answered_with_what_it_must_be(word, line):
+    (override,) = parsed([word])
+    key = override.key_or_group
+    with pytest.raises(UserError) as caught:
+        keys.check(key, override.value(), keys.kind_of(key), word)
+    assert line in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        # values
+        ("trainer.max_epochs={a:1}", "trainer.max_epochs={a:1}: give a whole number"),
+        ("model.latent_dim=0", "model.latent_dim=0: give a whole number of at least 1"),
+        ("data.batch_size=1e2", "data.batch_size=1e2: give a whole number"),
+        ("data=image_folder data.root=2024", "quotes: 'data.root=\"2024\"'"),
+        ("data=image_folder data.root=x data.group_pattern=a", "a regular expression with one (group)"),
+        ("schedule=cosine schedule.factory.T_max=0", "schedule.factory.T_max=0: give a whole number"),
+        ("hydra.launcher.slots=0", "hydra.launcher.slots=0: give a whole number of at least 1, or null"),
+        ("hydra.run.dir=", "hydra.run.dir=: give a path"),
+        ("model.latent_dim=${nosuch}", "Interpolation key 'nosuch' not found"),
+        ("model.latent_dim=${data.channels} data.channels=2", "data.channels=2: give one of 1, 3"),
+        # keys that there are not
+        ("latent_dim=8", "latent_dim is no key: did you mean model.latent_dim=8?"),
+        ("+latent_dim=8", "latent_dim is no key: did you mean model.latent_dim=8?"),
+        ("++lr=0.1", "lr is no key: did you mean optimizer.lr=0.1?"),
+        ("epochs=3", "epochs is no key: did you mean trainer.max_epochs=3?"),
+        ("model.latnet_dim=3", "model.latnet_dim is no key: did you mean model.latent_dim=3?"),
+        ("+model.latnet_dim=3", "model.latnet_dim is no key: did you mean model.latent_dim=3?"),
+        ("+model.foo=1", "model.foo is no key of model=conv_deep"),
+        ("data.root=x", "data.root is no key of data=digits"),
+        ("likelihood=gaussian", "did you mean likelihood@model.likelihood=gaussian?"),
+        ("+callbacks.mine.patience=3", "callbacks.mine has no _target_"),
+        # what is left out, or is no value
+        ("data=image_folder", "data.root has no value: Set data.root to a folder"),
+        ("~data.name", "data.name is missing"),
+        ("model.encoder=3", "model.encoder=3: model.encoder holds keys, such as model.encoder._target_"),
+        ("~model.latent_dim", "model.latent_dim is missing"),
+        ("model.likelihood=gaussian", "did you mean likelihood@model.likelihood=gaussian?"),
+        ("optimizer.lr=${model}", "optimizer.lr=${model}: give a number"),
+        ("hydra.verbose=3", "hydra.verbose=3: give one of true, false"),
+        ("hydra.launcher.nope=1", "hydra.launcher.nope is no key"),
+        # choices
+        ("model=conv_depe", "model=conv_depe: choose one of conv_deep, "),
+        ("model=conv_depe", "did you mean conv_deep?"),
+        ("modle=lstm", "modle is no key: did you mean model=lstm?"),
+        ("likelihood@model.likelihood=bernouli", "did you mean bernoulli?"),
+        ("hydra/launcher=slot", "did you mean slots?"),
+        ("schedule=null", "choose one of cosine, plateau, warmup; ~schedule leaves it out"),
+        ("model=3", "model=3: choose one of"),
+        ("model={a:1}", "model={a:1}: choose one of"),
+        ("trainer.fast_dev_run=true", "+trainer.fast_dev_run=true adds it"),
+        ("+foo.bar=1", "foo.bar is no key"),
+        ("+hydra.sweeper.params={seed:1}", "these overrides give no config"),
+        ("+experiment=mnist_lstm", "experiment has a choice already: leave out the +"),
+        ("~model=lstm", "~model leaves out whatever it is"),
+        # what cannot be read
+        ("lstm", "cannot read 'lstm': write key=value, such as model=lstm"),
+        ("=3", "write key=value"),
+        ("~=3", "write key=value"),
+        ("data.root=/a=b", "put its value into quotes: 'data.root=\"/a=b\"'"),
+        ("data.root=/a(b)", "put its value into quotes: 'data.root=\"/a(b)\"'"),
+        ("data.root=/a,b", "'data.root=\"/a,b\"' for a text"),
+        ("tags=['a]", "its quotes do not match"),
+        ("model.latent_dim=(3", "its brackets do not match"),
+        ("model..latent_dim=3", "model..latent_dim cannot be the name of a key"),
+        ("model.latent_dim=2,8", "add -m to sweep over them, write model.latent_dim=[2,8] for a list"),
+        ("--model=lstm", "settings are typed without dashes"),
+        ("--multirn", "did you mean --multirun?"),
+        ("--config-dir", "expected one argument"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_answered_in_one_line_that_says_what_to_do(words, line):
+    said = answer(*words.split(" "))
+    assert said is not None, "taken for right"
+    assert line in said
+    assert "\n" not in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "+trainer.fast_dev_run=true",
+        "trainer.max_epochs=-1 trainer.max_steps=5",
+        "trainer.limit_train_batches=null trainer.check_val_every_n_epoch=null +trainer.val_check_interval=10",
+        "trainer.strategy={_target_:lightning.pytorch.strategies.SingleDeviceStrategy,device:cpu}",
+        "trainer.precision=32 trainer.devices=[0] trainer.deterministic=warn",
+        "optimizer._target_=torch.optim.RMSprop ~optimizer.betas ~optimizer.fused +optimizer.alpha=0.9",
+        "optimizer.lr=1e-4 ++model.latent_dim=4 model.kl_weight=1",
+        "callbacks.early_stopping=null ~callbacks.dashboard ~logger",
+        "+callbacks.lr._target_=lightning.pytorch.callbacks.LearningRateMonitor +callbacks.lr.logging_interval=step",
+        "callbacks.checkpoint.dirpath=${run_dir}/mine ckpt_path=${run_dir}/x.ckpt",
+        "+logger.csv._target_=lightning.pytorch.loggers.CSVLogger +logger.csv.save_dir=${run_dir}",
+        "model.latent_dim=${data.image_size} tags=[2024,true,word]",
+        "schedule=plateau schedule.monitor=val/loss +schedule.factory.cooldown=2",
+        "hydra.verbose=true hydra.job.chdir=false",
+        "model._target_=mine.Model +model.my_weight=0.3",
+    ],
+)
+def test_what_hydra_lightning_and_torch_take_is_taken(words):
+    assert answer(*words.split()) is None
+
+
+def test_files_of_the_user_may_hold_keys_of_their_own(tmp_path):
+    for group, text in (
+        ("experiment", "# @package _global_\nnote: mine\nseed: 3\n"),
+        ("model", "defaults: [lstm]\nmine: 3\n"),
+    ):
+        (tmp_path / group).mkdir()
+        (tmp_path / group / "mine.yaml").write_text(text)
+    path = f"hydra.searchpath=[file://{tmp_path}]"
+    assert answer(path, "experiment=mine") is None
+    assert answer(path, "model=mine", "model.mine=4") is None
+    assert "no key" in answer(path, "experiment=mine", "+noet=4")
+
+
+def test_an_override_with_spaces_around_its_sign_is_named():
+    assert "leave out the spaces around =" in answer("model.latent_dim = 3")
+
+
+@pytest.mark.parametrize(
+    ("of", "words", "line"),
+    [
+        ("evaluate", "run=x parts=[elbow]", "give all, one or a list [in,brackets] of elbo, bound"),
+        ("evaluate", "run=x parts=[]", "parts=[]: give all"),
+        ("evaluate", "run=x bound.samples=0", "bound.samples=0: give a whole number of at least 1"),
+        ("evaluate", "run=x split=train", "split=train: give one of val, test"),
+        ("evaluate", "", "run has no value: set it: run=..."),
+        ("evaluate", "run=42", "quotes: 'run=\"42\"'"),
+        ("explore", "run=x figures=sample", "figures=sample: give all, one or a list"),
+        ("explore", "run=x noise=-1", "noise=-1: give a number above 0 and up to 10, or null"),
+        ("explore", "run=x embed=xls", "embed=xls: give one of npz, csv"),
+        ("explore", "run=x checkpoint=first", "checkpoint=first: give one of best, last"),
+        ("report", "", "sweep has no value"),
+        ("benchmark", "parts=[stepz]", "give all, one or a list [in,brackets] of steps"),
+        ("benchmark", "steps.rounds=0", "steps.rounds=0: give a whole number of at least 1"),
+        ("benchmark", "steps.seconds=.inf", "steps.seconds=.inf: give a number above 0"),
+        ("benchmark", "startup=null", "startup=null: startup holds keys, such as startup.repetitions"),
+        ("benchmark", "device=tpu", "device=tpu: give one of auto, cpu, cuda"),
+    ],
+)
+def test_so_it_is_in_every_command(of, words, line):
+    assert line in answer(*words.split(), of=of)
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("model.latnet_dim=2,8", "model.latnet_dim is no key: did you mean model.latent_dim=2,8?"),
+        ("latent_dim=2,8", "latent_dim is no key: did you mean model.latent_dim=2,8?"),
+        ("model.latent_dim=2,0", "model.latent_dim=0: give a whole number of at least 1"),
+        ("model.kl_weight=interval(-1,1)", "model.kl_weight=-1.0: give a number of at least 0"),
+        ("seed=range(-1,2)", "seed=-1: give a whole number"),
+        ("model=lstm,conv_depe", "model=conv_depe: choose one of"),
+        ("model=lstm,conv_deep model.depht=1,2", "model.depht is no key"),
+        ("seed=0,1 data.batch_size=0", "data.batch_size=0: give a whole number of at least 1"),
+        ("sweep=latent_size,dropout", "one preset at a time"),
+        ("schedule=null,cosine", "schedule=null: choose one of"),
+    ],
+)
+def test_a_sweep_is_refused_before_it_has_a_folder(words, line):
+    config = multirun_config(*words.split(" "))
+    with pytest.raises(Exception) as caught:
+        check_sweep(config, "train")
+    assert line in str(caught.value)
+
+
+def test_a_sweep_over_choices_and_what_they_alone_have_is_taken():
+    check_sweep(multirun_config("model=conv_dropout,lstm", "model.latent_dim=2,8", "sweep=rate_distortion"), "train")
+    check_sweep(multirun_config("experiment=mnist_conv_dropout", "sweep=dropout"), "train")
+
+
+def test_a_mistake_leaves_nothing_behind(tmp_path):
+    for words in (
+        ["seed=-1", f"hydra.run.dir={tmp_path}/run"],
+        ["-m", "seed=0,-1", f"hydra.sweep.dir={tmp_path}/sweep"],
+    ):
+        assert_one_line_error(cli(*words), "seed=-1: give a whole number")
+    assert_one_line_error(cli("+latent_dim=8", f"hydra.run.dir={tmp_path}/run"), "model.latent_dim=8")
+    assert_one_line_error(cli("model=conv_depe", f"hydra.run.dir={tmp_path}/run"), "conv_deep")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_there_before_a_mistake_stays(tmp_path):
+    """This one is seen when Hydra has made the run's folder and begun its log."""
+    mine, empty, new = tmp_path / "mine", tmp_path / "empty", tmp_path / "new"
+    mine.mkdir()
+    empty.mkdir()
+    (mine / "slurm.log").write_text("of mine")
+    for folder in (mine, empty, new):
+        done = cli("data=image_folder", f"data.root={tmp_path}/nowhere", f"hydra.run.dir={folder}")
+        assert_one_line_error(done, "there is no folder")
+    assert [path.name for path in mine.iterdir()] == ["slurm.log"]
+    assert list(empty.iterdir()) == []
+    assert not new.exists()
+
+
+def test_a_path_that_cannot_be_made_is_named():
+    assert_one_line_error(cli("hydra.run.dir=/proc/nowhere"), "No such file or directory: /proc/nowhere")
+
+
+def test_the_values_of_options_are_no_overrides(tmp_path):
+    """A folder of the user's own that holds YAML files is no group."""
+    (tmp_path / "mine.yaml").write_text("seed: 1\n")
+    done = cli("--config-dir", str(tmp_path), "model.latnet_dim=3")
+    assert_one_line_error(done, "did you mean model.latent_dim=3?")
+
+
+def test_a_sweep_may_give_what_has_no_value():
+    check_sweep(multirun_config("data=image_folder", "data.root=/a,/b"), "train")
+
+
+def test_a_traceback_is_shown_to_who_asks_for_it():
+    said = cli("seed=-1", HYDRA_FULL_ERROR="1").stdout
+    assert "Traceback" in said
+    assert "UserError: seed=-1" in said
+
+
+@pytest.mark.slow
+def test_bad_values_are_answered_sooner_than_torch_is_imported():
+    """In new interpreters."""
+
+    def seconds(*call: str) -> float:
+        began = time.perf_counter()
+        subprocess.run(call, cwd=ROOT, capture_output=True, check=False)
+        return time.perf_counter() - began
+
+    torch = seconds(sys.executable, "-c", "import torch")
+    for word in ("model.latent_dim=0", "model=conv_depe", "latent_dim=8"):
+        assert any(seconds(*command(word)) < torch for _ in range(3))  # at the third try, if the machine is busy
+
+
+def test_no_command_imports_torch_before_its_config_is_checked():
+    modules = "src.train, src.evaluate, src.explore, src.report, src.benchmark, hydra_plugins.slots_launcher"
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules or 'lightning' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
