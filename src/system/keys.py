@@ -99,7 +99,7 @@ TRAIN: dict[str, Kind] = {
     "optimizer._target_": TARGET,
     "optimizer._partial_": FLAG,
     "optimizer.lr": Number(at_least=0),
-    "optimizer.betas": ListOf(Number(at_least=0, below=1), at_least=1),
+    "optimizer.betas": ListOf(Number(at_least=0, below=1), length=2),
     "optimizer.weight_decay": Number(at_least=0),
     "optimizer.momentum": Number(at_least=0),
     "optimizer.nesterov": FLAG,
