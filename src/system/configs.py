@@ -11,6 +11,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from src.errors import UserError
+from src.system.directions import mode_of
 from src.system.keys import KEYS, check, groups_of, kind_of, pattern_of
 from src.system.kinds import Anything, Kind, nearest, spelled
 
@@ -55,6 +56,7 @@ def check_config(config: DictConfig, command: str) -> None:
         # What a file takes from another key is checked there, or known only when it runs.
         if key in lines or not OmegaConf.is_interpolation(node, name):
             _check_value(key, node, name, keys[pattern], lines.get(key))
+    _check_modes(config)
 
 
 def _check_value(key: str, node: DictConfig, name: str, kind: Kind, line: str | None) -> None:
@@ -65,6 +67,20 @@ def _check_value(key: str, node: DictConfig, name: str, kind: Kind, line: str | 
             return
         raise UserError(f"{line or key}: {str(error).splitlines()[0]}") from error
     check(key, value, kind, line)
+
+
+def _check_modes(config: DictConfig) -> None:
+    """What watches a metric watches it in the direction in which that gets better."""
+    watchers = {f"callbacks.{name}": "mode" for name in OmegaConf.select(config, "callbacks") or {}}
+    for at, place in (watchers | {"schedule": "factory.mode"}).items():
+        node = OmegaConf.select(config, at)
+        if not isinstance(node, DictConfig) or not isinstance(metric := OmegaConf.select(node, "monitor"), str):
+            continue
+        mode = OmegaConf.select(node, place)
+        if mode is None and at != "schedule" and not str(node.get("_target_")).startswith("src."):
+            mode = "min"  # what Lightning's own callbacks take
+        if place == "mode" or mode in ("min", "max"):  # a schedule may call other things a mode
+            mode_of(metric, mode, f"{at}.{place}")
 
 
 def check_sweep(config: DictConfig, command: str) -> None:
