@@ -1,5 +1,6 @@
 """What a finished run says of itself: ``metrics.json`` and the table on the terminal."""
 
+import contextlib
 import os
 import platform
 from typing import Any
@@ -15,7 +16,7 @@ from src.data.base import ImageDataModule
 from src.errors import UserError
 from src.loading import LoadedRun
 from src.models.base import BaseVAE
-from src.runs import RunFolder, flatten, git_commit
+from src.runs import RunFolder, flatten, git_commit, read_record
 from src.subject import Subject
 
 UNIT = "nats per image: summed over pixels, averaged over the images of the split"
@@ -135,6 +136,8 @@ class EvaluationRecord:
 
     def keep(self, name: str, figures: dict[str, Any]) -> None:
         """Write one part."""
+        with contextlib.suppress(UserError):  # another evaluation, or a training, may have written meanwhile
+            self.record = read_record(self.folder.metrics)
         evaluation = self.record.get("evaluation", {})
         stamp = {key: figures[key] for key in ("checkpoint", "data")}
         then = evaluation.get(self.split, {})

@@ -16,6 +16,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from src.errors import INTERRUPTED, UserError, explain
+from src.locks import LOCK
 from src.system.configs import check_config, check_sweep
 from src.system.overrides import check_options, refusal
 
@@ -36,6 +37,7 @@ def command(config: str, folder: str = "") -> Callable[[Callable[[DictConfig], A
         @functools.wraps(task)
         def main() -> None:
             try:
+                logging.raiseExceptions = False  # a log that cannot be written says so with a traceback for each line
                 check_options(sys.argv[1:])
                 # Hydra's own report has up to fifteen lines, and there is no door to it; without it we get its errors.
                 hydra_internals.run_and_report = lambda call: call()
@@ -119,7 +121,7 @@ class Check(Callback):
     def _remove_empty(self, folder: Path) -> None:
         """Remove what this run has made, where that is its log alone; of what was there before, nothing."""
         made = set(folder.iterdir()) - (self._before or set())
-        if {path.suffix for path in made} == {".log"}:
+        if {path.suffix for path in made if path.name != LOCK} == {".log"}:
             for path in made:
                 path.unlink()
             if self._before is None:
