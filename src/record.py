@@ -37,6 +37,11 @@ def best(trainer: L.Trainer) -> dict[str, float]:
     return {c.monitor: float(c.best_model_score) for c in kept}
 
 
+def tested_images(trainer: L.Trainer, datamodule: ImageDataModule) -> int:
+    """Images of the test split that a trainer has tested on, which may be told to take fewer."""
+    return min(len(datamodule.splits.test), sum(trainer.num_test_batches) * datamodule.batch_size)
+
+
 def summarize(
     trainer: L.Trainer,
     model: BaseVAE,
@@ -56,6 +61,7 @@ def summarize(
     return {
         "test": test,
         "best": best(trainer),
+        "tested_images": tested_images(trainer, datamodule) if test else 0,
         "unit": UNIT,
         "likelihood": model.likelihood.name,
         "pixels": datamodule.pixels,
@@ -104,7 +110,9 @@ def report(run: RunFolder, metrics: dict[str, Any]) -> str:
     lines = [f"  {name:<{width}}  {f'{value:.4f}' if isinstance(value, float) else value}" for name, value in rows]
     if metrics["pseudo_likelihood"]:
         lines.append(f"  {PSEUDO}")
-    title = "Result on the test split, in nats per image" if metrics["test"] else "Not tested (test=false)"
+    tested, of = metrics["tested_images"], metrics["data"]["images"]["test"]
+    where = "the test split" if tested == of else f"{tested} of the {of} test images"
+    title = f"Result on {where}, in nats per image" if tested else "Not tested (test=false)"
     return "\n".join(["", title, *lines])
 
 

@@ -156,10 +156,13 @@ class BaseVAE(L.LightningModule):
         if self.trainer.precision not in PRECISIONS:
             raise UserError(f"trainer.precision={self.trainer.precision}: choose one of {', '.join(PRECISIONS)}")
         normalized = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.modules())
-        if normalized and self.trainer.datamodule.batch_size < 2 * self.trainer.world_size:
+        datamodule, needed = self.trainer.datamodule, 2 * self.trainer.world_size
+        images = len(datamodule.splits.train)
+        if normalized and min(datamodule.batch_size, images) < needed:
+            few = f"{images} training images" if images < needed else f"data.batch_size={datamodule.batch_size}"
             raise UserError(
-                f"data.batch_size={self.trainer.datamodule.batch_size}: this model has batch norm, "
-                "which needs at least 2 images in each process"
+                f"{few}: this model has batch norm, which needs at least 2 images in each process: take more, or a "
+                "model without it, such as model=conv_shallow"
             )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """What all commands share: Hydra composes their config, it is checked before torch is imported, errors are one line."""
 
+import errno
 import functools
 import logging
 import os
@@ -17,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.errors import INTERRUPTED, UserError, explain
 from src.locks import LOCK
-from src.system.configs import check_config, check_sweep
+from src.system.configs import check_config, check_sweep, expand_home
 from src.system.overrides import check_options, refusal
 
 log = logging.getLogger(__name__)
@@ -104,6 +105,13 @@ class Check(Callback):
         self._check(check_config, config)
         folder = Path(OmegaConf.select(config, "hydra.run.dir"))
         self._before = set(folder.iterdir()) if folder.is_dir() else None
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if not os.access(folder, os.W_OK):
+                raise PermissionError(errno.EACCES, "it cannot be written to")
+        except OSError as error:
+            print_error(f"error: cannot use the folder {folder} ({error.strerror}): choose another hydra.run.dir")
+            sys.exit(1)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """A sweep: what is fixed, and each value of what is swept."""
@@ -130,6 +138,7 @@ class Check(Callback):
     def _check(self, check: Callable[[DictConfig, str], None], config: DictConfig) -> None:
         try:
             check(config, self.command)
+            expand_home(config, self.command)
         except Exception as error:  # Hydra makes warnings of what its callbacks raise, but for SystemExit
             if (line := explain(error)) is None or _wants_traceback():
                 traceback.print_exc()
