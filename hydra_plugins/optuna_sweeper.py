@@ -92,13 +92,11 @@ class OptunaSweeper(Sweeper):
 
         if set("?%#{}") & set(str(folder.absolute())):
             raise UserError(f"{folder.absolute()}: a study cannot be kept in a folder with one of ?%#{{}} in its path")
-        checkpoint = OmegaConf.select(self.config, "callbacks.checkpoint") or {}
-        mode = mode_of(checkpoint.get("monitor") or "val/elbo", checkpoint.get("mode"), "callbacks.checkpoint.mode")
         study = optuna.create_study(
             study_name=STUDY,
             storage=f"sqlite:///{folder.absolute()}/optuna.db",
             load_if_exists=True,
-            direction=f"{mode}imize",
+            direction=direction_of(self.config),
         )
         # With the same seed a search that goes on would draw its first points again.
         seed = self.seed + len(study.trials)
@@ -144,6 +142,13 @@ class OptunaSweeper(Sweeper):
             done = len(study.get_trials(states=kept, deepcopy=False))
             best = f", best {study.best_value:.4f}" if any(t.state == TrialState.COMPLETE for t in study.trials) else ""
             print(f"search: {done} of {self.trials} points{best}", flush=True)
+
+
+def direction_of(config: DictConfig) -> str:
+    """Which way the search goes: as the metric that chooses checkpoints gets better."""
+    checkpoint = OmegaConf.select(config, "callbacks.checkpoint") or {}
+    mode = mode_of(checkpoint.get("monitor") or "val/elbo", checkpoint.get("mode"), "callbacks.checkpoint.mode")
+    return f"{mode}imize"
 
 
 @contextmanager

@@ -85,7 +85,8 @@ class RunFolder:
         """
         named = None if cfg.ckpt_path in (None, "last") else Path(cfg.ckpt_path)
         resumes = cfg.ckpt_path == "last" or (named is not None and named.resolve() == self.last.resolve())
-        if resumes and not self.last.is_file():
+        kept = [path for path in (self.last, self.best) if path.is_file()]  # killed in between, it has one alone
+        if resumes and not kept:
             raise UserError(
                 f"there is no checkpoint {self.last}: hydra.run.dir must name the folder of the run to resume"
             )
@@ -94,11 +95,11 @@ class RunFolder:
         if resumes and rank_zero_only.rank == 0:
             self._refuse_other_settings(cfg)
         elif self.config.exists() and rank_zero_only.rank == 0:
-            way = "resume it with ckpt_path=last" if self.last.exists() else "delete it (no epoch of it was completed)"
+            way = "resume it with ckpt_path=last" if kept else "delete it (no epoch of it was completed)"
             raise UserError(f"{self.path} already holds a run: {way}, or choose another hydra.run.dir")
         if not resumes:
             return Start(weights=named, checkpoint=named and read_checkpoint(named))
-        path, checkpoint = first_readable([path for path in (self.last, self.best) if path.is_file()])
+        path, checkpoint = first_readable(kept)
         return Start(resume=path, checkpoint=checkpoint)
 
     @rank_zero_only
@@ -139,7 +140,7 @@ class RunFolder:
     @property
     def way_on(self) -> str:
         """What to do after an interruption."""
-        if self.last.exists():
+        if self.last.exists() or self.best.exists():
             return f"go on with the same overrides, hydra.run.dir={self.path} and ckpt_path=last"
         return f"no epoch was complete: delete {self.path} and start again"
 
