@@ -30,10 +30,9 @@ def read_saved_config(path: Path) -> DictConfig:
         _check_events(text)
         if text.count("${") > MOST_REFERENCES:
             raise ValueError(f"it takes more than {MOST_REFERENCES} values from others")
-        config = OmegaConf.create(yaml.safe_load(text))
-        if not isinstance(config, DictConfig):
+        if not isinstance(tree := yaml.safe_load(text), dict):
             raise ValueError("it holds no keys")
-        return config
+        return OmegaConf.create(tree)
     except (yaml.YAMLError, OmegaConfBaseException, OSError, ValueError, TypeError, RecursionError) as error:
         raise damaged(path, error) from error
 

@@ -121,6 +121,17 @@ def test_guard_that_reads_rarely_still_names_the_first_bad_step(what, words):
         fit(model, datamodule, Poison(what), NonFiniteGuard(read_every=7))
 
 
+def test_batch_norm_needs_two_images(picture_folder, tmp_path):
+    root = picture_folder({f"{i}.png": (9, 9) for i in range(3)})
+    folder = ("data=image_folder", f"data.root={root}", f"data.cache_dir={tmp_path}/cache", "data.channels=1")
+    datamodule, model = built("model=conv_tiny", *folder, "data.image_size=8")
+    with pytest.raises(UserError, match="1 training image: this model has batch norm.*model=conv_shallow"):
+        fit(model, datamodule)
+    datamodule, model = built(*SMALL, "data.batch_size=1")
+    with pytest.raises(UserError, match="data.batch_size=1: this model has batch norm"):
+        fit(model, datamodule)
+
+
 def test_a_stopped_run_stays_stopped():
     datamodule, model = built(*SMALL)
     stopper = PatientEarlyStopping(monitor="val/elbo", mode="max", patience=2, min_delta=1e6)

@@ -2,7 +2,10 @@
 
 import re
 import shutil
+import struct
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -33,6 +36,38 @@ def test_damaged_mnist_is_named(tmp_path):
     images.write_bytes(images.read_bytes()[:10_000])
     with pytest.raises(UserError, match="damaged"):
         _ = data("data=mnist", f"data.root={tmp_path}").pool
+
+
+def write_mnist(root: Path, images: int = 20, labels: int = 20) -> Path:
+    """Files of MNIST's form with random content; torchvision asks for nothing else."""
+    raw = root / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (images, 28, 28), dtype=np.uint8)
+    for part in ("train", "t10k"):
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">4i", 2051, images, 28, 28) + pixels.tobytes())
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 2049, labels) + bytes(labels))
+    return raw
+
+
+def test_files_of_another_data_set_are_not_taken_for_mnist(tmp_path):
+    write_mnist(tmp_path)
+    words = ("data=mnist", f"data.root={tmp_path}", "data.download=false")
+    with pytest.raises(UserError, match="not the published ones; data.checksum=null takes them as they are"):
+        _ = data(*words).pool
+    assert len(data(*words, "data.checksum=null").pool) == 40
+
+
+def test_files_that_are_cut_off_or_pages_of_the_web_are_damaged(tmp_path):
+    raw = write_mnist(tmp_path, labels=19)
+    words = ("data=mnist", f"data.root={tmp_path}", "data.download=false", "data.checksum=null")
+    with pytest.raises(UserError, match="20 images and 19 labels"):
+        _ = data(*words).pool
+    (raw / "train-images-idx3-ubyte").write_bytes((raw / "train-images-idx3-ubyte").read_bytes()[:999])
+    with pytest.raises(UserError, match="cannot be used .damaged: shape"):
+        _ = data(*words).pool
+    (raw / "train-images-idx3-ubyte").write_text("<html>not found</html>")
+    with pytest.raises(UserError, match="cannot be used .damaged: AssertionError"):
+        _ = data(*words).pool
 
 
 @needs_binarized

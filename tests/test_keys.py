@@ -1,5 +1,6 @@
 """What is refused before torch is imported: every key, every kind of mistake, one line each."""
 
+import os
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ from src.exploration import PICTURES
 from src.models.base import PRECISIONS
 from src.networks.blocks import ACTIVATIONS
 from src.system import keys
-from src.system.configs import check_config, check_sweep, parsed
+from src.system.configs import check_config, check_sweep, expand_home, parsed
 from src.system.kinds import Anything, Choice, ListOf, Number, OneGroup, Text, Whole, one_or_each, or_null
 from src.system.overrides import check_options, refusal
 from tests.helpers import EXPERIMENTS, LIKELIHOODS, MODELS, ROOT, assert_one_line_error, cli, command, multirun_config
@@ -95,7 +96,7 @@ def test_the_table_names_what_there_is():
     ("word", "line"),
     [
         ("trainer.max_epochs=two", "trainer.max_epochs=two: give a whole number"),
-        ("trainer.limit_train_batches=1.5", "trainer.limit_train_batches=1.5: give a share from 0.0 to 1.0"),
+        ("trainer.limit_train_batches=1.5", "trainer.limit_train_batches=1.5: give a share above 0.0"),
         ("trainer.precision=bf16-mix", "one of 32-true, bf16-mixed, 16-mixed, auto; did you mean bf16-mixed?"),
         ("trainer.devices=0", "trainer.devices=0: give how many (at least 1)"),
         ("optimizer.lr=abc", "optimizer.lr=abc: give a number of at least 0"),
@@ -128,6 +129,40 @@ def test_a_value_that_a_key_cannot_have_is_answered_with_what_it_must_be(word, l
     ("words", "line"),
     [
         # values
+        ("trainer.max_epochs=0", "trainer.max_epochs=0: give a whole number of at least 1"),
+        ("trainer.max_steps=0", "trainer.max_steps=0: give a whole number of at least 1"),
+        ("trainer.limit_train_batches=0", "trainer.limit_train_batches=0: give a share above 0.0, or how many"),
+        ("trainer.limit_test_batches=0", "test=false leaves the test out"),
+        ("trainer.limit_val_batches=0", "no val/elbo for callbacks.early_stopping to watch: ~callbacks.early_stopping"),
+        ("+trainer.overfit_batches=2", "give 0, or in its place trainer.limit_train_batches"),
+        ("trainer.use_distributed_sampler=true", "trainer.use_distributed_sampler=true: give one of false"),
+        ("trainer.accumulate_grad_batches=-1", "trainer.accumulate_grad_batches=-1: give a whole number of at least 1"),
+        ("trainer.accumulate_grad_batches=1.5", "trainer.accumulate_grad_batches=1.5: give a whole number"),
+        ("trainer.log_every_n_steps=-1", "trainer.log_every_n_steps=-1: give a whole number of at least 0"),
+        ("trainer.gradient_clip_val=-1", "trainer.gradient_clip_val=-1: give a number of at least 0"),
+        ("model=conv_dropout model.decoder.dropout=-0.5", "model.decoder.dropout=-0.5: give a number of at least 0"),
+        ("data.split_seed=null", "data.split_seed=null: give a whole number"),
+        ("data.dequantize=maybe", "data.dequantize=maybe: give one of true, false"),
+        ("model.kl_weight=inf", "model.kl_weight=inf: give a number of at least 0"),
+        # directions
+        (
+            "callbacks.checkpoint.monitor=val/loss callbacks.checkpoint.mode=max",
+            "val/loss is the better the smaller; give callbacks.checkpoint.mode=min",
+        ),
+        ("callbacks.early_stopping.mode=min", "the better the larger; give callbacks.early_stopping.mode=max"),
+        (
+            "schedule=plateau schedule.monitor=val/rate schedule.factory.mode=max",
+            "val/rate is the better the smaller; give schedule.factory.mode=min",
+        ),
+        ("callbacks.checkpoint.monitor=val/mine", "callbacks.checkpoint.mode: say min or max"),
+        (
+            "+callbacks.a._target_=lightning.pytorch.callbacks.EarlyStopping +callbacks.a.monitor=val/elbo",
+            "callbacks.a.mode=min would keep the worst: val/elbo is the better the larger; give callbacks.a.mode=max",
+        ),
+        # what the documentation of others offers
+        ("schedule=null", "~schedule leaves it out"),
+        ("callbacks=null", "~callbacks leaves it out"),
+        ("logger=null", "~logger leaves it out"),
         ("trainer.max_epochs={a:1}", "trainer.max_epochs={a:1}: give a whole number"),
         ("model.latent_dim=0", "model.latent_dim=0: give a whole number of at least 1"),
         ("data.batch_size=1e2", "data.batch_size=1e2: give a whole number"),
@@ -210,6 +245,9 @@ def test_a_mistake_is_answered_in_one_line_that_says_what_to_do(words, line):
         "+callbacks.lr._target_=lightning.pytorch.callbacks.LearningRateMonitor +callbacks.lr.logging_interval=step",
         "callbacks.checkpoint.dirpath=${run_dir}/mine ckpt_path=${run_dir}/x.ckpt",
         "+logger.csv._target_=lightning.pytorch.loggers.CSVLogger +logger.csv.save_dir=${run_dir}",
+        "~schedule ~callbacks",
+        "~callbacks.early_stopping ~callbacks.checkpoint trainer.limit_val_batches=0 ~logger",
+        "callbacks.early_stopping.monitor=val/mine callbacks.early_stopping.mode=min",
         "model.latent_dim=${data.image_size} tags=[2024,true,word]",
         "schedule=plateau schedule.monitor=val/loss +schedule.factory.cooldown=2",
         "hydra.verbose=true hydra.job.chdir=false",
@@ -218,6 +256,23 @@ def test_a_mistake_is_answered_in_one_line_that_says_what_to_do(words, line):
 )
 def test_what_hydra_lightning_and_torch_take_is_taken(words):
     assert answer(*words.split()) is None
+
+
+def test_a_path_may_begin_with_the_home_folder():
+    words = [
+        "data=image_folder",
+        'data.root="~/a"',
+        'hydra.run.dir="~/b"',
+        'ckpt_path="~/c"',
+        "data.name=x",
+        'tags=["~"]',
+    ]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("train", overrides=words, return_hydra_config=True)
+    expand_home(config, "train")
+    home = os.path.expanduser("~")
+    assert [config.data.root, config.hydra.run.dir, config.ckpt_path] == [f"{home}/a", f"{home}/b", f"{home}/c"]
+    assert config.tags == ["~"]
 
 
 def test_files_of_the_user_may_hold_keys_of_their_own(tmp_path):
@@ -315,7 +370,8 @@ def test_what_was_there_before_a_mistake_stays(tmp_path):
 
 
 def test_a_path_that_cannot_be_made_is_named():
-    assert_one_line_error(cli("hydra.run.dir=/proc/nowhere"), "No such file or directory: /proc/nowhere")
+    done = cli("hydra.run.dir=/proc/nowhere")
+    assert_one_line_error(done, "cannot use the folder /proc/nowhere (No such file or directory)", "hydra.run.dir")
 
 
 def test_the_values_of_options_are_no_overrides(tmp_path):

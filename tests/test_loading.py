@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from omegaconf import OmegaConf
 
 from src.errors import UserError
 from src.loading import load_run, subject_of
+from src.runs import RunFolder
 from tests.helpers import built
 
 
@@ -79,6 +81,75 @@ def test_what_is_damaged_is_named(run):
         (run / ".hydra" / "config.yaml").write_text(text)
         with pytest.raises(UserError, match=r"config\.yaml"):
             load_run(run)
+
+
+def nested(levels: int) -> str:
+    return "".join(f"{'  ' * level}a:\n" for level in range(levels))
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{b}: &{b} [{', '.join(9 * [f'*{a}'])}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
+CONFIGS = {
+    "anchors that stand for a billion values": BOMB,
+    "an anchor that holds itself": "model: &m {_target_: src.models.vae.VAE, me: *m}\n",
+    "thousands of levels": "data: " + 50_000 * "[" + 50_000 * "]",
+    "a hundred levels": nested(100),
+    "values that refer to others without end": "a0: 'xxxxxxxxxx'\n"
+    + "".join(f"a{i + 1}: '${{a{i}}}${{a{i}}}'\n" for i in range(40)),
+    "bytes": "\x00\x01\x02",
+    "a list": "- 1\n- 2\n",
+    "nothing": "",
+}
+
+
+@pytest.mark.parametrize("what", CONFIGS)
+def test_a_config_that_is_none_is_refused_in_bounded_time(run, what):
+    (run / ".hydra" / "config.yaml").write_text(CONFIGS[what])
+    began = time.monotonic()
+    with pytest.raises(UserError, match=r"cannot read .*config\.yaml") as refused:
+        load_run(run)
+    assert "\n" not in str(refused.value)
+    assert time.monotonic() - began < 30
+    with pytest.raises(UserError, match=r"cannot read .*config\.yaml"):
+        RunFolder(run).start(OmegaConf.create({"ckpt_path": "last"}))
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        *("3", "[1]", '{"data": 3}', '{"checkpoints": []}', '{"steps": "many"}', 9_999 * "["),
+        *('{"evaluation": 3}', '{"evaluation": {"test": 3}}', '{"evaluation": {"test": {"elbo": 3}}}'),
+    ],
+)
+def test_a_record_that_is_none_is_refused(run, record):
+    (run / "metrics.json").write_text(record)
+    with pytest.raises(UserError, match=r"metrics\.json is (damaged|not the record of a run)"):
+        load_run(run)
+
+
+def test_another_runs_weights_are_not_taken_for_its_own(run):
+    """They fit the model, and no checksum is wrong."""
+    best = run / "checkpoints" / "best.ckpt"
+    checkpoint = torch.load(best, weights_only=True)
+    checkpoint["state_dict"]["posterior_head.bias"] += 1
+    torch.save(checkpoint, best)
+    with pytest.raises(UserError, match="best.ckpt is not the file that its training ended with"):
+        load_run(run)
+    assert load_run(run, "last").checkpoint.name == "last.ckpt"
+
+
+def test_a_broken_last_checkpoint_does_not_keep_the_best_from_being_read(run):
+    (run / "checkpoints" / "last.ckpt").write_bytes(b"broken")
+    assert [epoch["epoch"] for epoch in load_run(run).epochs] == [0, 1]
+
+
+def test_the_images_of_an_unfinished_run_are_checked_too(run):
+    (run / "metrics.json").unlink()
+    load_run(run)
+    change(run, "data.split_seed", 1)
+    with pytest.raises(UserError, match="not those that .* was trained on"):
+        load_run(run)
 
 
 def test_a_checkpoint_that_does_not_fit_the_config_is_refused(run):

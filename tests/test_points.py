@@ -10,9 +10,10 @@ import time
 import pytest
 
 from src.files import quoted
+from src.locks import is_locked
 from src.sweeps.plan import Plan
 from src.sweeps.points import Point, unfinished
-from src.sweeps.records import Record, is_locked
+from src.sweeps.records import Record
 from src.sweeps.slots import run_all
 from tests.points import point as started_point
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from src.errors import UserError
-from src.sweeps.records import is_locked
+from src.locks import is_locked
 from src.sweeps.slots import run_all, slots_of
 from tests.helpers import ROOT
 from tests.points import WORKER, point

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from src.data.splits import ImagePool, split
+from src.data.splits import ImagePool, content_digest, split
 from src.errors import UserError
 from tests.helpers import sides
 
@@ -56,6 +56,26 @@ def test_published_validation_on_request():
     assert (splits.train.tolist(), splits.val.tolist()) == ([0, 1], [3])
     with pytest.raises(UserError, match="val_fraction=null"):
         split(pool(list(range(9))), None, 0.3, 0)
+
+
+@pytest.mark.parametrize("patients", [False, True])
+def test_images_that_are_added_move_few_others(patients):
+    """A permutation of the groups, drawn anew for one more, parts some third of them otherwise."""
+
+    def sides_of(count: int) -> dict[int, str]:
+        names = [f"patient{i % 100}" for i in range(count)] if patients else None
+        return sides(split(numbered(count, names), 0.1, 0.2, 0))
+
+    before, after = sides_of(200), sides_of(203)
+    moved = [i for i in before if before[i] != after[i]]
+    assert len(moved) <= 8
+    assert set(after) == set(range(203))
+
+
+def numbered(count: int, groups: list[str] | None = None) -> ImagePool:
+    images = torch.zeros(count, 1, 1, 1, dtype=torch.uint8)
+    digests = [content_digest(str(i).encode()) for i in range(count)]
+    return ImagePool(images, torch.full((count,), -1), [], np.full(count, ""), digests, groups)
 
 
 def test_too_few_groups_are_refused():

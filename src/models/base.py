@@ -159,7 +159,11 @@ class BaseVAE(L.LightningModule):
         datamodule, needed = self.trainer.datamodule, 2 * self.trainer.world_size
         images = len(datamodule.splits.train)
         if normalized and min(datamodule.batch_size, images) < needed:
-            few = f"{images} training images" if images < needed else f"data.batch_size={datamodule.batch_size}"
+            few = (
+                f"{images} training image{'s' * (images > 1)}"
+                if images < needed
+                else f"data.batch_size={datamodule.batch_size}"
+            )
             raise UserError(
                 f"{few}: this model has batch norm, which needs at least 2 images in each process: take more, or a "
                 "model without it, such as model=conv_shallow"

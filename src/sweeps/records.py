@@ -58,4 +58,5 @@ def read_metrics(folder: Path) -> dict[str, Any]:
         metrics = json.loads((folder / "metrics.json").read_text())
     except (OSError, ValueError, RecursionError):
         return {}
-    return metrics if isinstance(metrics, dict) and "steps" in metrics else {}  # else an evaluation's alone
+    alone = {"evaluation"}  # of a training that has not finished
+    return metrics if isinstance(metrics, dict) and metrics.keys() != alone else {}
