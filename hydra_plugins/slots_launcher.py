@@ -10,7 +10,8 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from src.errors import INTERRUPTED, UserError, explain
+from src.errors import UserError, explain
+from src.interrupts import status_of
 from src.machine import processors
 from src.sweeps.plan import Plan, plan_in
 from src.sweeps.points import Point, program_of
@@ -74,11 +75,11 @@ class SlotsLauncher(Launcher):
             run_all(list(different.values()), self._slots())
         except (UserError, OSError) as error:
             sys.exit(f"error: {explain(error) or error}")
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             with contextlib.suppress(OSError):  # the terminal may be gone
                 print("error: interrupted; the same command goes on where this one stopped", file=sys.stderr)
                 print(f"What there is so far: python -m src.report sweep={sweep}", file=sys.stderr)
-            sys.exit(INTERRUPTED)
+            sys.exit(status_of(stop))
         return [_returned(different[point.folder]) for point in points]
 
     def _slots(self) -> list[Slot]:

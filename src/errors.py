@@ -7,8 +7,6 @@ from hydra.errors import InstantiationException
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-INTERRUPTED = 130  # exit status of what Ctrl-C has ended
-TERMINATED = 143  # and of what SIGTERM has
 DIVERGED = 3  # exit status of a training whose loss was no longer a number
 
 

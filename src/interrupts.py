@@ -17,7 +17,12 @@ def interrupt_on(*numbers: signal.Signals) -> dict[signal.Signals, Any]:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+    raise KeyboardInterrupt(number)
+
+
+def status_of(stop: KeyboardInterrupt) -> int:
+    """The exit status of what a signal has ended: as shells have it, 130 for Ctrl-C and 143 for SIGTERM."""
+    return 128 + (stop.args[0] if stop.args else signal.SIGINT)
 
 
 @contextmanager

@@ -1,11 +1,13 @@
 """Training itself, from new weights or from a checkpoint, and the test of the weights that it has chosen."""
 
+import signal
+
 import lightning as L
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from src.checkpoints import read_weights, restoring
 from src.data.base import ImageDataModule
-from src.errors import INTERRUPTED, TERMINATED, UserError
+from src.errors import UserError
 from src.evaluation.likelihood import tested
 from src.models.base import BaseVAE
 from src.runs import RunFolder, Start
@@ -47,4 +49,4 @@ def test_best(
 
 def exit_status(stop: SystemExit) -> int:
     """What a training ends with that a signal has stopped; Lightning ends with 1 on Ctrl-C and with 0 on SIGTERM."""
-    return TERMINATED if isinstance(stop, SIGTERMException) else INTERRUPTED
+    return 128 + (signal.SIGTERM if isinstance(stop, SIGTERMException) else signal.SIGINT)

@@ -75,6 +75,7 @@ def sweep_process(folder: Path, before: str = "", start: str = "cold", **options
     """A sweep of four workers in two slots: the first is soon done, the others take a minute."""
     code = f"""
 from pathlib import Path
+from src.interrupts import status_of
 from src.sweeps.plan import Plan
 from src.sweeps.points import Point
 from src.sweeps.slots import run_all
@@ -85,8 +86,8 @@ words = [[f"value={{i}}", f"seconds={{60 * (i > 0)}}"] for i in range(4)]
 points = [Point(folder, plan, typed, i, {WORKER!r}, STARTERS[{start!r}]) for i, typed in enumerate(words)]
 try:
     run_all(points, [{{}}, {{}}])
-except KeyboardInterrupt:
-    print("stopped", *(p.record.status for p in points))
+except KeyboardInterrupt as stop:
+    print("stopped", status_of(stop), *(p.record.status for p in points))
 """
     options = {"stdout": subprocess.PIPE, **options}
     return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, text=True, **options)
@@ -111,7 +112,7 @@ def test_an_interrupted_sweep_stops_its_points(tmp_path, start):
         wait_until_started(tmp_path)
         process.send_signal(signal.SIGTERM)
         said = process.communicate(timeout=30)[0]
-    assert said.splitlines()[-1] == "stopped finished interrupted interrupted waiting"
+    assert said.splitlines()[-1] == "stopped 143 finished interrupted interrupted waiting"
     assert not any(is_locked(path) for path in tmp_path.iterdir())
 
 

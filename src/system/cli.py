@@ -16,7 +16,8 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from src.errors import INTERRUPTED, UserError, explain
+from src.errors import UserError, explain
+from src.interrupts import status_of
 from src.locks import LOCK
 from src.system.configs import check_config, check_sweep, expand_home
 from src.system.overrides import check_options, refusal
@@ -43,11 +44,11 @@ def command(config: str, folder: str = "") -> Callable[[Callable[[DictConfig], A
                 # Hydra's own report has up to fifteen lines, and there is no door to it; without it we get its errors.
                 hydra_internals.run_and_report = lambda call: call()
                 hydra.main(version_base="1.3", config_path=str(CONF / folder), config_name=config)(task)()
-            except KeyboardInterrupt:
+            except KeyboardInterrupt as stop:
                 if _wants_traceback():
                     raise
                 print_error("error: interrupted; what was finished is kept")
-                sys.exit(INTERRUPTED)
+                sys.exit(status_of(stop))
             except Exception as error:
                 _report(error, refusal(error, CONF / folder, config, sys.argv[1:]))
 
