@@ -5,13 +5,11 @@
 
 import logging
 import os
-import sys
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from src.errors import UserError, disk_full
 from src.sweeps.points import run_here
 from src.system.cli import announce, command
 
@@ -31,7 +29,6 @@ def main(cfg: DictConfig) -> float | None:
     )
     # torch and Lightning come after the config is composed and checked: a typo is answered at once.
     import lightning as L
-    from lightning.pytorch.utilities import rank_zero_only
 
     from src import acceleration, checkpoints, record, runs, training
     from src.console import hush_libraries
@@ -55,30 +52,14 @@ def main(cfg: DictConfig) -> float | None:
         checkpoints.check_resumable(start.resume, start.checkpoint, model)
     acceleration.compile_networks(model, cfg)
     trainer = runs.build_trainer(cfg)
-    say = rank_zero_only(log.info)  # to the terminal and train.log
     datamodule.prepare_data()
     if start.resume is not None:
         datamodule.check_same(start.checkpoint, start.resume)
-    say(record.describe_data(datamodule))
+    training.say(record.describe_data(datamodule))
     if start.weights is not None:
-        say(f"beginning with the weights of {start.weights}")
+        training.say(f"beginning with the weights of {start.weights}")
     run.claim(cfg)
-    try:
-        if not training.fit(trainer, model, datamodule, start):
-            say(f"nothing was left to train after {trainer.current_epoch} epochs, {trainer.global_step} steps")
-        test = training.test_best(trainer, model, datamodule, run) if cfg.test else {}
-        if trainer.is_global_zero:
-            config = OmegaConf.to_container(cfg, resolve=True)
-            metrics = record.summarize(trainer, model, datamodule, test, config)
-            run.write_record(metrics)
-            say(record.report(run, metrics))
-    except SystemExit as stop:  # Lightning's answer to Ctrl-C and SIGTERM, whose status it leaves at 1 and 0
-        say(f"\nInterrupted: {run.way_on}")
-        sys.exit(training.exit_status(stop))
-    except Exception as error:
-        if (full := disk_full(error)) is not None:
-            raise UserError(f"{full}: free some, then {run.way_on}") from error
-        raise
+    training.run_to_its_end(run, cfg, trainer, model, datamodule, start)
     return next(iter(record.best(trainer).values()), None)
 
 

@@ -1,16 +1,50 @@
-"""Training itself, from new weights or from a checkpoint, and the test of the weights that it has chosen."""
+"""Training itself, from new weights or from a checkpoint; the test of the weights that it has chosen; the record."""
 
+import logging
 import signal
+import sys
 
 import lightning as L
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from omegaconf import DictConfig, OmegaConf
 
+from src import record
 from src.checkpoints import read_weights, restoring
 from src.data.base import ImageDataModule
-from src.errors import UserError
+from src.errors import UserError, disk_full, one_line
 from src.evaluation.likelihood import tested
 from src.models.base import BaseVAE
 from src.runs import RunFolder, Start
+
+say = rank_zero_only(logging.getLogger(__name__).info)  # to the terminal and train.log
+
+
+def run_to_its_end(
+    run: RunFolder, cfg: DictConfig, trainer: L.Trainer, model: BaseVAE, datamodule: ImageDataModule, start: Start
+) -> None:
+    """Train, test and record; where something stops that, say how to go on.
+
+    Raises:
+        UserError: it cannot be trained, or the disk is full.
+        SystemExit: a signal has stopped it; with the status that shells have for that signal.
+    """
+    try:
+        if not fit(trainer, model, datamodule, start):
+            say(f"nothing was left to train after {trainer.current_epoch} epochs, {trainer.global_step} steps")
+        figures = test(run, trainer, model, datamodule) if cfg.test else {}
+        if trainer.is_global_zero:
+            config = OmegaConf.to_container(cfg, resolve=True)
+            metrics = record.summarize(trainer, model, datamodule, figures, config)
+            run.write_record(metrics)
+            say(record.report(run, metrics))
+    except SystemExit as stop:  # Lightning ends with 1 on Ctrl-C and with 0 on SIGTERM
+        say(f"\nInterrupted: {run.way_on}")
+        sys.exit(128 + (signal.SIGTERM if isinstance(stop, SIGTERMException) else signal.SIGINT))
+    except Exception as error:
+        if (full := disk_full(error)) is not None:
+            raise UserError(f"{full}: free some, then {run.way_on}") from error
+        raise
 
 
 def fit(trainer: L.Trainer, model: BaseVAE, datamodule: ImageDataModule, start: Start) -> bool:
@@ -25,7 +59,8 @@ def fit(trainer: L.Trainer, model: BaseVAE, datamodule: ImageDataModule, start: 
         if isinstance(error, UserError) or not restoring(error):
             raise
         raise UserError(
-            f"cannot go on from {start.resume} ({type(error).__name__}: {error}): it is damaged or from elsewhere"
+            f"cannot go on from {start.resume} ({type(error).__name__}: {one_line(error)}): it is damaged or from "
+            "elsewhere"
         ) from error
     if start.resume is not None:
         return trainer.global_step > start.checkpoint["global_step"]
@@ -37,16 +72,9 @@ def fit(trainer: L.Trainer, model: BaseVAE, datamodule: ImageDataModule, start: 
     return True
 
 
-def test_best(
-    trainer: L.Trainer, model: BaseVAE, datamodule: ImageDataModule, run: RunFolder
-) -> dict[str, float | int]:
+def test(run: RunFolder, trainer: L.Trainer, model: BaseVAE, datamodule: ImageDataModule) -> dict[str, float]:
     """Figures of the test split under the best weights; under the last ones where no best were kept."""
     # Only the weights: trainer.test(ckpt_path=...) would also set the callbacks back to the best epoch.
     if run.best.exists():
         model.load_state_dict(read_weights(run.best, model))
     return tested(trainer, model, datamodule)
-
-
-def exit_status(stop: SystemExit) -> int:
-    """What a training ends with that a signal has stopped; Lightning ends with 1 on Ctrl-C and with 0 on SIGTERM."""
-    return 128 + (signal.SIGTERM if isinstance(stop, SIGTERMException) else signal.SIGINT)
