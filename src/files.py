@@ -32,6 +32,11 @@ def quoted(path: Path) -> str:
     return f"'{escaped}'"
 
 
+def readable(name: str) -> str:
+    """A file's name for people and for files in UTF-8: bytes that are no UTF-8 are written out as ``\\xe9``."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def _umask() -> int:
     """The permissions that this process withholds from new files."""
     mask = os.umask(0)

@@ -14,6 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 
+from src.figures.writing import LONGEST_NAME, legend, short
+
 OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 STYLES = ("-", "--", ":", "-.")
@@ -46,14 +48,15 @@ class Look:
 
     def legend(self, axes: Axes) -> None:
         """One entry a value."""
-        handles = []
+        handles, names = [], []
         for at, key in enumerate(self.keys[:2]):
             for value in self.values[key]:
                 look = self.of({k: self.values[k][0] for k in self.keys[:2]} | {key: value})
                 look |= {"color": "0.35"} if at == 1 else {}
-                handles.append(Line2D([], [], label=f"{self.names[key]} = {shown(value)}", **look))
+                handles.append(Line2D([], [], **look))
+                names.append(f"{short(self.names[key], LONGEST_NAME)} = {short(shown(value), LONGEST_NAME)}")
         if handles and len(handles) <= MOST_LINES:
-            axes.legend(handles=handles, fontsize=9)
+            legend(axes, handles, names, fontsize=9)
 
 
 def palette(values: Sequence[Any]) -> Sequence[Any]:
@@ -99,7 +102,8 @@ def joined(table: pd.DataFrame, along: str, keys: Sequence[str]) -> bool:
 def place(axes: Axes, values: Sequence[Any]) -> dict[Any, float]:
     """Set the scale of the x axis for a key's values; where each is drawn."""
     if not all(isinstance(v, int | float) for v in values):
-        axes.set_xticks(range(len(values)), [shown(v) for v in values], rotation=20 if len(values) > 3 else 0)
+        names = [short(shown(v), LONGEST_NAME) for v in values]
+        axes.set_xticks(range(len(values)), names, rotation=20 if len(values) > 3 else 0)
         return {value: place for place, value in enumerate(values)}
     if len(values) > 1 and values[0] > 0 and values[-1] / values[0] >= WIDE_RANGE:
         axes.set_xscale("log")

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from src.figures.looks import (
@@ -20,6 +19,7 @@ from src.figures.looks import (
     place,
     shown,
 )
+from src.figures.writing import Figure
 
 FEW_SEEDS = 3  # below this an interval is wider than the axes: the points themselves are drawn
 MOST_WRITTEN = 18  # KL weights written beside their points
