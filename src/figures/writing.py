@@ -140,7 +140,7 @@ def _installed() -> list[str]:
 def _characters(family: str) -> set[str]:
     """What a font has; nothing where it cannot be read."""
     try:
-        font = get_font(findfont(FontProperties(family=family), fallback_to_default=False))
+        font = get_font(findfont(FontProperties(family=[family]), fallback_to_default=False))
         return {chr(code) for code in font.get_charmap()}
     except (OSError, RuntimeError, ValueError):
         return set()

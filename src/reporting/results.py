@@ -1,5 +1,6 @@
 """The points of a sweep as a table, and which of its numbers may be compared."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from src.sweeps.records import Record, is_locked, read_metrics
 SEED = "seed"
 NOT_SETTINGS = ("ckpt_path", "tags", "sweep")
 NOT_RECORDED = "–"
+LARGEST = 2**63  # of numbers that tables and axes can hold
 # Column of results.csv: where it stands in metrics.json.
 FIGURES = {
     "test_elbo": "test.elbo",
@@ -141,15 +143,18 @@ def _value(values: dict[str, str], config: dict[str, Any], key: str, run: Path) 
 
 
 def plain(value: Any) -> Any:
-    """A typed value as a number where it is one."""
-    if not isinstance(value, str):
-        return value if isinstance(value, int | float) or value is None else str(value)
+    """A typed value as a number where it is one that an axis can have."""
+    if value is None:
+        return None
+    if isinstance(value, bool):
+        return str(value).lower()  # as it is typed
     for kind in (int, float):
         try:
-            return kind(value)
-        except ValueError:
+            number = value if isinstance(value, int | float) else kind(value)
+        except (ValueError, TypeError):
             continue
-    return value
+        return number if math.isfinite(number) and abs(number) < LARGEST else str(value)
+    return str(value)
 
 
 def short(value: Any) -> str:
@@ -202,12 +207,14 @@ def _row(folder: Path, run: Path) -> dict[str, Any]:
 
 
 def _number(value: Any) -> float | int | None:
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+    """A figure of a run; None where there is none, or none that is finite."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if number and math.isfinite(value) else None
 
 
 def _yaml(path: Path) -> Any:
     try:
-        return yaml.safe_load(path.read_text())
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         return None
 
