@@ -13,8 +13,9 @@ import torch
 from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib.font_manager import fontManager
+from torch.utils.tensorboard import SummaryWriter
 
-from src import pictures
+from src import embedding, pictures
 from src.exploration import PICTURES, NotApplicable, write
 from src.figures import grids, latents, speed, writing
 from src.figures.writing import Figure, short
@@ -68,6 +69,16 @@ def test_file_names_are_drawn_as_they_are():
     own = pictures.Pictures([f"/somewhere/{name}.png" for name in PLAIN if "/" not in name], torch.rand(8, 1, 16, 16))
     ((_, figure),) = pictures.draw(subject, own, None)
     assert {f"{name}.png" for name in PLAIN if len(name) < 9} <= {*texts(figure)}
+
+
+def test_the_projector_has_a_line_an_image(tmp_path):
+    subject = with_classes(fresh(), [*NAMES, "two\nlines"])
+    with SummaryWriter(tmp_path) as writer:
+        embedding.project(subject, writer, tmp_path)
+    (table,) = tmp_path.rglob("metadata.tsv")
+    lines = table.read_text(encoding="utf-8").splitlines()
+    assert len(lines) == len(subject.codes("test").mean)
+    assert {*PLAIN, "-", r"caf\xe9", "tab here", "two lines"} == {*lines}
 
 
 def test_the_benchmarks_figure_says_what_was_typed():

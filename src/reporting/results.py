@@ -124,7 +124,7 @@ def read_results(folder: Path) -> Results:
     waiting = [(n, words) for n, words in enumerate(plan.points) if tuple(sorted(words)) not in begun]
     rows += [_waiting(folder, plan, number, words) for number, words in waiting]
     overrides = {row["point"]: row.pop("overrides") for row in rows}
-    typed = [dict(o.removeprefix("+").partition("=")[::2] for o in overrides[row["point"]]) for row in rows]
+    typed = [dict(o.lstrip("+").partition("=")[::2] for o in overrides[row["point"]]) for row in rows]
     keys = _swept(plan, typed)
     for row, values in zip(rows, typed, strict=True):
         config, seed = row.pop("config"), row.pop("own_seed")
@@ -236,6 +236,6 @@ def _waiting(folder: Path, plan: Plan, number: int, overrides: list[str]) -> dic
 
 def _swept(plan: Plan, typed: Sequence[dict[str, str]]) -> list[str]:
     """The plan's keys, and all others that differ between the command lines: another command may have added points."""
-    planned = [key.removeprefix("+") for key in plan.swept]
+    planned = [key.lstrip("+") for key in plan.swept]
     keys = dict.fromkeys(key for values in typed for key in values if key not in (*planned, *NOT_SETTINGS))
     return planned + [key for key in keys if len({values.get(key) for values in typed}) > 1]
