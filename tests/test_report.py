@@ -103,7 +103,7 @@ def test_failed_and_unfinished_points_are_shown_with_their_reason(tmp_path):
 )
 def test_points_with_missing_keys_are_reported_as_far_as_they_go(tmp_path, metrics):
     write_grid(tmp_path, {"model.kl_weight": [0.5, 1.0], "seed": [0, 1]}, lambda typed: {**trade(typed), **metrics})
-    write_point(tmp_path, ["model.kl_weight", "seed"], ["model.kl_weight=4", "seed=0"], 9, {"epochs": 1})
+    write_point(tmp_path, ["model.kl_weight", "seed"], ["model.kl_weight=4", "seed=0"], 9, {"steps": 1})
     page = write_report(read_results(tmp_path)).read_text()
     assert "5 finished" in page
 

@@ -94,9 +94,10 @@ def test_formulas_are_only_what_matplotlib_writes():
     axes.set_xscale("log")
     axes.set(title="$t$", xlabel="$x$", ylabel="_{y}")
     axes.annotate("$a$", (1e-2, 1.5))
+    axes.set_yticks([1, 2], ["$1$", LATIN])
     writing.legend(axes, axes.lines, ["_child0$"])
     said = texts(figure)
-    assert {"$t$", "$x$", "_{y}", "$a$", "_child0$"} <= {*said}
+    assert {"$t$", "$x$", "_{y}", "$a$", "_child0$", "$1$", r"caf\xe9"} <= {*said}
     assert {"10−4", "10−2"} <= {*said}  # raised
 
 
