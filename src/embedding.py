@@ -11,7 +11,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from src.data.base import Split
 from src.figures.grids import enlarge
-from src.files import whole_file
+from src.files import readable, whole_file
 from src.pictures import Pictures
 from src.subject import Subject
 from src.system.keys import KEYS, check
@@ -77,6 +77,7 @@ def project(subject: Subject, writer: SummaryWriter, folder: Path) -> None:
     side = enlarge(pool.images[:1]).shape[-1]
     count = min(PROJECTED, len(codes.mean), (SPRITE // side) ** 2)
     chosen = torch.arange(count) * len(codes.mean) // count
-    names = [pool.classes[label] if label >= 0 else "-" for label in codes.label[chosen].tolist()]
+    classes = [" ".join(readable(name).split()) or "-" for name in pool.classes]  # a line each, in UTF-8
+    names = [classes[label] if label >= 0 else "-" for label in codes.label[chosen].tolist()]
     thumbnails = enlarge(pool.images[codes.index[chosen]] / 255)
     writer.add_embedding(codes.mean[chosen], metadata=names, label_img=thumbnails, global_step=0, tag=TAG)

@@ -5,9 +5,11 @@ cannot have raises :class:`NotApplicable`, which says why.
 """
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -27,7 +29,7 @@ QUANTILES = torch.linspace(0.05, 0.95, 7)  # document 003
 SIDE = 20  # pictures along a side of the manifold
 ROWS = 10  # latents in the figure of traversals
 PAIRS, STEPS = 4, 8  # interpolations, and pictures in each
-CLASSES_A_ROW = 5
+CLASSES_A_ROW, MOST_A_ROW = 5, 12  # pictures side by side; where the classes are many, as many as there are rows
 COMPONENTS = 10  # of the mixture
 
 
@@ -59,6 +61,8 @@ def samples(subject: Subject) -> Figure:
 
 def samples_from_mixture(subject: Subject) -> Figure:
     """The same with z from a Gaussian mixture fitted to training codes (Ghosh et al. 2020)."""
+    if len(subject.datamodule.splits.train) < 2:
+        raise NotApplicable("a mixture needs 2 training images")
     title = f"Samples: means of p(x|z), z from {COMPONENTS} Gaussians fitted to training codes"
     return grids.picture(grids.grid(whole(subject.generate_from_mixture(COMPONENTS, 100)), 10), title)
 
@@ -87,11 +91,14 @@ def scatter(subject: Subject) -> Figure:
     if points.shape[1] == 1:
         points, names = torch.stack([points[:, 0], codes.scale[:, 0]], 1), ("latent 0", "standard deviation of q(z|x)")
     elif points.shape[1] > 2:
+        if len(points) < 2:
+            raise NotApplicable("principal components need 2 images")
         from sklearn.decomposition import PCA
 
         pca = PCA(2, random_state=0).fit(points.numpy())
         points = torch.from_numpy(pca.transform(points.numpy()))
-        names = tuple(f"PC {i + 1} ({100 * part:.0f} %)" for i, part in enumerate(pca.explained_variance_ratio_))
+        shares = np.nan_to_num(pca.explained_variance_ratio_)  # equal codes have no variance to share
+        names = tuple(f"PC {i + 1} ({100 * part:.0f} %)" for i, part in enumerate(shares))
         title += f": first two principal components of {codes.mean.shape[1]} latents"
     return latents.scatter(points, codes.label, subject.datamodule.pool.classes, title, names)
 
@@ -205,12 +212,13 @@ def class_means(subject: Subject) -> Figure:
     z = torch.stack([codes.mean[codes.label == label].mean(0) for label in present])
     title = "Decoded mean of the codes of each class"
     images = whole(subject.decode(z))
-    rows = range(0, len(present), CLASSES_A_ROW)
-    tables = [images[None, start : start + CLASSES_A_ROW] for start in rows]
-    short = images.new_ones(1, CLASSES_A_ROW - tables[-1].shape[1], *images.shape[1:])
+    columns = min(max(CLASSES_A_ROW, math.isqrt(len(present))), MOST_A_ROW)
+    rows = range(0, len(present), columns)
+    tables = [images[None, start : start + columns] for start in rows]
+    short = images.new_ones(1, columns - tables[-1].shape[1], *images.shape[1:])
     if len(tables) > 1:
         tables[-1] = torch.cat([tables[-1], short], 1)
-    names = [[classes[label] for label in present[start : start + CLASSES_A_ROW]] for start in rows]
+    names = [[classes[label] for label in present[start : start + columns]] for start in rows]
     return grids.captioned(tables, title, [], names)
 
 

@@ -25,7 +25,7 @@ from src.callbacks.show import Dashboard
 from src.checkpoints import WholeCheckpoints, first_readable, hash_of, read_checkpoint
 from src.data.base import ImageDataModule
 from src.errors import UserError, one_line
-from src.files import remove_unfinished, whole_file
+from src.files import readable, remove_unfinished, whole_file
 from src.locks import lock
 from src.models.base import BaseVAE
 from src.resuming import other_setting
@@ -189,14 +189,23 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 
 def hyperparameters(cfg: DictConfig) -> dict[str, str | int | float | bool]:
-    """Flat names and values of what shapes a run, for TensorBoard's HParams tab: no class names, no paths."""
+    """Flat names and values for TensorBoard's HParams tab: what shapes a run, and what its command line sets.
+
+    The latter is what a sweep varies, whatever it is. Class names and paths are only shown where they were typed.
+    """
     tree = OmegaConf.to_container(cfg, resolve=True)
     tree["trainer"] = {key: tree["trainer"].get(key) for key in ("max_epochs", "precision", "gradient_clip_val")}
     tree["data"] = {key: value for key, value in tree["data"].items() if key not in ELSEWHERE}
-    names = {key: str(choice) for key, choice in HydraConfig.get().runtime.choices.items() if key in CHOICES}
+    hydra = HydraConfig.get()
+    typed = [override.partition("=")[0].lstrip("+") for override in hydra.overrides.task]
+    names = {key: str(choice) for key, choice in hydra.runtime.choices.items() if key in (*CHOICES, *typed)}
     shaping = {key: tree[key] for key in ("model", "data", "optimizer", "schedule", "trainer", "seed") if key in tree}
-    plain = {key: v if isinstance(v, str | int | float | bool) else str(v) for key, v in flatten(shaping)}
-    return names | {key: value for key, value in plain.items() if not key.endswith(("_target_", "_partial_"))}
+    shown = {key: value for key, value in flatten(shaping) if not key.endswith(("_target_", "_partial_"))}
+    everything = dict(flatten(OmegaConf.to_container(cfg, resolve=True)))
+    shown |= {key: everything[key] for key in typed if key in everything and key not in ("run_dir", "ckpt_path")}
+    shown["tags"] = ", ".join(map(str, cfg.tags))
+    numbers = int | float | bool
+    return names | {key: v if isinstance(v, numbers) else readable(str(v)) for key, v in shown.items()}
 
 
 def build_datamodule(cfg: DictConfig) -> ImageDataModule:

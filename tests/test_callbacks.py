@@ -1,13 +1,19 @@
 """Guard, noise and means, without a subprocess."""
 
 import math
+import sys
 import time
 
 import lightning as L
 import pytest
 import torch
+from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from omegaconf import open_dict
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from torch.utils.tensorboard.summary import hparams
 
 from src import runs
 from src.callbacks.guard import NonFiniteGuard
@@ -16,7 +22,8 @@ from src.callbacks.resume import BestCheckpoint, PatientEarlyStopping, Reproduci
 from src.callbacks.show import Dashboard
 from src.errors import UserError
 from src.metrics.means import ExampleMean
-from tests.helpers import built, composed, examples
+from src.sweeps.callback import Sweep
+from tests.helpers import built, composed, examples, multirun_config
 
 
 def fit(model, datamodule, *callbacks, epochs: int = 1, **options):
@@ -70,6 +77,48 @@ def test_bits_per_dim_is_logged_for_binary_pixels_only():
     assert float(metrics["val/bits_per_dim"]) == pytest.approx(-float(metrics["val/elbo"]) / 64 / math.log(2), rel=1e-5)
     datamodule, model = built(*SMALL)
     assert "val/bits_per_dim" not in fit(model, datamodule, limit_train_batches=2).callback_metrics
+
+
+@pytest.mark.parametrize(
+    ("fixed", "columns"),
+    [((), set()), (("tags=[a$, 2024]",), {"tags"}), (("tags=choice([a],[b])",), {"tags"})],
+)
+def test_the_hparams_tab_shows_whatever_a_sweep_varies(fixed, columns, tmp_path, monkeypatch):
+    swept = {
+        "model.kl_weight": "1,2",
+        "callbacks.early_stopping.patience": "3,4",
+        "++trainer.accumulate_grad_batches": "1,2",
+        "optimizer": "adam,sgd",
+        "data.root": "'caf\udce9',b",
+    }
+    monkeypatch.setattr(sys, "argv", ["train"])
+    fixed = ("data=image_folder", *fixed)
+    grid = [*fixed, *(f"{key}={values}" for key, values in swept.items()), f"hydra.sweep.dir={tmp_path}"]
+    sweep = multirun_config(*grid)
+    sweep.hydra.overrides.hydra = [grid[-1]]
+    sweep.hydra.overrides.task = grid[:-1]
+    sweep.hydra.sweep.dir = str(tmp_path)
+    Sweep().on_multirun_start(sweep)
+    told = EventAccumulator(str(tmp_path)).Reload().summary_metadata["_hparams_/experiment"].plugin_data.content
+    names = {column.name for column in HParamsPluginData.FromString(told).experiment.hparam_infos}
+    assert names == {key.lstrip("+") for key in swept} | columns
+
+    words = [word.replace("choice([a],[b])", "[a]") for word in fixed]
+    words += [f"{key}={values.split(',')[0]}" for key, values in swept.items()]
+    point = multirun_config(*words, f"run_dir={tmp_path}")
+    HydraConfig.instance().set_config(point)
+    try:
+        with open_dict(point):
+            del point["hydra"]
+        shown = runs.hyperparameters(point)
+    finally:
+        HydraConfig.instance().cfg = None
+    assert names <= shown.keys()
+    assert (shown["callbacks.early_stopping.patience"], shown["optimizer"]) == (3, "adam")
+    assert shown["data.root"] == r"caf\xe9"  # a string that an event file can hold
+    assert shown["tags"] == {"": "", "tags=[a$, 2024]": "a$, 2024"}.get("".join(fixed[1:]), "a")
+    assert "run_dir" not in shown
+    assert all(record.SerializeToString() for record in hparams(shown, {"val/elbo": None}))
 
 
 class Poison(L.Callback):

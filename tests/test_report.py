@@ -1,11 +1,14 @@
 """The page of a sweep's report: whole, true to the points, and there whatever they may lack."""
 
 import base64
+import html
 import io
 import math
 import re
 import subprocess
 import sys
+import warnings
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -100,7 +103,7 @@ def test_failed_and_unfinished_points_are_shown_with_their_reason(tmp_path):
 )
 def test_points_with_missing_keys_are_reported_as_far_as_they_go(tmp_path, metrics):
     write_grid(tmp_path, {"model.kl_weight": [0.5, 1.0], "seed": [0, 1]}, lambda typed: {**trade(typed), **metrics})
-    write_point(tmp_path, ["model.kl_weight", "seed"], ["model.kl_weight=4", "seed=0"], 9, {"epochs": 1})
+    write_point(tmp_path, ["model.kl_weight", "seed"], ["model.kl_weight=4", "seed=0"], 9, {"steps": 1})
     page = write_report(read_results(tmp_path)).read_text()
     assert "5 finished" in page
 
@@ -157,6 +160,108 @@ def test_iso_elbo_lines_are_where_the_elbo_is_the_same(swept):
     curves = [line for line in axes.lines if line.get_marker() in looks.MARKERS]
     assert len(curves) == 3  # one a latent size
     assert all(len(line.get_xdata()) == 3 for line in curves)  # a point a KL weight
+
+
+# ---- names and values of every kind ----------------------------------------------------------------------------------
+
+NASTY = ["a$b$c", "_x", "^y", "50%_{z}", r"\alpha$", """<b>&"'</b>""", "L" * 200, " ", "猫", "caf\udce9"]
+
+
+class Page(HTMLParser):
+    """Texts and attributes of a page as a browser sees them, and its tags."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags, self.said = set(), []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.said += [value for _, value in attrs]
+
+    def handle_data(self, data):
+        self.said.append(data)
+
+
+def sorts_of(grid: dict[str, list]):
+    """Figures of points that differ, one of them with collapsed latents."""
+    places = iter(range(1000))
+
+    def figures(typed: dict) -> dict:
+        place = next(places)
+        test = {"elbo": -100.0 - place, "distortion": 70.0 + place, "rate": 30.0, "active_latents": place % 3}
+        return {"test": test, "best": {"val/elbo": -100.0 - place}}
+
+    return figures
+
+
+def reported(folder: Path, grid: dict[str, list], figures=None, **options) -> str:
+    """The page of such a sweep; no figure of it may warn of anything."""
+    write_grid(folder, grid, figures or sorts_of(grid), **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return write_report(read_results(folder)).read_text(encoding="utf-8")
+
+
+def drawn(page: str, name: str) -> list[str]:
+    """Texts of a figure: beside the outlines of its letters an SVG holds what they spell."""
+    svg = re.search(rf'<img src="data:image/svg\+xml;base64,([^"]+)" alt="{name}">', page)[1]
+    return [html.unescape(text) for text in re.findall("<!-- (.*?) -->", base64.b64decode(svg).decode())]
+
+
+def test_names_are_shown_as_they_are(tmp_path):
+    grid = {"data.root": NASTY, "model._target_": ["_a$", "_b$"]}
+    page = reported(tmp_path / "a$b$ <i>", grid, fixed=[("tags", "[<i>$x$</i>]")])
+    write_point(tmp_path / "a$b$ <i>", grid, ["data.root=z"], 99, None, "failed", """no <script>"'&""")
+    page = write_report(read_results(tmp_path / "a$b$ <i>")).read_text(encoding="utf-8")
+    seen = Page(page)
+    assert not {"b", "i"} & seen.tags
+    for name in [*NASTY[:-1], r"caf\xe9", "[<i>$x$</i>]", """no <script>"'&""", str(tmp_path / "a$b$ <i>")]:
+        assert name in seen.said, name
+    said = drawn(page, "test_elbo")
+    assert {*NASTY[:5], r"caf\xe9", "' '", "_target_ = _a$", "_target_ = _b$"} <= {*said}
+    table = pd.read_csv(tmp_path / "a$b$ <i>" / "results.csv")
+    assert table["data.root"].tolist()[:-1:2] == [*NASTY[:-1], r"caf\xe9"]
+    sheet = contact_sheet([(name, ROOT / "outputs" / "readme" / "samples.png") for name in [*NASTY, "a\nb"]], 2)
+    assert sheet.width < 700
+
+
+@pytest.mark.parametrize(
+    ("grid", "ticks"),
+    [
+        ({"model.kl_weight": [-1, 1, 100]}, ["-1", "1", "100"]),
+        ({"model.kl_weight": [0, 0.5, 4]}, ["0", "0.5", "4"]),
+        ({"model.kl_weight": ["nan", 1, ".inf", "-inf"]}, ["nan", "1", ".inf", "-inf"]),
+        ({"seed": [1], "model.latent_dim": [1, 10**30]}, ["1", str(10**30)[:12]]),
+        ({"model.encoder.widths": ["[16,32]", "null", "[]"]}, ["[16,32]", "null", "[]"]),
+        ({"data.dequantize": ["true", "false"], "model.latent_dim": [2, 4]}, ["true", "false"]),
+    ],
+)
+def test_values_of_every_kind_stand_on_an_axis(tmp_path, grid, ticks):
+    page = reported(tmp_path, grid)
+    said = drawn(page, "latents")
+    assert all(any(text.startswith(tick) for text in said) for tick in ticks), said
+    key = list(grid)[-1] if "seed" in grid else next(iter(grid))
+    results = read_results(tmp_path)
+    means = configurations(results.finished, results.swept, ["test_rate", "active_latents", "latent_dim"])
+    left = sweeps.latents(means, results.finished, [key], results.names).axes[0]
+    (crosses,) = [line for line in left.lines if line.get_marker() == "x"]  # as the title says
+    assert len(crosses.get_xdata()) == (means.active_latents == 0).sum() > 0
+    places = left.transData.transform([(x, 0) for x in left.get_xticks()])[:, 0]
+    assert np.diff(places).min() > 0.04 * left.bbox.width
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("which", [{0}, {0, 1, 2, 3}])
+def test_figures_that_are_no_numbers_are_left_out(tmp_path, bad, which):
+    def figures(typed):
+        place = [0.5, 1, 2, 4].index(typed["model.kl_weight"])
+        elbo = bad if place in which else -100.0 - place
+        return {"test": {"elbo": elbo, "distortion": -elbo, "rate": 1.0, "active_latents": 0},
+                "best": {"val/elbo": elbo}, "seconds": 0.0, "train_images_per_second": bad}  # fmt: skip
+
+    rows = cells(reported(tmp_path, {"model.kl_weight": [0.5, 1, 2, 4]}, figures), "Points")
+    assert [row[3] for row in rows] == ["–" if place in which else f"{-100 - place:.2f}" for place in range(4)]
 
 
 # ---- the command line ----------------------------------------------------------------------------------------------

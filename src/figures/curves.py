@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from src.figures.writing import Figure
 
 # Okabe & Ito's palette: told apart with any colour vision.
 COLOURS = {"elbo": "#0072B2", "distortion": "#D55E00", "rate": "#009E73"}

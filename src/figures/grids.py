@@ -4,16 +4,19 @@ from collections.abc import Sequence
 from textwrap import fill
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 from torchvision.utils import make_grid
+
+from src.figures.writing import LONGEST_NAME, Figure, drawable, letters, short
 
 COLUMNS = 8
 PADDING = 2  # pixels between the images of a grid
 PAIR_GAP = 14  # pixels between a row of reconstructions and the next originals
 GAP = 1.0  # white between pictures: X-rays and digits have black borders
 INCH = 110  # pixels of a grid that an inch of a figure holds
+WIDEST = 14.0  # inches of a figure
+LETTER = 0.075  # inches of a letter of a caption
 
 
 def enlarge(images: Tensor) -> Tensor:
@@ -75,19 +78,26 @@ def labelled(
 
 
 def captioned(tables: Sequence[Tensor], title: str, rows: Sequence[str], captions: Sequence[Sequence[str]]) -> Figure:
-    """Tables of images ``[R, K, C, H, W]`` below each other, all with the same rows, each with its own captions."""
+    """Tables of images ``[R, K, C, H, W]`` below each other, all with the same rows, each with its own captions.
+
+    Long captions widen the pictures, and are cut where that does not do.
+    """
     grids = [grid(table.flatten(0, 1), table.shape[1]) for table in tables]
-    width = grids[0].shape[2]
-    scale = _inches(width) / width
+    columns = tables[0].shape[1]
+    pixels = grids[0].shape[2]
+    longest = max((letters(drawable(name)) for names in captions for name in names), default=0)
+    inches = min(max(_inches(pixels), (min(longest, LONGEST_NAME) + 1) * LETTER * columns), WIDEST)
+    captions = [[short(name, int(inches / columns / LETTER)) if name else "" for name in names] for names in captions]
+    scale = inches / pixels
     heights = [g.shape[1] * scale + (0.35 if names else 0.1) for g, names in zip(grids, captions, strict=True)]
-    figure = Figure(figsize=(_inches(width) + (1.4 if rows else 0.6), sum(heights) + 0.8), layout="constrained")
+    figure = Figure(figsize=(inches + (1.4 if rows else 0.6), sum(heights) + 0.8), layout="constrained")
     panels = figure.subplots(len(tables), 1, squeeze=False, height_ratios=heights)[:, 0]
-    for axes, image, table, columns in zip(panels, grids, tables, captions, strict=True):
+    for axes, image, table, below in zip(panels, grids, tables, captions, strict=True):
         axes.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
         axes.set_anchor("N")
         axes.spines[:].set_visible(False)
         tall, wide = (side + PADDING for side in enlarge(table[0]).shape[-2:])
-        for axis, names, size in ((axes.yaxis, rows, tall), (axes.xaxis, columns, wide)):
+        for axis, names, size in ((axes.yaxis, rows, tall), (axes.xaxis, below, wide)):
             ticks = [PADDING / 2 + (i + 0.5) * size for i in range(len(names))]
             axis.set_ticks(ticks, labels=list(names), fontsize=9)
             axis.set_tick_params(length=0)
@@ -97,4 +107,4 @@ def captioned(tables: Sequence[Tensor], title: str, rows: Sequence[str], caption
 
 def _inches(pixels: int) -> float:
     """Width of a figure whose grid is so many pixels wide."""
-    return min(max(pixels / INCH, 5.0), 14.0)
+    return min(max(pixels / INCH, 5.0), WIDEST)

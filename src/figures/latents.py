@@ -1,14 +1,15 @@
 """Figures of codes and latents."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
 from torch import Tensor
 
+from src.figures.writing import LONGEST_NAME, Figure, legend, short
 from src.metrics.posterior import ACTIVE_VARIANCE, Agreement, Misplaced
 
 # Paul Tol's "muted" palette and black: told apart with any colour vision.
@@ -16,6 +17,9 @@ CLASS_COLOURS = (
     "#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499", "#000000",
 )  # fmt: skip
 MARKERS = ("o", "^", "s", "D")  # for the classes beyond the tenth
+MOST_CLASSES = len(CLASS_COLOURS) * len(MARKERS)  # that look different
+A_COLUMN = 25  # names of classes in a column of the legend; of more, none stand in the plot
+IN_PLOT = 14  # letters of a name there
 ACTIVE, PASSIVE = "#0072B2", "#BBBBBB"
 AGREES = 0.05  # Kolmogorov-Smirnov distance, and share of misplaced codes beyond chance, that count as agreement
 LEVEL = 1.63  # of the KS distance times the root of N: passed by one normal sample in a hundred
@@ -25,32 +29,47 @@ LABEL = (0.12, 0.035)  # width and height of a class name in a scatter plot, in 
 
 
 def scatter(points: Tensor, labels: Tensor, classes: Sequence[str], title: str, axes_names: tuple[str, str]) -> Figure:
-    """Points ``[N, 2]`` coloured by class (label -1: none), each class named at its median too."""
-    figure = Figure(figsize=(8.5, 7), layout="constrained")
+    """Points ``[N, 2]`` coloured by class (label -1: none), classes that are not too many named at their median too.
+
+    Of very many classes the largest are named, and the others are grey.
+    """
+    counts = Counter(labels[labels >= 0].tolist())
+    named = sorted(label for label, _ in counts.most_common(MOST_CLASSES))
+    rest = ~torch.isin(labels, torch.tensor(named, dtype=labels.dtype))
+    columns = -(-len(named) // A_COLUMN)
+    figure = Figure(figsize=(8.5 + 2 * max(0, columns - 1), 7), layout="constrained")
     axes = figure.subplots()
-    size = float(np.clip(20_000 / len(points), 4, 30))
-    present = sorted(set(labels.tolist()))
-    medians = torch.stack([points[labels == label].median(0).values for label in present])
-    extent = (points.max(0).values - points.min(0).values).clamp_min(1e-6)
-    places = apart(medians / extent.max(), LABEL) * extent.max()
-    for label, place in zip(present, places, strict=True):
-        mine = points[labels == label]
-        number = max(label, 0)
-        name = classes[label] if label >= 0 else "no class"
-        colour = CLASS_COLOURS[number % 10]
-        marker = MARKERS[number // 10 % len(MARKERS)]
-        axes.scatter(*mine.T, s=size, c=colour, marker=marker, alpha=0.5, linewidths=0, label=name)
-        if label >= 0:
-            box = {"boxstyle": "round,pad=0.15", "fc": "white", "ec": colour, "alpha": 0.85}
-            axes.text(*place.tolist(), name, fontsize=9, ha="center", va="center", bbox=box)
-    axes.set(title=title, xlabel=axes_names[0], ylabel=axes_names[1], aspect="equal")
+    dots = {"s": float(np.clip(20_000 / len(points), 4, 30)), "alpha": 0.5, "linewidths": 0}
+    handles, names = [], []
+    if rest.any():
+        handles.append(axes.scatter(*points[rest].T, c=PASSIVE, **dots))
+        names.append(f"{len(counts) - len(named)} more classes" if len(counts) > len(named) else "no class")
+    for number, label in enumerate(named):
+        colour, marker = _look(label if len(counts) == len(named) else number)
+        handles.append(axes.scatter(*points[labels == label].T, c=colour, marker=marker, **dots))
+        names.append(short(classes[label], LONGEST_NAME))
+    low, high = points.min(0).values, points.max(0).values
+    extent = (high - low).max().clamp_min(1e-6)  # codes of equal images differ by rounding alone
+    axes.update_datalim([*((low + high) / 2 + torch.tensor([[-0.5], [0.5]]) * extent).tolist()])
+    if named and columns == 1:
+        medians = torch.stack([points[labels == label].median(0).values for label in named])
+        for label, place in zip(named, apart(medians / extent, LABEL) * extent, strict=True):
+            box = {"boxstyle": "round,pad=0.15", "fc": "white", "ec": _look(label)[0], "alpha": 0.85}
+            axes.text(*place.tolist(), short(classes[label], IN_PLOT), fontsize=9, ha="center", va="center", bbox=box)
+    axes.set(title=title, xlabel=axes_names[0], ylabel=axes_names[1])
+    axes.set_aspect("equal", adjustable="datalim")  # codes on a line would leave no height to a box
     axes.grid(alpha=0.3)
-    if len(present) > 1:
-        legend = axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9, frameon=False)
-        for handle in legend.legend_handles:
+    if len(handles) > 1:
+        beside = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "ncols": max(1, columns)}
+        for handle in legend(axes, handles, names, fontsize=9, frameon=False, **beside).legend_handles:
             handle.set_alpha(1)
             handle.set_sizes([30])
     return figure
+
+
+def _look(number: int) -> tuple[str, str]:
+    """Colour and marker of a class."""
+    return CLASS_COLOURS[number % len(CLASS_COLOURS)], MARKERS[number // len(CLASS_COLOURS) % len(MARKERS)]
 
 
 def apart(places: Tensor, size: tuple[float, float], rounds: int = 100) -> Tensor:

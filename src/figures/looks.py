@@ -14,11 +14,16 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 
+from src.figures.writing import LONGEST_NAME, legend, letters, short
+
 OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 STYLES = ("-", "--", ":", "-.")
 MOST_VALUES = 8  # a key with more is a search's: its points are not joined by lines
 MOST_LINES = 14  # in one panel
+CROWDED = 0.05  # of an axis: values nearer to each other overprint
+A_ROW = 40  # letters that fit below an axis
+MANY_NAMES = 14  # below an axis
 WIDE_RANGE = 8  # largest over smallest value, from which an axis is logarithmic
 CURVE_KEYS = ("model.latent_dim", "model.depth", "model")  # what a curve stands for, in this order
 
@@ -46,14 +51,15 @@ class Look:
 
     def legend(self, axes: Axes) -> None:
         """One entry a value."""
-        handles = []
+        handles, names = [], []
         for at, key in enumerate(self.keys[:2]):
             for value in self.values[key]:
                 look = self.of({k: self.values[k][0] for k in self.keys[:2]} | {key: value})
                 look |= {"color": "0.35"} if at == 1 else {}
-                handles.append(Line2D([], [], label=f"{self.names[key]} = {shown(value)}", **look))
+                handles.append(Line2D([], [], **look))
+                names.append(f"{short(self.names[key], LONGEST_NAME)} = {short(shown(value), LONGEST_NAME)}")
         if handles and len(handles) <= MOST_LINES:
-            axes.legend(handles=handles, fontsize=9)
+            legend(axes, handles, names, fontsize=9)
 
 
 def palette(values: Sequence[Any]) -> Sequence[Any]:
@@ -97,14 +103,35 @@ def joined(table: pd.DataFrame, along: str, keys: Sequence[str]) -> bool:
 
 
 def place(axes: Axes, values: Sequence[Any]) -> dict[Any, float]:
-    """Set the scale of the x axis for a key's values; where each is drawn."""
-    if not all(isinstance(v, int | float) for v in values):
-        axes.set_xticks(range(len(values)), [shown(v) for v in values], rotation=20 if len(values) > 3 else 0)
+    """Set the scale of the x axis for a key's values; where each is drawn.
+
+    Names stand side by side, and so do a few numbers that would overprint each other on an axis.
+    """
+    numbers = all(isinstance(v, int | float) for v in values)
+    wide = numbers and len(values) > 1 and values[0] > 0 and values[-1] / values[0] >= WIDE_RANGE
+    few = len(values) <= MOST_VALUES
+    if not numbers or (few and _crowded(np.log(values) if wide else np.array(values, float))):
+        _write_names(axes, [short(shown(v), LONGEST_NAME) for v in values])
         return {value: place for place, value in enumerate(values)}
-    if len(values) > 1 and values[0] > 0 and values[-1] / values[0] >= WIDE_RANGE:
+    if wide:
         axes.set_xscale("log")
         axes.xaxis.set_minor_formatter(NullFormatter())  # they overprint each other
-    if len(values) <= MOST_VALUES:
+    if few:
         axes.set_xticks(values, [shown(v) for v in values])
         axes.minorticks_off()
     return {value: value for value in values}
+
+
+def _crowded(places: np.ndarray) -> bool:
+    """Whether two neighbours are too near to each other for their labels."""
+    return len(places) > 1 and np.diff(places).min() < CROWDED * np.ptp(places)
+
+
+def _write_names(axes: Axes, names: Sequence[str]) -> None:
+    """Ticks with names: slanting where they would not fit side by side, upright where they are many."""
+    look: dict[str, Any] = {}
+    if len(names) > MANY_NAMES:
+        look = {"rotation": 90, "fontsize": 7}
+    elif sum(map(letters, names)) + len(names) > A_ROW:
+        look = {"rotation": 25, "ha": "right", "rotation_mode": "anchor"}
+    axes.set_xticks(range(len(names)), names, **look)

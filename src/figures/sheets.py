@@ -1,9 +1,13 @@
 """Contact sheets: the pictures of many runs as one."""
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
+from matplotlib.font_manager import FontProperties, findfont
 from PIL import Image, ImageDraw, ImageFont
+
+from src.figures.writing import drawable, fonts
 
 WIDTH = 256  # pixels of a picture
 GAP = 10
@@ -17,7 +21,6 @@ def contact_sheet(pictures: Sequence[tuple[str, Path]], columns: int) -> Image.I
         pictures: name and file of each, at least one.
         columns: how many side by side.
     """
-    font = ImageFont.load_default(size=11)
     tiles = []
     for name, path in pictures:
         with Image.open(path) as image:
@@ -31,8 +34,15 @@ def contact_sheet(pictures: Sequence[tuple[str, Path]], columns: int) -> Image.I
     for place, (name, tile) in enumerate(tiles):
         x, y = GAP + place % columns * (WIDTH + GAP), GAP + place // columns * tall
         sheet.paste(tile, (x, y))
-        draw.text((x, y + tile.height + 1), _cut(name, font), fill="black", font=font)
+        text = " ".join(drawable(name).splitlines())
+        font = _font(fonts(text, FontProperties().get_family())[-1])
+        draw.text((x, y + tile.height + 1), _cut(text, font), fill="black", font=font)
     return sheet
+
+
+@cache
+def _font(family: str) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(str(findfont(FontProperties(family=[family]))), 11)
 
 
 def _cut(text: str, font: ImageFont.FreeTypeFont) -> str:

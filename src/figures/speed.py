@@ -1,9 +1,10 @@
 """Speed of the training loops."""
 
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 from typing import Any
 
-from matplotlib.figure import Figure
+from src.figures.writing import Figure
 
 LOOPS = {"tutorial": "#999999", "bare": "#0072B2", "ours": "#D55E00"}
 NAMES = {"tutorial": "tutorial's loop", "bare": "best loop by hand", "ours": "src.train"}
@@ -33,6 +34,6 @@ def speed_figure(rows: Sequence[Mapping[str, Any]], conditions: str) -> Figure:
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xlim(0, 1.25 * max(row[f"{loop} images/s"] / row["tutorial images/s"] for row in rows for loop in LOOPS))
     axes.set(xlabel="median training speed, as a multiple of the tutorial's")
-    axes.set_title(conditions, fontsize=8)
+    axes.set_title(fill(conditions, 140), fontsize=8)
     figure.legend(loc="outside lower center", ncols=3, fontsize=9)
     return figure

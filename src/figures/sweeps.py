@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from src.figures.looks import (
@@ -20,6 +20,7 @@ from src.figures.looks import (
     place,
     shown,
 )
+from src.figures.writing import Figure
 
 FEW_SEEDS = 3  # below this an interval is wider than the axes: the points themselves are drawn
 MOST_WRITTEN = 18  # KL weights written beside their points
@@ -46,15 +47,8 @@ def rate_distortion(
     axes.set(xlabel="rate: KL of the posteriors to the prior (nats per image)")
     axes.set(ylabel=f"{prefix}distortion (nats per image)", title="Rate and distortion on the test split")
     bars = _sure(table)
-    axes.errorbar(
-        bars.test_rate,
-        bars.test_distortion,
-        bars.test_distortion_ci,
-        bars.test_rate_ci,
-        fmt="none",
-        ecolor="0.6",
-        lw=0.8,
-    )
+    known = bars.test_rate, bars.test_distortion, bars.test_distortion_ci, bars.test_rate_ci
+    axes.errorbar(*known, fmt="none", ecolor="0.6", lw=0.8)
     axes.plot(points.test_rate, points.test_distortion, ".", ms=3, color="0.6", zorder=1)
     look = look_of(table, [k for k in keys if k != KL_WEIGHT], names)
     single = [table.iloc[[i]] for i in range(len(table))]
@@ -147,7 +141,8 @@ def _panel(
     keys: Sequence[str],
     names: Mapping[str, str],
     column: str,
-) -> None:
+) -> dict[Any, float]:
+    """Draw the column; where each value of the key stands."""
     values = ordered(table[key])
     table = table[table[key].isin(values)]
     where = place(axes, values)
@@ -155,7 +150,7 @@ def _panel(
     look = look_of(table, [k for k in keys if k != key], names)
     if not lines:
         axes.plot([where[v] for v in table[key]], table[column], "o", ms=4, color=OKABE_ITO[0], alpha=0.7)
-        return
+        return where
     many = len(lines) > MOST_LINES
     points = points[points[key].isin(values)]
     axes.plot([where[v] for v in points[key]], points[column], ".", ms=3, color="0.6", zorder=1)
@@ -173,6 +168,7 @@ def _panel(
         axes.legend(fontsize=8)
     else:
         look.legend(axes)
+    return where
 
 
 def cost(table: pd.DataFrame, quality: str, label: str, fronts: Mapping[str, Sequence[int]]) -> Figure:
@@ -223,7 +219,7 @@ def latents(table: pd.DataFrame, points: pd.DataFrame, keys: Sequence[str], name
     along = KL_WEIGHT if KL_WEIGHT in keys else keys[0]
     figure = Figure(figsize=(10.5, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    _panel(left, table, points, along, keys, names, "active_latents")
+    where = _panel(left, table, points, along, keys, names, "active_latents")
     _panel(right, table, points, along, keys, names, "test_rate")
     sizes = ordered(table.latent_dim)
     for size in sizes if len(sizes) <= MOST_VALUES else ():
@@ -238,10 +234,10 @@ def latents(table: pd.DataFrame, points: pd.DataFrame, keys: Sequence[str], name
             color="0.5",
         )
     gone = table[table.active_latents == 0]
-    if len(gone) and all(isinstance(v, int | float) for v in gone[along]):
-        left.plot(gone[along], gone.active_latents, "x", ms=10, mew=2, color="#B00020")
+    if len(gone):
+        left.plot([where[v] for v in gone[along]], gone.active_latents, "x", ms=10, mew=2, color="#B00020")
     left.set(ylabel="active latents", ylim=(-0.03 * table.active_latents.max() - 0.05, None))
-    right.set(ylabel="rate (nats per image)", ylim=(0, None))
+    right.set(ylabel="rate (nats per image)", ylim=(0, 1.05 * right.get_ylim()[1]))
     if right.get_legend() is not None and left.get_legend() is not None:
         left.get_legend().remove()
     for axes in (left, right):

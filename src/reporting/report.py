@@ -18,7 +18,7 @@ from PIL import Image
 
 from src.figures import looks, sweeps
 from src.figures.sheets import contact_sheet
-from src.files import whole_file
+from src.files import readable, whole_file
 from src.reporting.results import SEED, Results, short
 from src.reporting.statistics import configurations, pareto, verdict
 from src.reporting.words import (
@@ -81,7 +81,7 @@ def write_report(results: Results) -> Path:
     on_gpus = not table.devices.dropna().astype(str).str.contains("cpu").any()
     table["memory_mib"] = (table.gpu_mib if on_gpus else table.process_mib).astype(float)
     with whole_file(results.folder / "results.csv") as file:
-        table.drop(columns=["maximize"]).to_csv(file, index=False)
+        file.write_text(readable(table.drop(columns=["maximize"]).to_csv(index=False)), encoding="utf-8")
     sections = list(_sections(results, folder))
     sheet = [_tile(results, row) for _, row in table.iterrows()]
     columns = _columns(results)
@@ -91,7 +91,7 @@ def write_report(results: Results) -> Path:
             contact_sheet(pictures, columns).save(file, "PNG")
     pages = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     pages.filters.update(number=number, shown=looks.shown, sortable=lambda value: "" if pd.isna(value) else value)
-    text = pages.from_string(TEMPLATE.read_text()).render(
+    text = pages.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         name=str(results.folder),
         command=results.plan.command,
         swept=_swept(results),
@@ -111,7 +111,7 @@ def write_report(results: Results) -> Path:
         when=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
     with whole_file(folder / "index.html") as file:
-        file.write_text(text)
+        file.write_text(readable(text), encoding="utf-8")
     return folder / "index.html"
 
 

@@ -1,5 +1,6 @@
 """The points of a sweep as a table, and which of its numbers may be compared."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from src.system.directions import natural_mode
 SEED = "seed"
 NOT_SETTINGS = ("ckpt_path", "tags", "sweep")
 NOT_RECORDED = "–"
+LARGEST = 2**63  # of numbers that tables and axes can hold
 # Column of results.csv: where it stands in metrics.json.
 FIGURES = {
     "test_elbo": "test.elbo",
@@ -124,7 +126,7 @@ def read_results(folder: Path) -> Results:
     waiting = [(n, words) for n, words in enumerate(plan.points) if tuple(sorted(words)) not in begun]
     rows += [_waiting(folder, plan, number, words) for number, words in waiting]
     overrides = {row["point"]: row.pop("overrides") for row in rows}
-    typed = [dict(o.removeprefix("+").partition("=")[::2] for o in overrides[row["point"]]) for row in rows]
+    typed = [dict(o.lstrip("+").partition("=")[::2] for o in overrides[row["point"]]) for row in rows]
     keys = _swept(plan, typed)
     for row, values in zip(rows, typed, strict=True):
         config, seed = row.pop("config"), row.pop("own_seed")
@@ -143,15 +145,18 @@ def _value(values: dict[str, str], config: dict[str, Any], key: str, run: Path) 
 
 
 def plain(value: Any) -> Any:
-    """A typed value as a number where it is one."""
-    if not isinstance(value, str):
-        return value if isinstance(value, int | float) or value is None else str(value)
+    """A typed value as a number where it is one that an axis can have."""
+    if value is None:
+        return None
+    if isinstance(value, bool):
+        return str(value).lower()  # as it is typed
     for kind in (int, float):
         try:
-            return kind(value)
-        except ValueError:
+            number = value if isinstance(value, int | float) else kind(value)
+        except (ValueError, TypeError):
             continue
-    return value
+        return number if math.isfinite(number) and abs(number) < LARGEST else str(value)
+    return str(value)
 
 
 def short(value: Any) -> str:
@@ -204,12 +209,14 @@ def _row(folder: Path, run: Path) -> dict[str, Any]:
 
 
 def _number(value: Any) -> float | int | None:
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+    """A figure of a run; None where there is none, or none that is finite."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if number and math.isfinite(value) else None
 
 
 def _yaml(path: Path) -> Any:
     try:
-        return yaml.safe_load(path.read_text())
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         return None
 
@@ -231,6 +238,6 @@ def _waiting(folder: Path, plan: Plan, number: int, overrides: list[str]) -> dic
 
 def _swept(plan: Plan, typed: Sequence[dict[str, str]]) -> list[str]:
     """The plan's keys, and all others that differ between the command lines: another command may have added points."""
-    planned = [key.removeprefix("+") for key in plan.swept]
+    planned = [key.lstrip("+") for key in plan.swept]
     keys = dict.fromkeys(key for values in typed for key in values if key not in (*planned, *NOT_SETTINGS))
     return planned + [key for key in keys if len({values.get(key) for values in typed}) > 1]

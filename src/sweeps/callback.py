@@ -37,7 +37,8 @@ class Sweep(Callback):
         try:
             plan.save(folder)
             monitor = OmegaConf.select(config, "callbacks.checkpoint.monitor")
-            name_columns(folder, plan.swept, dict.fromkeys(["test/elbo", *([monitor] if monitor else [])]))
+            keys = dict.fromkeys([*plan.swept, *(["tags"] if config.tags else [])])
+            name_columns(folder, keys, dict.fromkeys(["test/elbo", *([monitor] if monitor else [])]))
         except OSError as error:
             sys.exit(f"error: {explain(error)}")
 

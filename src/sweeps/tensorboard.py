@@ -4,6 +4,8 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from src.files import readable
+
 SUFFIX = ".sweep"
 
 
@@ -12,7 +14,7 @@ def name_columns(folder: Path, keys: Iterable[str], metrics: Iterable[str]) -> N
 
     Args:
         folder: the sweep's.
-        keys: swept keys.
+        keys: swept keys, as they are typed: ``+`` included.
         metrics: tags of scalars.
     """
     from tensorboard.compat.proto.event_pb2 import Event
@@ -21,9 +23,8 @@ def name_columns(folder: Path, keys: Iterable[str], metrics: Iterable[str]) -> N
 
     for old in folder.glob(f"events.out.tfevents.*{SUFFIX}"):
         old.unlink()
-    columns = hparams.hparams_config_pb(
-        hparams=[hparams.HParam(key) for key in keys], metrics=[hparams.Metric(tag) for tag in metrics]
-    )
+    names = [hparams.HParam(readable(key.lstrip("+"))) for key in keys]
+    columns = hparams.hparams_config_pb(hparams=names, metrics=[hparams.Metric(tag) for tag in metrics])
     writer = EventFileWriter(str(folder), filename_suffix=SUFFIX)
     writer.add_event(Event(summary=columns, wall_time=time.time()))
     writer.close()

@@ -1,0 +1,207 @@
+"""Names as users give them, in every figure: what is drawn is what was written, or says what could not be drawn."""
+
+import os
+import warnings
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+from xml.etree import ElementTree
+
+import matplotlib
+import pytest
+import torch
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
+from matplotlib.font_manager import fontManager
+from torch.utils.tensorboard import SummaryWriter
+
+from src import embedding, pictures
+from src.exploration import PICTURES, NotApplicable, write
+from src.figures import grids, latents, speed, writing
+from src.figures.writing import Figure, short
+from src.subject import Subject
+from tests.helpers import QUICK, built
+
+LATIN = os.fsdecode(b"caf\xe9")  # a name that is not UTF-8
+PLAIN = ("a$b$c", "$_", "_x", "^y", "50%_{z}", r"\alpha$\beta$", "<b>&amp;", "plain")  # drawn to the letter
+OTHERS = {" ": "' '", LATIN: r"caf\xe9", "tab\there": r"tab\there"}  # and these so that one sees what they are
+NAMES = (*PLAIN, *OTHERS)
+
+
+def texts(figure: Figure) -> list[str]:
+    """What a figure says, text by text, as its backend is told to draw it; any warning is an error."""
+    with matplotlib.rc_context({"svg.fonttype": "none"}), warnings.catch_warnings(), BytesIO() as file:
+        warnings.simplefilter("error")
+        figure.savefig(file, format="svg", bbox_inches="tight")
+        root = ElementTree.fromstring(file.getvalue())
+    nodes = root.iter("{http://www.w3.org/2000/svg}text")  # a formula has a child a character
+    return ["".join(child.text for child in node) if len(node) else node.text for node in nodes]
+
+
+def with_classes(subject: Subject, names: list[str], labels=None) -> Subject:
+    pool = subject.datamodule.pool
+    labels = torch.arange(len(pool.labels)) % len(names) if labels is None else labels
+    subject.datamodule._pool = replace(pool, classes=names, labels=labels)
+    return subject
+
+
+def fresh(*overrides: str) -> Subject:
+    datamodule, model = built(*QUICK, *overrides)
+    epochs = [{"epoch": 0, "train/elbo": float("nan"), "val/elbo": -2.0, "val/rate": 1.0}]
+    return Subject(model.eval(), datamodule, epochs=epochs)
+
+
+def test_every_picture_draws_names_as_they_are(tmp_path):
+    subject = with_classes(fresh(), [*NAMES])
+    named = {"scatter", "class_means"}
+    for name, picture in PICTURES.items():
+        figure = picture(subject)
+        assert isinstance(figure, Figure), name
+        write(figure, tmp_path / f"{name}.png")
+        said = texts(figure)
+        if name in named:
+            for expected in (*PLAIN, *OTHERS.values()):
+                assert said.count(expected) == (2 if name == "scatter" else 1), (name, expected)  # plot and legend
+
+
+def test_file_names_are_drawn_as_they_are():
+    subject = fresh()
+    own = pictures.Pictures([f"/somewhere/{name}.png" for name in PLAIN if "/" not in name], torch.rand(8, 1, 16, 16))
+    ((_, figure),) = pictures.draw(subject, own, None)
+    assert {f"{name}.png" for name in PLAIN if len(name) < 9} <= {*texts(figure)}
+
+
+def test_the_projector_has_a_line_an_image(tmp_path):
+    subject = with_classes(fresh(), [*NAMES, "two\nlines"])
+    with SummaryWriter(tmp_path) as writer:
+        embedding.project(subject, writer, tmp_path)
+    (table,) = tmp_path.rglob("metadata.tsv")
+    lines = table.read_text(encoding="utf-8").splitlines()
+    assert len(lines) == len(subject.codes("test").mean)
+    assert {*PLAIN, "-", r"caf\xe9", "tab here", "two lines"} == {*lines}
+
+
+def test_the_benchmarks_figure_says_what_was_typed():
+    row = {"experiment": "a$b$c", **{f"{loop} images/s": 1.0 for loop in speed.LOOPS}}
+    said = texts(speed.speed_figure([row], "overrides: $x$ _y"))
+    assert {"a$b$c", "overrides: $x$ _y"} <= {*said}
+
+
+def test_formulas_are_only_what_matplotlib_writes():
+    figure = Figure(layout="constrained")
+    axes = figure.subplots()
+    axes.plot([1e-4, 1], [1, 2])
+    axes.set_xscale("log")
+    axes.set(title="$t$", xlabel="$x$", ylabel="_{y}")
+    axes.annotate("$a$", (1e-2, 1.5))
+    axes.set_yticks([1, 2], ["$1$", LATIN])
+    writing.legend(axes, axes.lines, ["_child0$"])
+    said = texts(figure)
+    assert {"$t$", "$x$", "_{y}", "$a$", "_child0$", "$1$", r"caf\xe9"} <= {*said}
+    assert {"10−4", "10−2"} <= {*said}  # raised
+
+
+@pytest.mark.parametrize(
+    ("case", "dims", "impossible"),
+    [
+        ("many", 2, set()),
+        ("one", 2, set()),
+        ("none", 64, {"manifold", "class_means"}),
+        ("constant", 64, {"manifold"}),
+        ("constant", 1, {"manifold", "histogram", "plane"}),
+        ("single", 3, {"manifold", "scatter", "interpolations", "samples_from_mixture"}),
+    ],
+)
+def test_pictures_of_unusual_data_are_drawn_without_a_warning(case, dims, impossible):
+    subject = fresh(f"model.latent_dim={dims}")
+    pool, splits = subject.datamodule.pool, subject.datamodule.splits
+    labels = torch.zeros_like(pool.labels)
+    if case == "many":
+        with_classes(subject, [f"class {i:03} {'z' * 188}" for i in range(200)])
+    elif case == "one":
+        with_classes(subject, ["only"], labels)
+    elif case == "none":
+        with_classes(subject, [], labels - 1)
+    elif case == "constant":
+        pool.images[:] = 0
+    else:
+        subject.datamodule._splits = splits._replace(train=splits.train[:1], test=splits.test[:1])
+    left_out = set()
+    for name, picture in PICTURES.items():
+        try:
+            texts(figure := picture(subject))
+        except NotApplicable:
+            left_out.add(name)
+        else:
+            assert max(figure.get_size_inches()) < 40, name
+    assert left_out == impossible
+
+
+def test_long_names_are_cut_in_the_middle():
+    assert short("pneumonia", 9) == "pneumonia"
+    assert short("a" * 100 + "b" * 100, 9) == "aaaa…bbbb"
+    assert writing.letters(short("x" * 200 + "\n" + "y", 12)) <= 12
+    assert [short(name, 20) for name in ("", " ", "\u200b", "_")] == ["''", "' '", r"'\u200b'", "_"]
+
+
+# ---- fonts ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bare(monkeypatch):
+    """A machine with no fonts but Matplotlib's own."""
+    own = matplotlib.get_data_path()
+    monkeypatch.setattr(fontManager, "ttflist", [font for font in fontManager.ttflist if font.fname.startswith(own)])
+    monkeypatch.setattr(writing, "_families", {})
+    monkeypatch.setattr(writing, "_without", set())
+
+
+@pytest.fixture
+def cat_font(tmp_path) -> Path:
+    """A font that can write 猫 and nothing else."""
+    pen = TTGlyphPen(None)
+    for step, point in enumerate([(100, 0), (100, 800), (900, 800), (900, 0)]):
+        (pen.lineTo if step else pen.moveTo)(point)
+    pen.closePath()
+    glyph, names = pen.glyph(), [".notdef", "cat"]
+    builder = FontBuilder(1000, isTTF=True)
+    builder.setupGlyphOrder(names)
+    builder.setupCharacterMap({ord("猫"): "cat"})
+    builder.setupGlyf(dict.fromkeys(names, glyph))
+    builder.setupHorizontalMetrics(dict.fromkeys(names, (1000, 100)))
+    builder.setupHorizontalHeader(ascent=900, descent=-100)
+    builder.setupNameTable({"familyName": "Only-Cats: 9", "styleName": "Regular"})
+    builder.setupOS2(usWeightClass=400, sTypoAscender=900, sTypoDescender=-100)
+    builder.setupPost()
+    builder.save(tmp_path / "cats.ttf")
+    return tmp_path / "cats.ttf"
+
+
+def test_a_script_without_a_font_is_written_out_and_said_once(bare, caplog):
+    subject = with_classes(fresh(), ["猫", "犬 dog", "c"])
+    for _ in range(2):
+        assert {r"\u732b", r"\u72ac dog", "c"} <= {*texts(PICTURES["scatter"](subject))}
+    assert r"\u9ce5" in texts(grids.captioned([torch.rand(1, 1, 1, 8, 8)], "鳥", [], [["鳥"]]))
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "no installed font has 猫" in record.message
+    assert r"\u732b" in record.message
+    assert "\n" not in record.message
+
+
+def test_a_script_with_a_font_is_drawn_in_it(bare, cat_font, caplog):
+    fontManager.addfont(cat_font)
+    subject = with_classes(fresh(), ["猫$猫$", "c"])
+    figure = PICTURES["scatter"](subject)
+    assert texts(figure).count("猫$猫$") == 2
+    (name,) = {tuple(t.get_fontfamily()) for t in figure.axes[0].get_legend().get_texts() if "猫" in t.get_text()}
+    assert name[-1] == "Only-Cats: 9"
+    assert not caplog.records
+    assert writing.drawable("猫犬") == r"猫\u72ac"
+
+
+def test_the_scatter_names_the_largest_of_very_many_classes():
+    labels = torch.cat([torch.arange(50), torch.arange(40), torch.tensor([-1])])
+    figure = latents.scatter(torch.rand(91, 2), labels, [f"c{i}" for i in range(50)], "title", ("x", "y"))
+    said = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert said == ["10 more classes", *(f"c{i}" for i in range(40))]
