@@ -32,6 +32,14 @@ def quoted(path: Path) -> str:
     return f"'{escaped}'"
 
 
+def readable(name: str | Path) -> str:
+    """A file's name for people and UTF-8 files: bytes that are no UTF-8 as ``\\xff``.
+
+    Names need not be UTF-8; Python keeps such bytes as lone surrogates, which can be neither printed nor written.
+    """
+    return str(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def _umask() -> int:
     """The permissions that this process withholds from new files."""
     mask = os.umask(0)

@@ -11,7 +11,8 @@ from hydra.errors import InstantiationException
 from PIL import Image
 
 from src.data import store
-from src.data.store import decode, open_store
+from src.data.decoding import Bad, decode
+from src.data.store import open_store
 from src.errors import UserError, explain
 from src.record import describe_data
 from tests.helpers import data, folder_data, sides
