@@ -29,7 +29,8 @@ def describe_data(datamodule: ImageDataModule) -> str:
     pool, splits = datamodule.pool, datamodule.splits
     shape = "x".join(str(n) for n in datamodule.image_shape)
     val, test = (
-        "published" if (pool.published[getattr(splits, part)] == part).all() else "carved" for part in ("val", "test")
+        "published" if (pool.published[getattr(splits, part).numpy()] == part).all() else "carved"
+        for part in SPLITS[1:]
     )
     counts = (
         f"{len(splits.train):,} training, {len(splits.val):,} validation ({val}) and {len(splits.test):,} test images "
@@ -40,10 +41,14 @@ def describe_data(datamodule: ImageDataModule) -> str:
 
 def data_notes(datamodule: ImageDataModule) -> list[str]:
     """What was found while reading and splitting the images."""
-    pool, splits = datamodule.pool, datamodule.splits
-    unused = (pool.published == "val").sum() - (pool.published[splits.val] == "val").sum()
-    joined = f"{unused} published validation images not validated on (data.val_fraction=null takes that split)"
-    return [*pool.notes, *[joined] * bool(unused), *splits.notes]
+    notes = [*datamodule.pool.notes]
+    unused = (datamodule.pool.published == "val").sum()
+    if unused and datamodule.val_fraction is not None:
+        notes.append(
+            f"{unused:,} images published for validation are split like the others (data.val_fraction=null validates "
+            "on them)"
+        )
+    return notes + datamodule.splits.notes
 
 
 def _classes(datamodule: ImageDataModule) -> list[str]:

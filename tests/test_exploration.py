@@ -153,7 +153,7 @@ def test_an_arc_keeps_the_length_and_a_line_cuts_through():
     assert torch.isfinite(spherical(torch.zeros(3), torch.zeros(3), 3)).all()
 
 
-def test_own_pictures_are_prepared_as_the_runs_images(picture_folder, subject):
+def test_own_pictures_are_prepared_as_the_runs_images(picture_folder, subject, caplog):
     root = picture_folder({"a.png": (16, 16), "deep/b.jpg": (40, 50, 3), "c.png": (9, 9, 4)})
     read = pictures.read(str(root), subject.datamodule)
     assert [Path(name).name for name in read.names] == ["a.png", "c.png", "b.jpg"]
@@ -162,8 +162,10 @@ def test_own_pictures_are_prepared_as_the_runs_images(picture_folder, subject):
         np.testing.assert_allclose(read.x[0, 0], np.asarray(image) / 255, atol=1e-6)
     assert len(pictures.read([f"{root}/*.png", str(root / "deep")], subject.datamodule).names) == 3
     (root / "a.png").write_bytes(b"no picture")
+    assert [Path(name).name for name in pictures.read(str(root), subject.datamodule).names] == ["c.png", "b.jpg"]
+    assert "left out: cannot decode" in caplog.text
     with pytest.raises(UserError, match=r"cannot decode .*a\.png"):
-        pictures.read(str(root), subject.datamodule)
+        pictures.read(str(root / "a.png"), subject.datamodule)
     with pytest.raises(UserError, match="no picture there"):
         pictures.read(f"{root}/*.gif", subject.datamodule)
     many = pictures.Pictures([str(i) for i in range(40)], torch.rand(40, 1, 16, 16))

@@ -132,6 +132,8 @@ def _pixels(file: Image.Image, size: int, channels: int, depth: int) -> tuple[np
         image, transparent = _on_white(image)
     if (turn := UPRIGHT.get(_orientation(file))) is not None:
         image = image.transpose(turn)
+    if image.mode == "LAB":  # has no way to grey
+        image = image.convert("RGB")
     image = image.convert("L" if channels == 1 else "RGB").resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(image).reshape(size, size, channels).transpose(2, 0, 1), largest, transparent
 

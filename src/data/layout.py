@@ -79,7 +79,7 @@ def list_images(root: Path) -> Listing:
                 endings[os.path.splitext(entry.name)[1].lower() or "no ending"] += 1
     notes = []
     if endings:
-        counts = [f"{ending}: {count:,}" for ending, count in endings.most_common()]
+        counts = [f"{ending}: {count:,}" for ending, count in sorted(endings.items(), key=lambda e: (-e[1], e[0]))]
         notes.append(f"files left out, by ending: {_some(counts)}")
     if unreadable:
         notes.append(f"folders that cannot be read: {_some(unreadable)}")
