@@ -64,6 +64,8 @@ def test_what_lies_beside_published_splits_is_left_out_and_counted():
     found, notes = placed("", "train/a", "test/a", "chest_xray/train/a", "chest_xray/test/a")
     assert found == {"train/a": ("train", "a"), "test/a": ("test", "a")}
     assert notes == ["images left out beside the splits: in no folder: 3, in chest_xray/: 6"]
+    _, notes = placed("zip/train/a", "zip/test/a", "zip/zip/train/a", "zip/zip/test/a")
+    assert notes == ["all images are in zip/", "images left out beside the splits: in zip/zip/: 6"]
 
 
 @pytest.mark.parametrize(

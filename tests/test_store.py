@@ -89,6 +89,7 @@ def test_bad_images_are_named_or_skipped(picture_folder, tmp_path):
     used = {datamodule.pool.names[i] for i in sides(datamodule.splits)}
     assert used == {f"{i}.png" for i in range(20)} - {"3.png", "7.png"}
     assert "2 undecodable images skipped" in describe_data(datamodule)
+    assert "not decoded: 3.png (zero bytes), 7.png (" in describe_data(datamodule)
     with pytest.raises(UserError, match="3.png: zero bytes"):  # also from the cache
         _ = folder_data(root, tmp_path).pool
 

@@ -3,7 +3,7 @@
 import re
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from src.errors import UserError
 from src.files import readable
 from src.system.keys import require
 
+NAMED = 3  # undecodable files that the data line names
 PATIENCE = 20.0  # seconds that a regular expression may take for all files
 
 
@@ -80,7 +81,7 @@ class FolderDataModule(ImageDataModule):
             digests=store.digests,
             groups=groups,
             names=[readable(file) for file in files],
-            notes=[*notes, *store.found.notes, *matched],
+            notes=[*notes, *_undecodable(files, store.found.bad), *store.found.notes, *matched],
             treatment=store.found.treatment,
         )
 
@@ -115,7 +116,7 @@ class FolderDataModule(ImageDataModule):
         """What must stay together by each path, the file alone where the pattern does not match; how many do."""
         if self.group_pattern is None:
             return None, []
-        pattern = f"data.group_pattern={self.group_pattern!r}"
+        pattern = f"data.group_pattern='{self.group_pattern}'"
         try:
             with _alarm(PATIENCE):
                 matches = [re.search(self.group_pattern, file) for file in files]
@@ -130,6 +131,12 @@ class FolderDataModule(ImageDataModule):
             )
         told = f"{count:,} of {len(files):,} paths match data.group_pattern: {len(groups):,} groups"
         return [text or file for text, file in zip(captured, files, strict=True)], [told]
+
+
+def _undecodable(files: Sequence[str], bad: Mapping[int, str]) -> list[str]:
+    """The first few files that were skipped, and why."""
+    told = [f"{readable(files[i])} ({reason.split('. ')[0]})" for i, reason in [*bad.items()][:NAMED]]
+    return [f"not decoded: {', '.join(told)}{' and others' if len(bad) > NAMED else ''}"] if bad else []
 
 
 @contextmanager

@@ -121,9 +121,10 @@ def arrange(root: Path, files: Sequence[str]) -> Layout:
     """
     paths = [file.split("/") for file in files]
     steps, notes = _wrapper(paths), []
+    around = "".join(f"{folder}/" for folder in paths[0][:steps])
     if steps:
-        root = root.joinpath(*paths[0][:steps])
-        notes.append(f"all images are in {readable('/'.join(paths[0][:steps]))}/")
+        root /= around
+        notes.append(f"all images are in {readable(around)}")
     paths = [path[steps:] for path in paths]
 
     splits, classes = _splits(paths)
@@ -136,8 +137,12 @@ def arrange(root: Path, files: Sequence[str]) -> Layout:
     kept = [*range(len(paths))]
     if _published(splits):
         kept = [i for i, path in enumerate(paths) if len(path) > 1 and path[0] in splits]
-        beside = Counter(f"in {path[0]}/" if len(path) > 1 else "in no folder" for path in paths)
-        told = [f"{place}: {count:,}" for place, count in beside.items() if place[3:-1] not in splits]
+        beside = Counter(path[0] if len(path) > 1 else "" for path in paths)
+        told = [
+            f"in {around}{folder}/: {count:,}" if folder else f"in no folder: {count:,}"
+            for folder, count in beside.items()
+            if folder not in splits
+        ]
         if told:
             notes.append(f"images left out beside the splits: {_some(told)}")
     _refuse_splits_below(root, [paths[i] for i in kept])
