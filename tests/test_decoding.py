@@ -94,16 +94,22 @@ def test_an_alpha_channel_without_transparent_parts_changes_nothing(picture_fold
     assert not opaque.transparent
 
 
-def test_sixteen_bit_colour_is_scaled(tmp_path):
+@pytest.mark.parametrize(("full", "note"), [(65535, []), (4095, ["16-bit colour uses levels up to 15 of 255 and is"])])
+def test_sixteen_bit_colour_is_scaled_and_its_fewer_bits_are_named(full, note, tmp_path):
     """Pillow writes no such file: a TIFF by hand, one strip of 8 x 8 pixels."""
     tags = [(256, 8), (257, 8), (258, 16), (259, 1), (262, 2), (273, 200), (277, 3), (278, 8), (279, 8 * 8 * 6)]
     head = struct.pack("<2sHIH", b"II", 42, 8, len(tags))
     for tag, value in tags:
         head += struct.pack("<HHII", tag, 3, *((3, 160) if tag == 258 else (1, value)))
     head = head.ljust(160, b"\0") + struct.pack("<3H", 16, 16, 16)
-    pixels = np.full((8, 8, 3), (65535, 32768, 0), "<u2").tobytes()
+    pixels = np.full((8, 8, 3), (full, full // 2, 0), "<u2").tobytes()
     (tmp_path / "a.tif").write_bytes(head.ljust(200, b"\0") + pixels)
-    assert decode(tmp_path / "a.tif", 8, 3).pixels[:, 3, 3].tolist() == [255, 128, 0]
+    taken = []
+    found = decode_all(
+        [tmp_path / "a.tif"], 8, 3, lambda _, decoded: taken.append(decoded.pixels[:, 3, 3]), pytest.fail
+    )
+    assert taken[0].tolist() == [full >> 8, full >> 9, 0]
+    assert [told[:46] for told in found.notes] == [words[:46] for words in note]
 
 
 def test_exif_orientation_is_obeyed(tmp_path):

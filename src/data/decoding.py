@@ -20,6 +20,7 @@ DRAFT = 4  # a JPEG this many times larger is decoded at a half, a quarter or an
 AT_A_TIME = 32  # files that a thread takes, at most: one by one, the threads wait for each other
 DEPTHS = (8, 10, 12, 14, 16)  # bits that the grey of detectors and scanners has
 DEEPEST = DEPTHS[-1]
+DIM = 64  # levels of 255 that files of 14 bits and fewer reach where they are read as 16
 UPRIGHT = {  # what turns a picture upright, by its EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -37,9 +38,10 @@ class Decoded(NamedTuple):
 
     pixels: np.ndarray  # uint8 [C, S, S]
     largest: int | None  # grey level, where the file has more than 8 bits of grey
+    brightest: int | None  # level of its upper 8 bits, where it has 16 bits of colour: Pillow reads no more of them
     transparent: bool  # whether parts of it are
-    digest: bytes  # of the file's bytes
-    frames: bool  # whether there are others besides the first, which is the one we take
+    digest: bytes = b""  # of the file's bytes
+    frames: bool = False  # whether there are others besides the first, which is the one we take
 
 
 class Bad(Exception):
@@ -52,6 +54,7 @@ class Found(NamedTuple):
     depth: int | None  # bits that grey of more than 8 bits is read with; None where no file has any
     largest: int | None  # grey level of those files
     deep: int  # how many these are
+    brightest: int | None  # level of the upper 8 bits of files with 16 bits of colour
     transparent: int  # files with transparent parts
     frames: int  # files with more than the one frame that is taken
     bad: dict[int, str]  # position of each file that cannot be decoded: why, and what to do
@@ -63,6 +66,11 @@ class Found(NamedTuple):
         if self.deep:
             notes.append(
                 f"grey of more than 8 bits read as {self.depth}-bit: {self.deep:,} files, up to {self.largest:,}"
+            )
+        if self.brightest is not None and self.brightest < DIM:
+            notes.append(
+                f"16-bit colour uses levels up to {self.brightest} of 255 and is near black: if these files hold fewer "
+                "bits, save them with 8"
             )
         if self.transparent:
             notes.append(f"transparent parts laid on white: {self.transparent:,} images")
@@ -99,7 +107,7 @@ def decode(path: str | Path, size: int, channels: int, depth: int = DEEPEST) -> 
     try:
         with Image.open(io.BytesIO(data)) as file:
             frames = file.format != "MPO" and getattr(file, "is_animated", False)  # cameras put a preview into an MPO
-            return Decoded(*_pixels(file, size, channels, depth), content_digest(data), frames)
+            return _decoded(file, size, channels, depth)._replace(digest=content_digest(data), frames=frames)
     except (Bad, MemoryError):
         raise
     except Image.DecompressionBombError as error:
@@ -109,11 +117,11 @@ def decode(path: str | Path, size: int, channels: int, depth: int = DEEPEST) -> 
         raise Bad("it is no image, or of a kind that Pillow does not know. Repair or remove it") from error
     except Exception as error:  # decoders raise whatever they come across
         usual = isinstance(error, OSError | ValueError | SyntaxError)
-        raise Bad(f"{error if usual else repr(error)}. Repair or remove it") from error
+        raise Bad(f"{(usual and str(error)) or repr(error)}. Repair or remove it") from error
 
 
-def _pixels(file: Image.Image, size: int, channels: int, depth: int) -> tuple[np.ndarray, int | None, bool]:
-    """The pixels ``[channels, size, size]``, largest grey level and transparency of :class:`Decoded`.
+def _decoded(file: Image.Image, size: int, channels: int, depth: int) -> Decoded:
+    """What an open file holds.
 
     Raises:
         Bad: its values are none of a picture.
@@ -122,20 +130,24 @@ def _pixels(file: Image.Image, size: int, channels: int, depth: int) -> tuple[np
     # its size that is at least twice ours: the rest of the way is left to the filter.
     reduced = (2 * size, 2 * size) if min(file.size) >= DRAFT * size else file.size
     file.draft("L" if channels == 1 else None, reduced)
+    deep = any(";16" in str(tile) for tile in getattr(file, "tile", ()))
     file.load()
-    image, largest, transparent = file, None, False
+    image, largest, brightest, transparent = file, None, None, False
     if image.mode == "F":
         raise Bad("its pixels are floating-point numbers. Save it with 8 or 16 bits a pixel")
     if image.mode.startswith("I"):
         image, largest = _eight_bits(image, depth)
-    elif image.has_transparency_data:
+    elif deep:
+        brightest = int(np.asarray(image)[..., :3].max())
+    if largest is None and image.has_transparency_data:
         image, transparent = _on_white(image)
     if (turn := UPRIGHT.get(_orientation(file))) is not None:
         image = image.transpose(turn)
     if image.mode == "LAB":  # has no way to grey
         image = image.convert("RGB")
     image = image.convert("L" if channels == 1 else "RGB").resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(image).reshape(size, size, channels).transpose(2, 0, 1), largest, transparent
+    pixels = np.asarray(image).reshape(size, size, channels).transpose(2, 0, 1)
+    return Decoded(pixels, largest, brightest, transparent)
 
 
 def _eight_bits(image: Image.Image, depth: int) -> tuple[Image.Image, int]:
@@ -188,9 +200,7 @@ def decode_all(
         depth: bits of grey; by default the fewest of 8, 10, 12, 14 and 16 that hold all values that are found.
     """
     first = depth or DEEPEST
-    largest: dict[int, int] = {}
-    transparent: set[int] = set()
-    frames: set[int] = set()
+    facts: dict[int, Decoded] = {}
     bad: dict[int, str] = {}
 
     def work(i: int, bits: int) -> None:
@@ -200,20 +210,26 @@ def decode_all(
             bad[i] = str(error)
             refuse(i, bad[i])
             return
-        if decoded.largest is not None:
-            largest[i] = decoded.largest
-        transparent.update([i] * decoded.transparent)
-        frames.update([i] * decoded.frames)
         take(i, decoded)
+        facts[i] = decoded._replace(pixels=np.empty(0))  # the images may be more than the memory holds
 
     with warnings.catch_warnings(action="ignore"):  # Pillow's, of large pictures and odd EXIF, a page of them
         in_threads(lambda i: work(i, first), range(len(paths)), "decoding images")
+        largest = {i: fact.largest for i, fact in facts.items() if fact.largest is not None}
         highest = max(largest.values(), default=None)
         if highest is not None and depth is None:
             depth = next(bits for bits in DEPTHS if highest < 2**bits)
             if depth != first:
                 in_threads(lambda i: work(i, depth), [*largest], f"decoding {depth}-bit images again")
-    return Found(depth, highest, len(largest), len(transparent), len(frames), dict(sorted(bad.items())))
+    return Found(
+        depth,
+        highest,
+        deep=len(largest),
+        brightest=max((fact.brightest for fact in facts.values() if fact.brightest is not None), default=None),
+        transparent=sum(fact.transparent for fact in facts.values()),
+        frames=sum(fact.frames for fact in facts.values()),
+        bad=dict(sorted(bad.items())),
+    )
 
 
 def in_threads(work: Callable[[int], None], numbers: Sequence[int], what: str) -> None:
