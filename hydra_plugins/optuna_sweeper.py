@@ -3,7 +3,7 @@
 The published plugin (hydra-optuna-sweeper 1.3) is tied to Optuna 2; this one speaks to the current one.
 """
 
-import fcntl
+import contextlib
 import math
 import sys
 from collections.abc import Iterator, Sequence
@@ -19,6 +19,8 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from src.errors import UserError
+from src.locks import lock
+from src.system.directions import mode_of
 
 STUDY = "sweep"
 
@@ -94,7 +96,7 @@ class OptunaSweeper(Sweeper):
             study_name=STUDY,
             storage=f"sqlite:///{folder.absolute()}/optuna.db",
             load_if_exists=True,
-            direction="minimize" if OmegaConf.select(self.config, "callbacks.checkpoint.mode") == "min" else "maximize",
+            direction=direction_of(self.config),
         )
         # With the same seed a search that goes on would draw its first points again.
         seed = self.seed + len(study.trials)
@@ -142,14 +144,21 @@ class OptunaSweeper(Sweeper):
             print(f"search: {done} of {self.trials} points{best}", flush=True)
 
 
+def direction_of(config: DictConfig) -> str:
+    """Which way the search goes: as the metric that chooses checkpoints gets better."""
+    checkpoint = OmegaConf.select(config, "callbacks.checkpoint") or {}
+    mode = mode_of(checkpoint.get("monitor") or "val/elbo", checkpoint.get("mode"), "callbacks.checkpoint.mode")
+    return f"{mode}imize"
+
+
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
     """No other search works in the folder meanwhile."""
-    with open(folder / ".search.lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"another process searches in {folder}: stop that, or wait for it") from error
+    try:
+        held = lock(folder, ".search.lock")
+    except BlockingIOError as error:
+        raise UserError(f"another process searches in {folder}: stop that, or wait for it") from error
+    with held or contextlib.nullcontext():
         yield
 
 

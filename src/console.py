@@ -1,11 +1,14 @@
 """The terminal: less of the libraries' noise, and progress bars."""
 
 import logging
+import threading
 import warnings
 from collections.abc import Iterable
 from typing import TypeVar
 
 from tqdm import tqdm
+
+from src.errors import disk_full
 
 T = TypeVar("T")
 
@@ -28,6 +31,13 @@ def hush_libraries() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in QUIET:
         warnings.filterwarnings("ignore", message=message)
+    threading.excepthook = _hush_full_disk
+
+
+def _hush_full_disk(raised: threading.ExceptHookArgs) -> None:
+    """TensorBoard's writing thread leaves its error to the main thread too, which says what is full."""
+    if raised.exc_value is None or disk_full(raised.exc_value) is None:
+        threading.__excepthook__(raised)
 
 
 def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterable[T]:

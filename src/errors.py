@@ -8,6 +8,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 INTERRUPTED = 130  # exit status of what Ctrl-C has ended
+TERMINATED = 143  # and of what SIGTERM has
 DIVERGED = 3  # exit status of a training whose loss was no longer a number
 
 
@@ -23,35 +24,43 @@ class Diverged(UserError):
     exit_status = DIVERGED
 
 
+def one_line(error: BaseException) -> str:
+    """What an error says, without its line breaks; its kind where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def explain(error: BaseException) -> str | None:
     """One line for an error that the user can mend, None for one that is ours.
 
     Follows causes, as libraries wrap what a constructor raises.
     """
-    chain = [error]
-    while (
-        cause := chain[-1].__cause__ or (None if chain[-1].__suppress_context__ else chain[-1].__context__)
-    ) is not None:
-        chain.append(cause)
-    for link in chain:
-        if isinstance(link, OSError) and link.errno in DISK_FULL:
-            return (
-                f"the disk is full ({link.filename or 'while writing'}): free some; a run resumes with ckpt_path=last"
-            )
     causes = [error]
     while causes[-1].__cause__ is not None:
         causes.append(causes[-1].__cause__)
     for link in causes:
         if isinstance(link, UserError):
-            return " ".join(str(link).split())  # what it quotes may have lines
+            return one_line(link)
+    if (full := disk_full(error)) is not None:
+        return f"{full}: free some, and try again"
+    for link in causes:
         if isinstance(link, OSError) and link.filename and link.strerror:
             return f"{link.strerror}: {link.filename}"
     return _library_error(error, causes[-1])
 
 
+def disk_full(error: BaseException) -> str | None:
+    """What to say of an error that a full disk has caused, with the file that was written; None for any other."""
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, OSError) and link.errno in DISK_FULL:
+            return f"the disk is full ({link.filename or 'while writing'})"
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+    return None
+
+
 def _library_error(error: BaseException, root: BaseException) -> str | None:
     """One line for what Hydra, OmegaConf and Lightning refuse."""
-    text = " ".join(str(root).split())
+    text = one_line(root)
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key} has no value: set it on the command line"
     if "gpu backend" in text:

@@ -1,8 +1,13 @@
-"""Other signals that mean what Ctrl-C means."""
+"""Signals: those that mean what Ctrl-C means, and the alarm that ends what takes too long."""
 
 import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
+
+from src.errors import UserError
 
 
 def interrupt_on(*numbers: signal.Signals) -> dict[signal.Signals, Any]:
@@ -13,3 +18,25 @@ def interrupt_on(*numbers: signal.Signals) -> dict[signal.Signals, Any]:
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
+
+
+@contextmanager
+def time_limit(seconds: float, message: str) -> Iterator[None]:
+    """Raise a UserError where the block takes longer; in the main thread, as others hear no signals.
+
+    Python looks for signals between its own instructions, and so does a search for a regular expression.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise UserError(message)
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -5,28 +5,25 @@ A run folder may come from elsewhere. Checkpoints are read with ``weights_only=T
 """
 
 import functools
-import hashlib
-import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 from torch.utils.data import Dataset
-from yaml import YAMLError
 
 from src.acceleration import lay_out
+from src.checkpoints import first_readable, hash_of, read_checkpoint, weights_of
 from src.data.base import ImageDataModule
-from src.errors import UserError
+from src.errors import UserError, one_line
 from src.models.base import BaseVAE
-from src.runs import RunFolder, git_commit, read_checkpoint, read_weights
+from src.runs import RunFolder, git_commit, read_record
 from src.subject import Subject
 from src.system.keys import READER, check
+from src.trust import read_saved_config, resolved
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +71,7 @@ def load_run(
     folder = RunFolder(path)
     file = _checkpoint_file(folder, checkpoint)
     config = _read_config(folder)
-    record = _read_record(folder)
+    record = read_record(folder.metrics)
     commit = record.get("git_commit")
     if commit is not None and commit == git_commit():
         advice = f"{folder.config} was changed since, or {folder.path} put together from several"
@@ -91,14 +88,22 @@ def load_run(
     training = {"image_shape": datamodule.image_shape, "optimizer": torch.optim.SGD}  # asked for, and never used
     model = _built(folder, "model", config["model"] | training, advice)
 
-    weights = read_weights(file, model, f"Its config is not the one it was trained with, or {advice}")
+    held = read_checkpoint(file)
+    weights = weights_of(file, held, model, f"Its config is not the one it was trained with, or {advice}")
     if broken := [name for name, w in weights.items() if not w.isfinite().all()]:
         raise UserError(f"the weights {broken[0]} in {file} are not finite: the training diverged")
     model.load_state_dict(weights)
-    _check_fingerprint(folder, record, datamodule, other_data)
-    epochs = _epochs(folder.last if folder.last.exists() else file)
+    hashed, expected = hash_of(file), record.get("checkpoints", {}).get(file.name)
+    if expected not in (None, hashed):
+        raise UserError(
+            f"{file} is not the file that its training ended with (hash {hashed[:8]}, then {str(expected)[:8]}): it is "
+            f"damaged or exchanged; bring it back, or take {folder.metrics.name} away if that is meant to be"
+        )
+    then = record.get("data", {}).get("fingerprint") or held.get(type(datamodule).__qualname__, {}).get("fingerprint")
+    _check_fingerprint(folder, then, datamodule, other_data)
+    epochs = _epochs([path for path in (folder.last, file) if path.is_file()])
     seed = config["seed"] if isinstance(config.get("seed"), int) else 0
-    return LoadedRun(folder, datamodule, model.eval(), seed, file, _hash(file), epochs, record)
+    return LoadedRun(folder, datamodule, model.eval(), seed, file, hashed, epochs, record)
 
 
 def subject_of(run: LoadedRun, split: str, seed: int | None, device: str, cache_dir: str) -> Subject:
@@ -152,12 +157,9 @@ def _checkpoint_file(folder: RunFolder, name: str) -> Path:
 
 def _read_config(folder: RunFolder) -> dict[str, Any]:
     """The run's config, resolved, once its targets are seen to be ones that a run may name."""
-    try:
-        saved = OmegaConf.load(folder.config)
-        saved.run_dir = str(folder.path)
-        tree = OmegaConf.to_container(saved, resolve=True)
-    except (YAMLError, OmegaConfBaseException, AttributeError, TypeError, OSError, ValueError, RecursionError) as error:
-        raise UserError(f"cannot read {folder.config} ({_one_line(error)}): it is damaged or from elsewhere") from error
+    saved = read_saved_config(folder.config)
+    saved.run_dir = str(folder.path)
+    tree = resolved(saved, folder.config)
     for key in BUILT:
         if not isinstance(tree.get(key), dict) or "_target_" not in tree[key]:
             raise UserError(f"{folder.config} is not the config of a run: it has no {key}._target_")
@@ -181,41 +183,23 @@ def _targets(tree: Any, at: str = "") -> Iterator[tuple[str, Any]]:
             yield from _targets(value, f"{at}{position}.")
 
 
-def _read_record(folder: RunFolder) -> dict[str, Any]:
-    if not folder.metrics.exists():
-        return {}
-    try:
-        record = json.loads(folder.metrics.read_text())
-    except (ValueError, OSError, RecursionError) as error:
-        raise UserError(f"{folder.metrics} is damaged ({_one_line(error)}): delete it and evaluate again") from error
-    if not isinstance(record, dict) or not all(isinstance(record.get(k, {}), dict) for k in ("data", "evaluation")):
-        raise UserError(f"{folder.metrics} is not the record of a run: delete it and evaluate again")
-    return record
-
-
-def _epochs(checkpoint: Path) -> list[dict[str, float]]:
-    """The history in a checkpoint; none where it has none."""
-    found: Any = read_checkpoint(checkpoint)
+def _epochs(checkpoints: Sequence[Path]) -> list[dict[str, float]]:
+    """The history in the first checkpoint that can be read; none where it has none."""
+    _, found = first_readable(checkpoints)
     for key in ("callbacks", "History", "epochs"):
         found = found.get(key) if isinstance(found, dict) else None
     return [epoch for epoch in found if isinstance(epoch, dict)] if isinstance(found, list) else []
 
 
-def _check_fingerprint(folder: RunFolder, record: dict[str, Any], datamodule: ImageDataModule, other: bool) -> None:
-    then = record.get("data", {}).get("fingerprint")
+def _check_fingerprint(folder: RunFolder, then: Any, datamodule: ImageDataModule, other: bool) -> None:
     if then is None:
-        log.warning("%s records no data fingerprint (did its training finish?): data not checked", folder.path)
+        log.warning("%s records no data fingerprint: data not checked", folder.path)
     elif then != datamodule.fingerprint and not other:
         raise UserError(
             f"the images or splits of {datamodule.name} are not those that {folder.path} was trained on (fingerprint "
             f"{datamodule.fingerprint[:8]}, then {str(then)[:8]}): its test images may be ones it has trained on. "
             "Set data.root to the right folder, or other_data=true to go on"
         )
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 # ---- what the config names -----------------------------------------------------------------------------------------
@@ -226,7 +210,7 @@ def _built(folder: RunFolder, key: str, node: dict[str, Any], advice: str) -> An
     try:
         thing = _build(folder, key, node)
     except (AttributeError, ImportError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"the {key} of {folder.config} cannot be built ({_one_line(error)}): {advice}") from error
+        raise UserError(f"the {key} of {folder.config} cannot be built ({one_line(error)}): {advice}") from error
     if not isinstance(thing, BUILT[key]):
         raise _refusal(folder, f"{key}._target_", node["_target_"])
     return thing
@@ -272,7 +256,3 @@ def _refusal(folder: RunFolder, key: str, name: Any) -> UserError:
         f"{folder.config} names {key}={name}: a run may only name modules and data sets of {', '.join(PACKAGES)}. "
         "Nothing of it was run"
     )
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

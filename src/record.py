@@ -1,5 +1,6 @@
 """What a finished run says of itself: ``metrics.json`` and the table on the terminal."""
 
+import contextlib
 import os
 import platform
 from typing import Any
@@ -15,7 +16,7 @@ from src.data.base import ImageDataModule
 from src.errors import UserError
 from src.loading import LoadedRun
 from src.models.base import BaseVAE
-from src.runs import RunFolder, flatten, git_commit
+from src.runs import RunFolder, flatten, git_commit, read_record
 from src.subject import Subject
 
 UNIT = "nats per image: summed over pixels, averaged over the images of the split"
@@ -73,6 +74,11 @@ def best(trainer: L.Trainer) -> dict[str, float]:
     return {c.monitor: float(c.best_model_score) for c in kept}
 
 
+def tested_images(trainer: L.Trainer, datamodule: ImageDataModule) -> int:
+    """Images of the test split that a trainer has tested on, which may be told to take fewer."""
+    return min(len(datamodule.splits.test), sum(trainer.num_test_batches) * datamodule.batch_size)
+
+
 def summarize(
     trainer: L.Trainer,
     model: BaseVAE,
@@ -92,6 +98,7 @@ def summarize(
     return {
         "test": test,
         "best": best(trainer),
+        "tested_images": tested_images(trainer, datamodule) if test else 0,
         "unit": UNIT,
         "likelihood": model.likelihood.name,
         "pixels": datamodule.pixels,
@@ -140,7 +147,9 @@ def report(run: RunFolder, metrics: dict[str, Any]) -> str:
     lines = [f"  {name:<{width}}  {f'{value:.4f}' if isinstance(value, float) else value}" for name, value in rows]
     if metrics["pseudo_likelihood"]:
         lines.append(f"  {PSEUDO}")
-    title = "Result on the test split, in nats per image" if metrics["test"] else "Not tested (test=false)"
+    tested, of = metrics["tested_images"], metrics["data"]["images"]["test"]
+    where = "the test split" if tested == of else f"{tested} of the {of} test images"
+    title = f"Result on {where}, in nats per image" if tested else "Not tested (test=false)"
     return "\n".join(["", title, *lines])
 
 
@@ -172,6 +181,8 @@ class EvaluationRecord:
 
     def keep(self, name: str, figures: dict[str, Any]) -> None:
         """Write one part."""
+        with contextlib.suppress(UserError):  # another evaluation, or a training, may have written meanwhile
+            self.record = read_record(self.folder.metrics)
         evaluation = self.record.get("evaluation", {})
         stamp = {key: figures[key] for key in ("checkpoint", "data")}
         then = evaluation.get(self.split, {})

@@ -4,33 +4,45 @@
 ``tensorboard/`` and the log. It is the unit of reload: nothing else is needed to use a run.
 """
 
+import contextlib
 import json
 import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 import lightning as L
-import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from src.acceleration import NoProfiler, lay_out, on_gpu
 from src.callbacks.resume import StepLimit
 from src.callbacks.show import Dashboard
+from src.checkpoints import WholeCheckpoints, first_readable, hash_of, read_checkpoint
 from src.data.base import ImageDataModule
-from src.errors import UserError
-from src.files import whole_file
+from src.errors import UserError, one_line
+from src.files import remove_unfinished, whole_file
+from src.locks import lock
 from src.models.base import BaseVAE
 from src.resuming import other_setting
+from src.trust import read_saved_config, resolved
 
 # Config groups that a sweep may choose from.
 CHOICES = ("experiment", "model", "data", "likelihood@model.likelihood", "optimizer", "schedule", "trainer")
 # Keys of the data that name places, not properties of the images.
-ELSEWHERE = ("root", "cache_dir", "where_to_get", "dataset", "download", "name")
+ELSEWHERE = ("root", "cache_dir", "where_to_get", "dataset", "download", "checksum", "published", "name")
+
+
+class Start(NamedTuple):
+    """Where a training begins; with neither, at new weights."""
+
+    resume: Path | None = None  # the checkpoint that it goes on from, with all its state
+    weights: Path | None = None  # the checkpoint whose weights it begins with, and nothing else of it
+    checkpoint: dict[str, Any] | None = None  # what that file holds
 
 
 class RunFolder:
@@ -42,11 +54,28 @@ class RunFolder:
         self.last = self.path / "checkpoints" / "last.ckpt"
         self.best = self.path / "checkpoints" / "best.ckpt"
         self.metrics = self.path / "metrics.json"
+        self.before = self.path / "metrics.before.json"  # of an earlier end of a run that goes on
         self.figures = self.path / "figures"
         self.tensorboard = self.path / "tensorboard"
+        self._lock: IO[str] | None = None
 
-    def start(self, cfg: DictConfig) -> Path | None:
-        """The checkpoint to start from, None for a fresh start, once it is seen that the folder is free for this run.
+    def lock(self) -> None:
+        """Keep other trainings out of the folder for as long as this object lives.
+
+        Raises:
+            UserError: another one is in it.
+        """
+        if rank_zero_only.rank != 0:
+            return
+        try:
+            self._lock = lock(self.path)
+        except BlockingIOError as error:
+            raise UserError(
+                f"another process trains in {self.path}: stop it, wait for it, or choose another hydra.run.dir"
+            ) from error
+
+    def start(self, cfg: DictConfig) -> Start:
+        """Where training begins, once it is seen that the folder is free for this run.
 
         Of several processes of one run only the first looks: the others come when it has claimed the folder.
 
@@ -54,50 +83,100 @@ class RunFolder:
             UserError: another run is in it and this is no resume of it; or there is nothing to resume; or what would be
                 resumed was trained with other settings.
         """
-        start = self._checkpoint_to_start_from(cfg.ckpt_path)
-        if rank_zero_only.rank != 0:
-            return start
-        if start is not None and start.resolve() == self.last.resolve():
+        named = None if cfg.ckpt_path in (None, "last") else Path(cfg.ckpt_path)
+        resumes = cfg.ckpt_path == "last" or (named is not None and named.resolve() == self.last.resolve())
+        kept = [path for path in (self.last, self.best) if path.is_file()]  # killed in between, it has one alone
+        if resumes and not kept:
+            raise UserError(
+                f"there is no checkpoint {self.last}: hydra.run.dir must name the folder of the run to resume"
+            )
+        if named is not None and not named.is_file():
+            raise UserError(f"there is no checkpoint {named}: check ckpt_path")
+        if resumes and rank_zero_only.rank == 0:
             self._refuse_other_settings(cfg)
-        elif self.config.exists():
-            way = "resume it with ckpt_path=last" if self.last.exists() else "delete it (no epoch of it was completed)"
+        elif self.config.exists() and rank_zero_only.rank == 0:
+            way = "resume it with ckpt_path=last" if kept else "delete it (no epoch of it was completed)"
             raise UserError(f"{self.path} already holds a run: {way}, or choose another hydra.run.dir")
-        return start
+        if not resumes:
+            return Start(weights=named, checkpoint=named and read_checkpoint(named))
+        path, checkpoint = first_readable(kept)
+        return Start(resume=path, checkpoint=checkpoint)
 
     @rank_zero_only
     def claim(self, cfg: DictConfig) -> None:
-        """Record the config: from now on the folder is this run's."""
+        """Record the config: from now on the folder is this run's, and what it held of an earlier end is put aside."""
         hydra = HydraConfig.get()
         self.config.parent.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(cfg, self.config)
-        OmegaConf.save(hydra.overrides.task, self.config.with_name("overrides.yaml"))
-        OmegaConf.save(OmegaConf.create({"hydra": hydra}), self.config.with_name("hydra.yaml"))
-
-    def _checkpoint_to_start_from(self, ckpt_path: str | None) -> Path | None:
-        if ckpt_path is None:
-            return None
-        path = self.last if ckpt_path == "last" else Path(ckpt_path)
-        if not path.is_file():
-            hint = (
-                "hydra.run.dir must name the folder of the run to resume" if ckpt_path == "last" else "check ckpt_path"
-            )
-            raise UserError(f"there is no checkpoint {path}: {hint}")
-        return path
+        remove_unfinished(self.path)
+        if self.metrics.exists():  # of weights that will not be the run's any more
+            self.metrics.replace(self.before)
+        for name, part in (("config", cfg), ("overrides", hydra.overrides.task), ("hydra", {"hydra": hydra})):
+            with whole_file(self.config.with_name(f"{name}.yaml")) as file:
+                OmegaConf.save(OmegaConf.create(part) if isinstance(part, dict) else part, file)
 
     def _refuse_other_settings(self, cfg: DictConfig) -> None:
         if not self.config.exists():
             raise UserError(f"{self.config} is missing: {self.path} is no complete run folder and cannot be resumed")
-        then, now = (dict(flatten(OmegaConf.to_container(c, resolve=True))) for c in (OmegaConf.load(self.config), cfg))
+        saved = read_saved_config(self.config)
+        then, now = (
+            dict(flatten(c)) for c in (resolved(saved, self.config), OmegaConf.to_container(cfg, resolve=True))
+        )
         if (key := other_setting(then, now)) is not None:
             raise UserError(
                 f"{self.path} was trained with {key}={then.get(key)}, this resume says {now.get(key)}: repeat its "
                 f"overrides ({self.path}/.hydra/overrides.yaml), or start a new run"
             )
 
+    def write_record(self, record: dict[str, Any]) -> None:
+        """Write what a training has ended with, and of what was evaluated before all that is of the same weights."""
+        hashes = {path.name: hash_of(path) for path in (self.best, self.last) if path.is_file()}
+        kept = {}
+        with contextlib.suppress(UserError):
+            for split, parts in read_record(self.before).get("evaluation", {}).items():
+                same = {name: part for name, part in parts.items() if part.get("checkpoint") in hashes.values()}
+                kept |= {split: same} if same else {}
+        self.write_metrics(record | {"checkpoints": hashes} | ({"evaluation": kept} if kept else {}))
+
+    @property
+    def way_on(self) -> str:
+        """What to do after an interruption."""
+        if self.last.exists() or self.best.exists():
+            return f"go on with the same overrides, hydra.run.dir={self.path} and ckpt_path=last"
+        return f"no epoch was complete: delete {self.path} and start again"
+
     def write_metrics(self, metrics: dict[str, Any]) -> None:
         """Write ``metrics.json``: whole, or not at all."""
         with whole_file(self.metrics) as file:
             file.write_text(json.dumps(metrics, indent=2) + "\n")
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A run's ``metrics.json``, empty where there is none.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    if not path.exists():
+        return {}
+    try:
+        record = json.loads(path.read_text())
+    except (ValueError, OSError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({one_line(error)}): delete it and evaluate again") from error
+    if not _is_record(record):
+        raise UserError(f"{path} is not the record of a run: delete it and evaluate again")
+    return record
+
+
+def _is_record(record: Any) -> bool:
+    """Whether mappings are where a record has mappings."""
+    if not isinstance(record, dict):
+        return False
+    evaluation = record.get("evaluation", {})
+    mappings = [record.get(key, {}) for key in ("data", "checkpoints", "names")] + [evaluation]
+    if all(isinstance(mapping, dict) for mapping in mappings):
+        mappings = list(evaluation.values())
+        mappings += [part for split in mappings if isinstance(split, dict) for part in split.values()]
+    return all(isinstance(mapping, dict) for mapping in mappings) and isinstance(record.get("steps", 0), int)
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -148,7 +227,7 @@ def build_trainer(cfg: DictConfig) -> L.Trainer:
     if isinstance(steps, int) and steps >= 0:
         callbacks["step_limit"], steps = StepLimit(steps), -1
     profiler = cfg.trainer.get("profiler")
-    return instantiate(
+    trainer: L.Trainer = instantiate(
         cfg.trainer,
         max_steps=steps,
         profiler=NoProfiler() if profiler is None else profiler,
@@ -157,6 +236,9 @@ def build_trainer(cfg: DictConfig) -> L.Trainer:
         default_root_dir=cfg.run_dir,
         _convert_="all",
     )
+    if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # not one that the user or a strategy brought
+        trainer.strategy.checkpoint_io = WholeCheckpoints()
+    return trainer
 
 
 def fill_seed(cfg: DictConfig, run: RunFolder) -> None:
@@ -167,47 +249,11 @@ def fill_seed(cfg: DictConfig, run: RunFolder) -> None:
     if cfg.seed is not None:
         return
     if cfg.ckpt_path == "last" and run.config.exists():
-        cfg.seed = OmegaConf.load(run.config).seed
+        cfg.seed = read_saved_config(run.config).seed
     elif "LOCAL_RANK" in os.environ:
         cfg.seed = int(os.environ["PL_GLOBAL_SEED"])
     else:
         cfg.seed = int.from_bytes(os.urandom(4), "big") >> 1
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint, read without unpickling code.
-
-    Raises:
-        UserError: it is damaged, or holds more than tensors and plain values.
-    """
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        for name, weights in checkpoint["state_dict"].items():
-            if not isinstance(name, str) or not isinstance(weights, torch.Tensor) or weights.layout != torch.strided:
-                raise TypeError("its state_dict holds more than named arrays")
-    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, KeyError, zip errors
-        reason = str(error).split("\n")[0]
-        raise UserError(f"cannot read the checkpoint {path} ({reason}): it is damaged or from elsewhere") from error
-    return checkpoint
-
-
-def read_weights(
-    path: Path, model: BaseVAE, advice: str = "Use the overrides that the run was trained with"
-) -> dict[str, torch.Tensor]:
-    """The weights of a checkpoint, once they are seen to fit the model.
-
-    Raises:
-        UserError: it is damaged, or its weights are another model's; the message ends with ``advice``.
-    """
-    weights = read_checkpoint(path)["state_dict"]
-    ours = model.state_dict()
-    for name in sorted(weights.keys() | ours.keys()):
-        then, now = (f"{list(w[name].shape)} {w[name].dtype}" if name in w else "absent" for w in (weights, ours))
-        if then != now:
-            raise UserError(
-                f"the checkpoint {path} does not fit this model: {name} is {then} in the file and {now} here. {advice}"
-            )
-    return weights
 
 
 def git_commit() -> str | None:

@@ -5,11 +5,13 @@
 
 import logging
 import os
+import sys
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from src.errors import UserError, disk_full
 from src.sweeps.points import run_here
 from src.system.cli import announce, command
 
@@ -31,14 +33,14 @@ def main(cfg: DictConfig) -> float | None:
     import lightning as L
     from lightning.pytorch.utilities import rank_zero_only
 
-    from src import acceleration, record, runs
+    from src import acceleration, checkpoints, record, runs, training
     from src.console import hush_libraries
-    from src.evaluation.likelihood import tested
     from src.machine import keep_pages
 
     hush_libraries()
     keep_pages()
     run = runs.RunFolder(cfg.run_dir)
+    run.lock()
     runs.fill_seed(cfg, run)
     acceleration.fill_precision(cfg, run.config)
     start = run.start(cfg)
@@ -46,32 +48,37 @@ def main(cfg: DictConfig) -> float | None:
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     datamodule = runs.build_datamodule(cfg)
     model = runs.build_model(cfg, datamodule)
-    if start is not None:
-        runs.read_weights(start, model)  # a damaged or foreign one is named before anything starts
+    # A damaged or foreign checkpoint is named before anything starts.
+    if start.weights is not None:
+        model.load_state_dict(checkpoints.weights_of(start.weights, start.checkpoint, model))
+    if start.resume is not None:
+        checkpoints.check_resumable(start.resume, start.checkpoint, model)
     acceleration.compile_networks(model, cfg)
     trainer = runs.build_trainer(cfg)
     say = rank_zero_only(log.info)  # to the terminal and train.log
     datamodule.prepare_data()
+    if start.resume is not None:
+        datamodule.check_same(start.checkpoint, start.resume)
     say(record.describe_data(datamodule))
+    if start.weights is not None:
+        say(f"beginning with the weights of {start.weights}")
     run.claim(cfg)
     try:
-        trainer.fit(model, datamodule, ckpt_path=start, weights_only=True)
-    except SystemExit:  # Lightning's answer to Ctrl-C
-        resume = f"Go on with the same overrides, hydra.run.dir={run.path} and ckpt_path=last"
-        again = f"No epoch was complete: delete {run.path} and start again"
-        say(f"\nInterrupted. {resume if run.last.exists() else again}")
+        if not training.fit(trainer, model, datamodule, start):
+            say(f"nothing was left to train after {trainer.current_epoch} epochs, {trainer.global_step} steps")
+        test = training.test_best(trainer, model, datamodule, run) if cfg.test else {}
+        if trainer.is_global_zero:
+            config = OmegaConf.to_container(cfg, resolve=True)
+            metrics = record.summarize(trainer, model, datamodule, test, config)
+            run.write_record(metrics)
+            say(record.report(run, metrics))
+    except SystemExit as stop:  # Lightning's answer to Ctrl-C and SIGTERM, whose status it leaves at 1 and 0
+        say(f"\nInterrupted: {run.way_on}")
+        sys.exit(training.exit_status(stop))
+    except Exception as error:
+        if (full := disk_full(error)) is not None:
+            raise UserError(f"{full}: free some, then {run.way_on}") from error
         raise
-    test = {}
-    if cfg.test:
-        # Only the weights: trainer.test(ckpt_path=...) would also set the callbacks back to the best epoch.
-        if run.best.exists():
-            model.load_state_dict(runs.read_weights(run.best, model))
-        test = tested(trainer, model, datamodule)
-    if trainer.is_global_zero:
-        config = OmegaConf.to_container(cfg, resolve=True)
-        metrics = record.summarize(trainer, model, datamodule, test, config)
-        run.write_metrics(metrics)
-        say(record.report(run, metrics))
     return next(iter(record.best(trainer).values()), None)
 
 

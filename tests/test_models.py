@@ -8,6 +8,7 @@ import torch
 from hydra.errors import InstantiationException
 
 from src import runs
+from src.checkpoints import read_weights
 from src.data.batches import Batch
 from src.errors import UserError, explain
 from src.objectives import elbo_terms
@@ -48,7 +49,7 @@ def test_model_takes_a_step_and_reloads(name, depth, tmp_path):
 
     torch.save({"state_dict": model.state_dict()}, tmp_path / "weights.ckpt")
     _, reloaded = built(*overrides, seed=99)
-    reloaded.load_state_dict(runs.read_weights(tmp_path / "weights.ckpt", reloaded))
+    reloaded.load_state_dict(read_weights(tmp_path / "weights.ckpt", reloaded))
     for net in (model, reloaded):
         net.eval()
     z = torch.randn(5, 3)

@@ -15,9 +15,10 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.distributions import Independent
 
+from src.checkpoints import read_weights
 from src.errors import UserError
 from src.objectives import rate_per_latent
-from src.runs import RunFolder, read_weights
+from src.runs import RunFolder
 from tests.helpers import PLAIN, QUICK, ROOT, assert_one_line_error, built, cli, command, examples
 
 
@@ -116,12 +117,11 @@ def test_checkpoints_that_are_missing_damaged_or_of_another_model_are_named(fini
 
 
 def test_the_best_checkpoint_is_tested_and_training_stops_early(tmp_path):
-    """Selected by the highest distortion, the best epoch is the first: its weights are tested, not the last."""
+    """Selected by the lowest rate, the best epoch is the first: its weights are tested, not the last."""
     done = cli(
         *QUICK,
         "trainer.max_epochs=9",
-        "callbacks.checkpoint.monitor=val/distortion",
-        "callbacks.checkpoint.mode=max",
+        "callbacks.checkpoint.monitor=val/rate",
         "callbacks.early_stopping.patience=2",
         "callbacks.early_stopping.min_delta=1e6",
         *PLAIN,
@@ -139,7 +139,7 @@ def test_the_best_checkpoint_is_tested_and_training_stops_early(tmp_path):
         rates[name] = rate_per_latent(Independent(posterior, 1), model.prior()).sum(1).mean().item()
     assert metrics["test"]["rate"] == pytest.approx(rates["best"], rel=1e-4)
     assert abs(rates["last"] / rates["best"] - 1) > 0.05
-    assert metrics["best"]["val/distortion"] > metrics["test"]["distortion"] / 2
+    assert metrics["best"]["val/rate"] < 2 * metrics["test"]["rate"]
 
 
 @pytest.mark.slow
@@ -224,12 +224,6 @@ def test_divergence_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
     state = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert state["epoch"] == 0
     assert all(torch.isfinite(value).all() for value in state["state_dict"].values())
-
-
-def test_nothing_trained_is_still_a_run(tmp_path):
-    done = cli(*QUICK, "trainer.max_epochs=0", f"hydra.run.dir={tmp_path}")
-    assert done.returncode == 0, done.stdout
-    assert json.loads((tmp_path / "metrics.json").read_text())["steps"] == 0
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from src.models.base import BaseVAE
 from src.randomness import derive_seed
+from src.system.directions import mode_of
 
 
 class ReproducibleNoise(Callback):
@@ -49,7 +50,15 @@ class ReproducibleNoise(Callback):
 
 
 class PatientEarlyStopping(EarlyStopping):
-    """Lightning's early stopping, which also stays stopped: a run that had stopped does not train on when resumed."""
+    """Lightning's early stopping, which also stays stopped: a run that had stopped does not train on when resumed.
+
+    Args:
+        monitor: the metric; see :func:`mode_of` for ``mode``.
+        **options: as for Lightning's.
+    """
+
+    def __init__(self, monitor: str, mode: str | None = None, **options: Any) -> None:
+        super().__init__(monitor, mode=mode_of(monitor, mode, "early_stopping.mode"), **options)
 
     def on_train_start(self, trainer: Trainer, pl_module: BaseVAE) -> None:
         """Its counter has been restored by now."""
@@ -82,8 +91,14 @@ class StepLimit(Callback):
 class BestCheckpoint(ModelCheckpoint):
     """Lightning's checkpoint of the best epoch, whose memory of it belongs to the run folder and moves with that.
 
-    A run that starts from another folder's checkpoint has no best one yet.
+    Args:
+        monitor: the metric, None to keep the latest epoch; see :func:`mode_of` for ``mode``.
+        **options: as for Lightning's.
     """
+
+    def __init__(self, monitor: str | None = None, mode: str | None = None, **options: Any) -> None:
+        mode = "min" if monitor is None else mode_of(monitor, mode, "checkpoint.mode")
+        super().__init__(monitor=monitor, mode=mode, **options)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remember this folder's file, wherever the folder was when it was written."""

@@ -2,7 +2,7 @@
 
 import gzip
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,7 +15,7 @@ from torch import Tensor
 from src.data.base import ImageDataModule
 from src.data.splits import ImagePool, content_digest
 from src.data.store import resize_images
-from src.errors import UserError
+from src.errors import UserError, one_line
 
 
 def array_pool(images: Tensor, labels: Tensor, classes: list[str], published: np.ndarray, size: int) -> ImagePool:
@@ -51,21 +51,38 @@ class TorchvisionDataModule(ImageDataModule):
             public mirror, checksum included, when the files are missing and ``download`` is true.
         download: whether it may.
         where_to_get: which files to put where when there is no network.
+        checksum: SHA-256 of the published pixels and labels, see :meth:`checksum_of`; None takes what there is.
         **common: as for :class:`ImageDataModule`.
     """
 
     def __init__(
-        self, root: str, dataset: Callable[..., Any], download: bool = True, where_to_get: str = "", **common: Any
+        self,
+        root: str,
+        dataset: Callable[..., Any],
+        download: bool = True,
+        where_to_get: str = "",
+        checksum: str | None = None,
+        **common: Any,
     ) -> None:
         super().__init__(**common)
         self.root = root
         self.dataset = dataset
         self.download = download
         self.where_to_get = where_to_get
+        self.checksum = checksum
 
     def load_pool(self) -> ImagePool:
-        """Both published splits; downloads what is missing."""
-        train, test = (self._read(train=train) for train in (True, False))
+        """Both published splits; downloads what is missing.
+
+        Raises:
+            UserError: the files are missing, damaged, or those of another data set.
+        """
+        train, test = parts = [self._read(train=train) for train in (True, False)]
+        for part in parts:
+            if len(part.data) != len(part.targets):
+                raise self._damaged(f"{len(part.data)} images and {len(part.targets)} labels")
+        if self.checksum is not None and self.checksum_of(parts) != self.checksum:
+            raise self._damaged("they are not the published ones; data.checksum=null takes them as they are")
         images = torch.cat([self._images(part) for part in (train, test)])
         labels = torch.cat([torch.as_tensor(part.targets) for part in (train, test)]).long()
         published = np.repeat(["train", "test"], [len(train), len(test)])
@@ -74,11 +91,10 @@ class TorchvisionDataModule(ImageDataModule):
     def _read(self, *, train: bool) -> Any:
         try:
             return self.dataset(root=self.root, train=train, download=False)
-        except RuntimeError:
-            pass  # not there: the next lines fetch it or say where it belongs
-        except (OSError, ValueError, AssertionError, EOFError) as error:
-            message = f"{self.name}: the files below {self.root} are damaged ({error}). {self.where_to_get}"
-            raise UserError(message) from error
+        except Exception as error:  # whatever reading them raises
+            if not (isinstance(error, RuntimeError) and "not found" in str(error)):
+                raise self._damaged(f"damaged: {one_line(error)}") from error
+            # They are not there: the next lines fetch them, or say where they belong.
         if not self.download:
             raise UserError(f"{self.name} is not below {self.root} and data.download is false. {self.where_to_get}")
         try:
@@ -87,6 +103,18 @@ class TorchvisionDataModule(ImageDataModule):
             raise UserError(
                 f"{self.name} is not below {self.root} and could not be downloaded ({error}). {self.where_to_get}"
             ) from error
+
+    def _damaged(self, what: str) -> UserError:
+        return UserError(f"{self.name}: the files below {self.root} cannot be used ({what}). {self.where_to_get}")
+
+    @staticmethod
+    def checksum_of(parts: Sequence[Any]) -> str:
+        """SHA-256 of the pixels of each split, then of its labels as bytes."""
+        digest = hashlib.sha256()
+        for part in parts:
+            digest.update(np.ascontiguousarray(part.data))
+            digest.update(np.asarray(part.targets, dtype=np.uint8))
+        return digest.hexdigest()
 
     def _images(self, part: Any) -> Tensor:
         """``[N, C, H, W]`` uint8 from ``[N, H, W]`` or ``[N, H, W, C]``."""

@@ -1,8 +1,10 @@
-"""Deterministic, leak-free splits.
+"""Deterministic, leak-free splits that hold still.
 
-Images that must not be parted (one patient's, byte-identical ones) form a group; a group is on one side.
+Images that must not be parted (one patient's, byte-identical ones) form a group; a group is on one side. Which one is
+decided by a hash of its name or content, not by how many others there are: images that are added move few others.
 """
 
+import os
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import NamedTuple
@@ -81,13 +83,13 @@ def split(pool: ImagePool, val_fraction: float | None, test_fraction: float, see
     usable = np.flatnonzero(pool.published != "skipped")
     if skipped := len(pool) - len(usable):
         notes.append(f"{skipped} undecodable images skipped")
-    together, found = _components(pool)
+    groups, found = _components(pool)
     notes += found
 
     if (pool.published == "test").any():
         test = np.flatnonzero(pool.published == "test")
     else:
-        test = _carve(usable, together, test_fraction, seed, "test")
+        test = _carve(usable, groups, test_fraction, seed, "test")
     rest = np.setdiff1d(usable, test)
     rest = _without_copies(rest, test, pool, "test", notes)
     notes += _shared_groups(rest, test, pool)
@@ -100,15 +102,22 @@ def split(pool: ImagePool, val_fraction: float | None, test_fraction: float, see
             )
         train = _without_copies(np.setdiff1d(rest, val), val, pool, "validation", notes)
     else:
-        val = _carve(rest, together, val_fraction, seed, "validation")
+        val = _carve(rest, groups, val_fraction, seed, "validation")
         train = np.setdiff1d(rest, val)
     if not len(train):
         raise UserError("no training images are left after the splits: add images or lower data.val_fraction")
     return Splits(*(torch.from_numpy(part) for part in (train, val, test)), notes)
 
 
-def _components(pool: ImagePool) -> tuple[np.ndarray, list[str]]:
-    """Number of the group of each image (linked by equal content or equal group name), and what was found."""
+class _Groups(NamedTuple):
+    """Images that stay together: the number of each image's group, and a name of each group that lasts."""
+
+    of: np.ndarray  # [N]
+    names: list[bytes]  # the least of its images' own groups, or of their content
+
+
+def _components(pool: ImagePool) -> tuple[_Groups, list[str]]:
+    """The groups (images linked by equal content or equal group name), and what was found."""
     notes = []
     keys = [np.unique(np.array(pool.digests), return_inverse=True)[1]]
     sizes = np.bincount(keys[0])
@@ -127,7 +136,12 @@ def _components(pool: ImagePool) -> tuple[np.ndarray, list[str]]:
         offset += key.max() + 1
     rows, columns = (np.concatenate(side) for side in zip(*links, strict=True))
     graph = coo_array((np.ones(len(rows), dtype=np.int8), (rows, columns)), shape=(offset, offset))
-    return connected_components(graph, directed=False)[1][:count], notes
+    of = connected_components(graph, directed=False)[1][:count]
+    names: dict[int, bytes] = {}
+    for group, name in zip(of.tolist(), pool.digests if pool.groups is None else pool.groups, strict=True):
+        name = name if isinstance(name, bytes) else os.fsencode(name)  # noqa: PLW2901
+        names[group] = min(names.get(group, name), name)
+    return _Groups(of, [names.get(group, b"") for group in range(of.max() + 1)]), notes
 
 
 def _shared_groups(rest: np.ndarray, test: np.ndarray, pool: ImagePool) -> list[str]:
@@ -144,11 +158,12 @@ def _shared_groups(rest: np.ndarray, test: np.ndarray, pool: ImagePool) -> list[
     ]
 
 
-def _carve(candidates: np.ndarray, together: np.ndarray, fraction: float, seed: int, side: str) -> np.ndarray:
-    """Whole groups, in an order that ``seed`` decides, until they hold ``fraction`` of the candidates."""
-    groups, members = np.unique(together[candidates], return_inverse=True)
+def _carve(candidates: np.ndarray, all_groups: _Groups, fraction: float, seed: int, side: str) -> np.ndarray:
+    """Whole groups, in the order of hashes of seed and name, until they hold ``fraction`` of the candidates."""
+    groups, members = np.unique(all_groups.of[candidates], return_inverse=True)
     sizes = np.bincount(members)
-    order = np.random.default_rng(seed).permutation(len(groups))
+    ranks = [content_digest(f"{seed} {side} ".encode() + all_groups.names[group]) for group in groups]
+    order = np.array(sorted(range(len(groups)), key=ranks.__getitem__), dtype=int)
     wanted = max(1, round(fraction * len(candidates)))
     taken = order[: np.searchsorted(np.cumsum(sizes[order]), wanted) + 1]
     if len(taken) == len(groups):

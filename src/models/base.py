@@ -1,5 +1,6 @@
 """What every VAE shares: inference, generation, the ELBO's bookkeeping, and the optimizer."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from src.metrics.posterior import ACTIVE_VARIANCE
 from src.networks.blocks import WideLinear
 from src.objectives import ElboTerms, Inference, elbo_terms, linear_warmup, soft_bound
 from src.priors import StandardNormal
+from src.system.directions import mode_of
 from src.system.keys import require
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
@@ -28,6 +30,14 @@ class Schedule(NamedTuple):
     factory: Callable[[torch.optim.Optimizer], Any]
     interval: str  # "epoch" or "step"
     monitor: str | None = None
+
+    def scheduler(self, optimizer: torch.optim.Optimizer) -> Any:
+        """The scheduler of an optimizer; one that watches a metric in a ``mode`` is told which, see :func:`mode_of`."""
+        watches = self.monitor and "mode" in inspect.signature(self.factory).parameters
+        if not watches:
+            return self.factory(optimizer)
+        given = getattr(self.factory, "keywords", {}).get("mode")
+        return self.factory(optimizer, mode=mode_of(self.monitor, given, "schedule.factory.mode"))
 
 
 class BaseVAE(L.LightningModule):
@@ -146,10 +156,13 @@ class BaseVAE(L.LightningModule):
         if self.trainer.precision not in PRECISIONS:
             raise UserError(f"trainer.precision={self.trainer.precision}: choose one of {', '.join(PRECISIONS)}")
         normalized = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.modules())
-        if normalized and self.trainer.datamodule.batch_size < 2 * self.trainer.world_size:
+        datamodule, needed = self.trainer.datamodule, 2 * self.trainer.world_size
+        images = len(datamodule.splits.train)
+        if normalized and min(datamodule.batch_size, images) < needed:
+            few = f"{images} training images" if images < needed else f"data.batch_size={datamodule.batch_size}"
             raise UserError(
-                f"data.batch_size={self.trainer.datamodule.batch_size}: this model has batch norm, "
-                "which needs at least 2 images in each process"
+                f"{few}: this model has batch norm, which needs at least 2 images in each process: take more, or a "
+                "model without it, such as model=conv_shallow"
             )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -249,7 +262,7 @@ class BaseVAE(L.LightningModule):
         optimizer = _made("optimizer", self._make_optimizer, self.parameters())
         if self._schedule is None:
             return optimizer
-        scheduler = _made("schedule", self._schedule.factory, optimizer)
+        scheduler = _made("schedule", self._schedule.scheduler, optimizer)
         schedule = {"scheduler": scheduler, "interval": self._schedule.interval}
         if self._schedule.monitor:
             schedule["monitor"] = self._schedule.monitor

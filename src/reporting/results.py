@@ -9,8 +9,10 @@ import pandas as pd
 import yaml
 
 from src.errors import UserError
+from src.locks import is_locked
 from src.sweeps.plan import Plan, point_name, short_names
-from src.sweeps.records import Record, is_locked, read_metrics
+from src.sweeps.records import Record, read_metrics
+from src.system.directions import natural_mode
 
 SEED = "seed"
 NOT_SETTINGS = ("ckpt_path", "tags", "sweep")
@@ -177,7 +179,7 @@ def _row(folder: Path, run: Path) -> dict[str, Any]:
     record, metrics = Record.load(run), read_metrics(run)
     error = record.error if record else None
     if not metrics and (run / "metrics.json").exists():
-        error = "metrics.json is damaged"
+        error = "metrics.json is damaged, or an evaluation's alone"
     status = "finished" if metrics else "failed" if error else record.status if record else "interrupted"
     typed = record.overrides if record else _yaml(run / ".hydra" / "overrides.yaml")
     best = metrics.get("best") if isinstance(metrics.get("best"), dict) else {}
@@ -191,7 +193,7 @@ def _row(folder: Path, run: Path) -> dict[str, Any]:
         "error": None if metrics else error,
         "attempts": record.attempts if record else 1,
         "monitor": monitor,
-        "maximize": select(config, "callbacks.checkpoint.mode") != "min",
+        "maximize": (natural_mode(str(monitor)) or select(config, "callbacks.checkpoint.mode")) != "min",
         "value": _number(best.get(monitor)),
         **{column: _number(select(metrics, path)) for column, path in FIGURES.items()},
         **{column: select({**metrics, "config": config}, path) for column, path in FACTS.items()},

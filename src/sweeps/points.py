@@ -4,7 +4,6 @@ The process runs the command a user would type, so nothing is shared with other 
 """
 
 import contextlib
-import fcntl
 import logging
 import os
 import shutil
@@ -21,9 +20,10 @@ from omegaconf import DictConfig
 
 from src.errors import DISK_FULL, DIVERGED
 from src.files import quoted
+from src.locks import HELD, lock
 from src.resuming import other_setting
 from src.sweeps.plan import Plan, plan_in, point_name
-from src.sweeps.records import LOCK, RECORD, Record, Status, read_metrics
+from src.sweeps.records import RECORD, Record, Status, read_metrics
 from src.system.processes import Cold, Process, Starter
 
 log = logging.getLogger(__name__)
@@ -104,19 +104,16 @@ class Point:
         self.busy = False
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.folder / LOCK, "w")  # noqa: SIM115 (held until the point has ended)
+            self._lock = lock(self.folder)  # its process inherits it, and so holds it for as long as it lives
+        except BlockingIOError:
+            self.busy = True
+            return self._refuse("another process is working on it: stop that, or wait for it")
         except OSError as error:
             if error.errno in DISK_FULL:
                 raise
             return self._refuse(f"{error.strerror}: {error.filename}")
-        try:
-            # Its process inherits it, and so holds it for as long as it lives.
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self.busy = True
-            return self._refuse("another process is working on it: stop that, or wait for it")
         if self.finished_before():
-            self._lock.close()
+            self._unlock()
             return False
         return self._start(env)
 
@@ -130,15 +127,16 @@ class Point:
                 what = f"another {other}" if other else "other settings and no checkpoint to go on from"
                 return self._refuse(f"its folder holds a run with {what}: give this sweep another hydra.sweep.dir")
         self.record.attempts = (then.attempts if then else 0) + 1
-        if resume and self.metrics:  # to go on longer; from now on metrics.json are those of this attempt
+        if resume and self.metrics:  # to go on longer; if it fails before it begins, it has not finished with these
             (self.folder / "metrics.json").replace(self.folder / "metrics.before.json")
         if not resume:
             self._clear()
         module, *words = [*self._command, *(["ckpt_path=last"] if resume else [])]
         with open(self.folder / OUTPUT, "w") as output:
             try:
-                environment = {**os.environ, **env}
-                self._process = self._starter.start(module, words, environment, output, [self._lock.fileno()])
+                environment = {**os.environ, **env, HELD: str(self.folder.resolve())}
+                kept = [] if self._lock is None else [self._lock.fileno()]
+                self._process = self._starter.start(module, words, environment, output, kept)
             except ChildProcessError as error:
                 self._refuse(str(error))
                 self.record.save(self.folder)
@@ -151,9 +149,12 @@ class Point:
     def _refuse(self, why: str) -> bool:
         """It failed before it began; what the folder holds is not ours to touch."""
         self.record.status, self.record.error = "failed", why
+        self._unlock()
+        return False
+
+    def _unlock(self) -> None:
         if self._lock is not None:
             self._lock.close()
-        return False
 
     def ended(self) -> bool:
         """Look whether its process has ended; if so the record says how."""
@@ -198,7 +199,7 @@ class Point:
         self.record.status, self.record.error = status, error
         self.record.seconds = round(time.time() - self.record.began, 1)
         self.record.save(self.folder)
-        self._lock.close()
+        self._unlock()
 
     def _clear(self) -> None:
         """Remove what an attempt left that completed no epoch."""

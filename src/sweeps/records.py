@@ -1,6 +1,5 @@
 """How a point stands, as its folder tells it."""
 
-import fcntl
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any, Literal
 
 from src.files import whole_file
 
-RECORD, LOCK = "point.json", ".lock"
+RECORD = "point.json"
 
 Status = Literal["waiting", "running", "finished", "failed", "interrupted"]
 
@@ -44,7 +43,7 @@ class Record:
         """The record in a folder; None where there is none that can be read."""
         try:
             return cls(**json.loads((folder / RECORD).read_text()))
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError, RecursionError):
             return None
 
     def save(self, folder: Path) -> None:
@@ -57,16 +56,6 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     """What a training left when it ended well; empty where it has not, or where that cannot be read."""
     try:
         metrics = json.loads((folder / "metrics.json").read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
-    return metrics if isinstance(metrics, dict) else {}
-
-
-def is_locked(folder: Path) -> bool:
-    """Whether a process works on the point in ``folder``."""
-    try:
-        with open(folder / LOCK) as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError as error:
-        return isinstance(error, BlockingIOError)
-    return False
+    return metrics if isinstance(metrics, dict) and "steps" in metrics else {}  # else an evaluation's alone

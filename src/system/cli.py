@@ -1,5 +1,6 @@
 """What all commands share: Hydra composes their config, it is checked before torch is imported, errors are one line."""
 
+import errno
 import functools
 import logging
 import os
@@ -16,7 +17,8 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from src.errors import INTERRUPTED, UserError, explain
-from src.system.configs import check_config, check_sweep
+from src.locks import LOCK
+from src.system.configs import check_config, check_sweep, expand_home
 from src.system.overrides import check_options, refusal
 
 log = logging.getLogger(__name__)
@@ -36,6 +38,7 @@ def command(config: str, folder: str = "") -> Callable[[Callable[[DictConfig], A
         @functools.wraps(task)
         def main() -> None:
             try:
+                logging.raiseExceptions = False  # a log that cannot be written says so with a traceback for each line
                 check_options(sys.argv[1:])
                 # Hydra's own report has up to fifteen lines, and there is no door to it; without it we get its errors.
                 hydra_internals.run_and_report = lambda call: call()
@@ -102,6 +105,13 @@ class Check(Callback):
         self._check(check_config, config)
         folder = Path(OmegaConf.select(config, "hydra.run.dir"))
         self._before = set(folder.iterdir()) if folder.is_dir() else None
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if not os.access(folder, os.W_OK):
+                raise PermissionError(errno.EACCES, "it cannot be written to")
+        except OSError as error:
+            print_error(f"error: cannot use the folder {folder} ({error.strerror}): choose another hydra.run.dir")
+            sys.exit(1)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """A sweep: what is fixed, and each value of what is swept."""
@@ -119,7 +129,7 @@ class Check(Callback):
     def _remove_empty(self, folder: Path) -> None:
         """Remove what this run has made, where that is its log alone; of what was there before, nothing."""
         made = set(folder.iterdir()) - (self._before or set())
-        if {path.suffix for path in made} == {".log"}:
+        if {path.suffix for path in made if path.name != LOCK} == {".log"}:
             for path in made:
                 path.unlink()
             if self._before is None:
@@ -128,6 +138,7 @@ class Check(Callback):
     def _check(self, check: Callable[[DictConfig, str], None], config: DictConfig) -> None:
         try:
             check(config, self.command)
+            expand_home(config, self.command)
         except Exception as error:  # Hydra makes warnings of what its callbacks raise, but for SystemExit
             if (line := explain(error)) is None or _wants_traceback():
                 traceback.print_exc()

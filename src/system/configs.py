@@ -1,5 +1,6 @@
 """A composed config, and the values that a sweep will put into it, held against :mod:`src.system.keys`."""
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,12 @@ from typing import Any
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, QuotedString
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from src.errors import UserError
-from src.system.keys import KEYS, check, groups_of, kind_of, pattern_of
+from src.system.directions import mode_of
+from src.system.keys import KEYS, check, groups_of, kind_of, pattern_of, takes_paths
 from src.system.kinds import Anything, Kind, nearest, spelled
 
 # What a training reads of its config by name, so that it cannot be deleted.
@@ -55,6 +57,7 @@ def check_config(config: DictConfig, command: str) -> None:
         # What a file takes from another key is checked there, or known only when it runs.
         if key in lines or not OmegaConf.is_interpolation(node, name):
             _check_value(key, node, name, keys[pattern], lines.get(key))
+    _check_modes(config)
 
 
 def _check_value(key: str, node: DictConfig, name: str, kind: Kind, line: str | None) -> None:
@@ -65,6 +68,32 @@ def _check_value(key: str, node: DictConfig, name: str, kind: Kind, line: str | 
             return
         raise UserError(f"{line or key}: {str(error).splitlines()[0]}") from error
     check(key, value, kind, line)
+
+
+def expand_home(config: DictConfig, command: str) -> None:
+    """Replace ``~`` at the beginning of paths: the shell leaves it, where a key stands before it."""
+    keys = KEYS[command]
+    for key, node, name in _leaves(config, keys):
+        value = _own(node, name)
+        if isinstance(value, str) and value.startswith("~") and takes_paths(kind_of(key, keys)):
+            with open_dict(config):
+                node[name] = os.path.expanduser(value)
+
+
+def _check_modes(config: DictConfig) -> None:
+    """What watches a metric watches it in the direction in which that gets better."""
+    watchers = {f"callbacks.{name}": "mode" for name in OmegaConf.select(config, "callbacks") or {}}
+    for at, place in (watchers | {"schedule": "factory.mode"}).items():
+        node = OmegaConf.select(config, at)
+        if not isinstance(node, DictConfig) or not isinstance(metric := OmegaConf.select(node, "monitor"), str):
+            continue
+        if metric.startswith("val/") and config.trainer.get("limit_val_batches") == 0:
+            raise UserError(f"trainer.limit_val_batches=0 leaves no {metric} for {at} to watch: ~{at} leaves that out")
+        mode = OmegaConf.select(node, place)
+        if mode is None and at != "schedule" and not str(node.get("_target_")).startswith("src."):
+            mode = "min"  # what Lightning's own callbacks take
+        if place == "mode" or mode in ("min", "max"):  # a schedule may call other things a mode
+            mode_of(metric, mode, f"{at}.{place}")
 
 
 def check_sweep(config: DictConfig, command: str) -> None:

@@ -31,6 +31,7 @@ PATH = Text("a path")
 SEED = Whole(0, 2**32 - 1)
 PART = Number(above=0, below=1)
 SHARE = Either((Whole(0), Number(at_least=0, at_most=1), Nothing()), "a share from 0.0 to 1.0, or how many")
+SOME = Either((Whole(1), Number(above=0, at_most=1), Nothing()), "a share above 0.0, or how many")
 BATCH_NORM = Choice(("before", "after", "none"))
 BEST = Choice(("min", "max"))
 METRIC = Text("the name of a metric, such as val/elbo", r"\S+")
@@ -84,6 +85,7 @@ TRAIN: dict[str, Kind] = {
     "data.dataset._target_": TARGET,
     "data.dataset.path": TARGET,
     "data.download": FLAG,
+    "data.checksum": or_null(Text("64 hexadecimal digits", r"[0-9a-f]{64}")),
     "data.image_size": Whole(1),
     "data.channels": Choice((1, 3)),
     "data.batch_size": Whole(1),
@@ -112,7 +114,7 @@ TRAIN: dict[str, Kind] = {
     "schedule.factory._target_": TARGET,
     "schedule.factory._partial_": FLAG,
     "schedule.factory.T_max": Whole(1),
-    "schedule.factory.mode": Text(),
+    "schedule.factory.mode": or_null(Text()),
     "schedule.factory.factor": Number(above=0),
     "schedule.factory.patience": Whole(0),
     "schedule.factory.start_factor": Number(above=0, at_most=1),
@@ -127,11 +129,11 @@ TRAIN: dict[str, Kind] = {
     "trainer.num_nodes": Whole(1),
     "trainer.strategy": Either((Text("the name of a strategy, such as auto or ddp"), Made())),
     "trainer.precision": Choice(("32-true", "bf16-mixed", "16-mixed", "auto"), (32, "32", 16, "16", "bf16")),
-    "trainer.max_epochs": or_null(Whole(-1)),
-    "trainer.max_steps": Whole(-1),
-    "trainer.limit_train_batches": SHARE,
+    "trainer.max_epochs": or_null(Whole(1), Choice((-1,))),
+    "trainer.max_steps": Either((Whole(1), Choice((-1,)))),
+    "trainer.limit_train_batches": SOME,
     "trainer.limit_val_batches": SHARE,
-    "trainer.limit_test_batches": SHARE,
+    "trainer.limit_test_batches": Either((*SOME.kinds,), f"{SOME.said}; test=false leaves the test out"),
     "trainer.check_val_every_n_epoch": or_null(Whole(1)),
     "trainer.accumulate_grad_batches": Whole(1),
     "trainer.gradient_clip_val": or_null(Number(at_least=0)),
@@ -143,7 +145,9 @@ TRAIN: dict[str, Kind] = {
     "trainer.sync_batchnorm": FLAG,
     "trainer.num_sanity_val_steps": or_null(Whole(-1)),
     "trainer.enable_model_summary": or_null(FLAG),
-    "trainer.use_distributed_sampler": FLAG,
+    "trainer.use_distributed_sampler": Choice((False,)),
+    # Lightning would put samplers of its own in place of the one that makes our batches.
+    "trainer.overfit_batches": Either((Choice((0, 0.0)),), "0, or in its place trainer.limit_train_batches"),
     "trainer.*": Anything(),
     # what watches it
     "callbacks.*._target_": TARGET,
@@ -156,7 +160,7 @@ TRAIN: dict[str, Kind] = {
     "callbacks.early_stopping.min_delta": Number(),
     "callbacks.checkpoint.save_top_k": Whole(-1),
     "callbacks.*.monitor": or_null(METRIC),
-    "callbacks.*.mode": BEST,
+    "callbacks.*.mode": or_null(BEST),
     "callbacks.*.dirpath": PATH,
     "callbacks.*.filename": or_null(Text("a file name")),
     "callbacks.*.save_on_train_epoch_end": FLAG,
@@ -245,6 +249,11 @@ def kind_of(key: str, keys: Mapping[str, Kind] = TRAIN) -> Kind | None:
     """What the value of a dotted key must be; None for a key that the table does not know."""
     pattern = pattern_of(key, keys)
     return None if pattern is None else keys[pattern]
+
+
+def takes_paths(kind: Kind | None) -> bool:
+    """Whether a text of this kind is a path."""
+    return kind is PATH or (isinstance(kind, Either) and PATH in kind.kinds)
 
 
 def groups_of(keys: Mapping[str, Kind]) -> Iterator[str]:

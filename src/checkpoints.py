@@ -1,0 +1,155 @@
+"""Checkpoints: written whole or not at all, and read without unpickling code once nothing in them is damaged."""
+
+import errno
+import hashlib
+import logging
+import os
+import traceback
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import Tensor
+
+from src.errors import UserError
+from src.files import whole_file
+from src.models.base import BaseVAE
+
+log = logging.getLogger(__name__)
+
+RESUMED = (
+    "optimizer_states",
+    "lr_schedulers",
+    "loops",
+    "callbacks",
+    "epoch",
+    "global_step",
+    "pytorch-lightning_version",
+)
+ADVICE = "Use the overrides that the run was trained with"
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Lightning's checkpoint files, each written beside the one that it replaces, which stays until it is whole.
+
+    Lightning writes them in the folder of temporary files, and then copies them over the old ones.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write one.
+
+        Raises:
+            OSError: the disk is full, or the file cannot be written; it names the file.
+        """
+        try:
+            with whole_file(Path(path)) as temporary, temporary.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+        except (OSError, RuntimeError) as error:  # torch turns the system's error into one of its own
+            cause = error if isinstance(error, OSError) else error.__context__
+            if not isinstance(cause, OSError):
+                raise
+            raise OSError(cause.errno or errno.EIO, cause.strerror, str(path)) from error
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint, read without unpickling code.
+
+    Raises:
+        UserError: it is damaged, or holds more than tensors and plain values.
+    """
+    try:
+        with zipfile.ZipFile(path) as parts:  # torch itself does not look at the checksums
+            if (damaged := parts.testzip()) is not None:
+                raise ValueError(f"the checksum of {damaged} in it is another")
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        for name, weights in checkpoint["state_dict"].items():
+            if not isinstance(name, str) or not isinstance(weights, Tensor) or weights.layout != torch.strided:
+                raise TypeError("its state_dict holds more than named arrays")
+    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, KeyError, zip errors
+        reason = str(error).split("\n")[0]
+        raise UserError(f"cannot read the checkpoint {path} ({reason}): it is damaged or from elsewhere") from error
+    return checkpoint
+
+
+def read_weights(path: Path, model: BaseVAE, advice: str = ADVICE) -> dict[str, Tensor]:
+    """The weights of a checkpoint, once they are seen to fit the model.
+
+    Raises:
+        UserError: it is damaged, or its weights are another model's; the message ends with ``advice``.
+    """
+    return weights_of(path, read_checkpoint(path), model, advice)
+
+
+def weights_of(path: Path, checkpoint: Mapping[str, Any], model: BaseVAE, advice: str = ADVICE) -> dict[str, Tensor]:
+    """As :func:`read_weights`, of a checkpoint that has been read from ``path``."""
+    weights, ours = checkpoint["state_dict"], model.state_dict()
+    for name in sorted(weights.keys() | ours.keys()):
+        then, now = (f"{list(w[name].shape)} {w[name].dtype}" if name in w else "absent" for w in (weights, ours))
+        if then != now:
+            raise UserError(
+                f"the checkpoint {path} does not fit this model: {name} is {then} in the file and {now} here. {advice}"
+            )
+    return weights
+
+
+def check_resumable(path: Path, checkpoint: Mapping[str, Any], model: BaseVAE) -> None:
+    """See that training can go on from a checkpoint: that it has all that takes, and for this very model.
+
+    Raises:
+        UserError: it has not.
+    """
+    if lacking := [part for part in RESUMED if part not in checkpoint]:
+        raise UserError(
+            f"{path} has no {', '.join(lacking)}: nothing can be resumed from it; ckpt_path={path} with another "
+            "hydra.run.dir begins a new run with its weights"
+        )
+    weights_of(path, checkpoint, model)
+    parameters = dict(enumerate(model.named_parameters()))
+    for state in checkpoint["optimizer_states"]:
+        for number, values in state["state"].items():
+            name, weight = parameters.get(number, (f"parameter {number}", torch.empty(0)))
+            for what, value in values.items():
+                if isinstance(value, Tensor) and value.dim() and value.shape != weight.shape:
+                    raise UserError(
+                        f"the optimizer's state in {path} is another model's: {what} of {name} is {list(value.shape)} "
+                        f"there and {list(weight.shape)} here"
+                    )
+
+
+def first_readable(paths: Sequence[Path]) -> tuple[Path, dict[str, Any]]:
+    """The first of several checkpoints that can be read, and what it holds; the broken ones before it are named.
+
+    Raises:
+        UserError: none can be; the message is that of the first.
+    """
+    refusals = []
+    for path in paths:
+        try:
+            checkpoint = read_checkpoint(path)
+        except UserError as error:
+            refusals.append(error)
+            continue
+        for refusal in refusals:
+            log.warning("%s; going on from %s, epoch %s", refusal, path, checkpoint.get("epoch"))
+        return path, checkpoint
+    raise refusals[0]
+
+
+def restoring(error: BaseException) -> bool:
+    """Whether an exception came up while Lightning took up the state in a checkpoint."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(
+        Path(frame.filename).name == "checkpoint_connector.py" and frame.name.startswith(("restore", "_restore"))
+        for frame in frames
+    )
+
+
+def hash_of(path: Path) -> str:
+    """The first 16 hex digits of a file's SHA-256."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]

@@ -1,0 +1,52 @@
+"""Whatever watches a metric takes its better values for better: checkpoints, early stopping, schedules, searches."""
+
+import pytest
+import torch
+
+from hydra_plugins.optuna_sweeper import direction_of
+from src import runs
+from src.callbacks.memory import History
+from src.callbacks.resume import BestCheckpoint, PatientEarlyStopping
+from src.errors import UserError
+from src.system.directions import mode_of
+from tests.helpers import composed, multirun_config
+from tests.test_callbacks import SMALL, fit
+
+
+@pytest.mark.parametrize(
+    ("metric", "mode"),
+    [
+        *(("val/elbo", "max"), ("train/elbo", "max"), ("val/active_latents", "max")),
+        *(("val/loss", "min"), ("val/distortion", "min"), ("val/rate", "min"), ("val/bits_per_dim", "min")),
+    ],
+)
+def test_the_mode_follows_from_the_metric(metric, mode):
+    other = {"min": "max", "max": "min"}[mode]
+    assert mode_of(metric, None) == mode_of(metric, mode) == mode
+    with pytest.raises(UserError, match=rf"x\.mode={other} would keep the worst.* give x\.mode={mode}"):
+        mode_of(metric, other, "x.mode")
+    assert mode_of("val/mine", other) == other
+    with pytest.raises(UserError, match="say min or max"):
+        mode_of("val/mine", None)
+
+
+def test_a_falling_loss_is_kept_goes_on_and_lowers_no_rate(tmp_path):
+    """The three watch a loss that falls at every epoch; taken for one that should rise they all would act."""
+    cfg = composed(*SMALL, "schedule=plateau", "schedule.monitor=val/loss", "schedule.factory.patience=0")
+    datamodule = runs.build_datamodule(cfg)
+    model = runs.build_model(cfg, datamodule)
+    best = BestCheckpoint(dirpath=tmp_path, filename="best", monitor="val/loss")
+    history = History()
+    trainer = fit(model, datamodule, best, PatientEarlyStopping("val/loss", patience=1), history, epochs=4)
+    losses = [epoch["val/loss"] for epoch in history.epochs]
+    assert losses == sorted(losses, reverse=True)
+    assert len(losses) == 4
+    assert float(best.best_model_score) == pytest.approx(losses[-1])
+    assert torch.load(best.best_model_path, weights_only=True)["epoch"] == 3
+    assert trainer.optimizers[0].param_groups[0]["lr"] == cfg.optimizer.lr
+
+
+def test_a_search_goes_the_way_of_its_metric():
+    assert direction_of(multirun_config("seed=0,1")) == "maximize"
+    assert direction_of(multirun_config("seed=0,1", "callbacks.checkpoint.monitor=val/bits_per_dim")) == "minimize"
+    assert direction_of(multirun_config("seed=0,1", "~callbacks.checkpoint")) == "maximize"

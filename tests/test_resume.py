@@ -1,0 +1,225 @@
+"""What a run folder is protected from: other processes, other images, other models, damage, a full disk."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from src.checkpoints import WholeCheckpoints, check_resumable, first_readable, read_checkpoint
+from src.errors import UserError
+from src.locks import HELD
+from src.runs import RunFolder
+from tests.helpers import PLAIN, QUICK, WARM, assert_one_line_error, built, cli
+
+
+@pytest.fixture
+def run(finished, tmp_path) -> Path:
+    """A copy of a finished run of two epochs, to be spoilt."""
+    return Path(shutil.copytree(finished[0], tmp_path / "run"))
+
+
+RESUMED = (*QUICK, "seed=0", "tags=[quick]", "ckpt_path=last")
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "train.log"}
+
+
+def change(path: Path, spoil) -> None:
+    checkpoint = torch.load(path, weights_only=True)
+    spoil(checkpoint)
+    torch.save(checkpoint, path)
+
+
+# ---- other processes -----------------------------------------------------------------------------------------------
+
+
+def test_one_training_at_a_time_works_in_a_run_folder(run, monkeypatch):
+    first = RunFolder(run)
+    first.lock()
+    before = contents(run)
+    done = cli(*RESUMED, "trainer.max_epochs=3", f"hydra.run.dir={run}")
+    assert_one_line_error(done, "another process trains in", "choose another hydra.run.dir")
+    assert contents(run) == before
+    monkeypatch.setenv(HELD, str(run.resolve()))  # as for a point of a sweep, whose starter has the lock
+    RunFolder(run).lock()
+    monkeypatch.delenv(HELD)
+    del first
+    RunFolder(run).lock()
+
+
+def test_a_folder_of_a_run_that_was_refused_its_data_is_as_before(tmp_path):
+    missing = ("data=image_folder", f"data.root={tmp_path}/nowhere", "model=conv_tiny")
+    assert_one_line_error(cli(*missing, f"hydra.run.dir={tmp_path}/run"), "there is no folder")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_is_told_by_the_exit_status(number, status, tmp_path):
+    words = (*QUICK, *PLAIN, "trainer.max_epochs=1000", "~callbacks.early_stopping", f"hydra.run.dir={tmp_path}")
+    with tempfile.TemporaryFile("w+") as output:
+        process = WARM.start("src.train", words, dict(os.environ), output)
+        while not (tmp_path / "checkpoints" / "last.ckpt").exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        os.kill(process.pid, number)
+        assert process.wait(60) == status
+        output.seek(0)
+        assert "ckpt_path=last" in output.read().splitlines()[-1]
+    assert not (tmp_path / "metrics.json").exists()
+
+
+# ---- other images --------------------------------------------------------------------------------------------------
+
+
+def test_a_resume_is_of_the_same_images(picture_folder, tmp_path):
+    root = picture_folder({f"{i:02}.png": (9, 9) for i in range(40)})
+    data = ("data=image_folder", f"data.root={root}", f"data.cache_dir={tmp_path}/cache", "data.channels=1")
+    words = (*data, "model=conv_tiny", "data.image_size=16", *PLAIN, f"hydra.run.dir={tmp_path}/run")
+    assert cli(*words, "trainer.max_epochs=1").returncode == 0
+    before = contents(tmp_path / "run")
+    shutil.copy(root / "00.png", root / "40.png")
+    refused = cli(*words, "trainer.max_epochs=2", "ckpt_path=last")
+    assert_one_line_error(refused, "not those that", "was trained on", "bring those back", "another hydra.run.dir")
+    assert contents(tmp_path / "run") == before
+    (root / "40.png").unlink()
+    assert cli(*words, "trainer.max_epochs=2", "ckpt_path=last").returncode == 0
+
+
+# ---- where a run begins --------------------------------------------------------------------------------------------
+
+
+def test_a_path_gives_the_weights_and_the_command_all_else(run, tmp_path):
+    """With a learning rate of zero the weights stay; another optimizer's state is not asked for."""
+    start = run / "checkpoints" / "best.ckpt"
+    still = ("optimizer=sgd", "optimizer.lr=0", "trainer.max_epochs=1", "trainer.limit_test_batches=1")
+    done = cli(*QUICK, *PLAIN, *still, f"ckpt_path={start}", f"hydra.run.dir={tmp_path}/new")
+    assert done.returncode == 0, done.stdout
+    assert f"beginning with the weights of {start}" in done.stdout
+    assert "Result on 128 of the 359 test images" in done.stdout
+    _, model = built(*QUICK)
+    trained = dict(model.named_parameters()).keys()
+    then, now = (read_checkpoint(p)["state_dict"] for p in (start, tmp_path / "new" / "checkpoints" / "last.ckpt"))
+    assert all(torch.equal(then[name], now[name]) for name in trained)
+    assert json.loads((tmp_path / "new" / "metrics.json").read_text())["epochs"] == 1
+
+
+def test_a_run_that_takes_no_step_has_no_result(run, tmp_path):
+    done = cli(*QUICK, *PLAIN, "+trainer.max_time=00:00:00:00", f"hydra.run.dir={tmp_path}/new")
+    assert_one_line_error(done, "not one step was taken")
+    assert not (tmp_path / "new" / "metrics.json").exists()
+    done = cli(*RESUMED, "trainer.max_epochs=2", f"hydra.run.dir={run}")
+    assert done.returncode == 0, done.stdout
+    assert "nothing was left to train after 2 epochs, 20 steps" in done.stdout
+
+
+def test_a_resume_keeps_what_was_evaluated_of_the_same_weights(run):
+    record = json.loads((run / "metrics.json").read_text())
+    hashes = record["checkpoints"]
+    record["evaluation"] = {"test": {"elbo": {"checkpoint": hashes["best.ckpt"]}, "bound": {"checkpoint": "another"}}}
+    (run / "metrics.json").write_text(json.dumps(record))
+    folder = RunFolder(run)
+    folder.metrics.replace(folder.before)
+    folder.write_record({"steps": 1})
+    assert json.loads(folder.metrics.read_text()) == {
+        "steps": 1,
+        "checkpoints": hashes,
+        "evaluation": {"test": {"elbo": {"checkpoint": hashes["best.ckpt"]}}},
+    }
+
+
+# ---- damage --------------------------------------------------------------------------------------------------------
+
+
+def test_a_broken_checkpoint_is_named_and_the_other_one_gone_on_from(run):
+    last = run / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:5_000])
+    done = cli(*RESUMED, *PLAIN, "trainer.max_epochs=3", f"hydra.run.dir={run}")
+    assert done.returncode == 0, done.stdout
+    assert "last.ckpt (" in done.stdout
+    assert "best.ckpt, epoch 1" in done.stdout
+    assert read_checkpoint(last)["epoch"] == 2
+    last.write_bytes(b"")
+    (run / "checkpoints" / "best.ckpt").write_bytes(b"")
+    with pytest.raises(UserError, match="cannot read the checkpoint .*last.ckpt"):
+        first_readable([last, run / "checkpoints" / "best.ckpt"])
+
+
+def test_a_flipped_bit_is_seen(run):
+    last = run / "checkpoints" / "last.ckpt"
+    data = bytearray(last.read_bytes())
+    data[len(data) // 2] ^= 1
+    last.write_bytes(data)
+    with pytest.raises(UserError, match="the checksum of .* in it is another"):
+        read_checkpoint(last)
+
+
+@pytest.mark.parametrize("part", ["optimizer_states", "lr_schedulers", "loops", "pytorch-lightning_version"])
+def test_a_checkpoint_that_lacks_something_is_not_resumed(run, part):
+    change(run / "checkpoints" / "last.ckpt", lambda checkpoint: checkpoint.pop(part))
+    path, checkpoint = first_readable([run / "checkpoints" / "last.ckpt"])
+    with pytest.raises(UserError, match=f"has no {part}: nothing can be resumed from it"):
+        check_resumable(path, checkpoint, built(*QUICK)[1])
+
+
+def test_an_optimizer_state_of_other_shapes_is_not_resumed(run):
+    def spoil(checkpoint):
+        state = checkpoint["optimizer_states"][0]["state"]
+        state[0]["exp_avg"] = torch.zeros(3, 3)
+
+    path = run / "checkpoints" / "last.ckpt"
+    model = built(*QUICK)[1]
+    check_resumable(path, read_checkpoint(path), model)
+    change(path, spoil)
+    name = next(iter(dict(model.named_parameters())))
+    with pytest.raises(UserError, match=rf"exp_avg of {name} is \[3, 3\] there"):
+        check_resumable(path, read_checkpoint(path), model)
+
+
+def test_a_state_that_lightning_cannot_take_up_is_one_line(run):
+    change(run / "checkpoints" / "last.ckpt", lambda checkpoint: checkpoint.update(loops={"fit_loop": 3}))
+    done = cli(*RESUMED, *PLAIN, "trainer.max_epochs=3", f"hydra.run.dir={run}")
+    assert_one_line_error(done, "cannot go on from", "last.ckpt")
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path):
+    """The limit on a file's size stands in for a disk that fills."""
+    path = tmp_path / "last.ckpt"
+    WholeCheckpoints().save_checkpoint({"state_dict": {"weight": torch.ones(3)}}, path)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+        with pytest.raises(OSError, match="File too large") as caught:
+            WholeCheckpoints().save_checkpoint({"state_dict": {"weight": torch.ones(100_000)}}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    assert caught.value.filename == str(path)
+    assert read_checkpoint(path)["state_dict"]["weight"].tolist() == [1, 1, 1]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_named_with_the_way_on(tmp_path):
+    """On a disk of 300 KiB, where this user may mount one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", disk], capture_output=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip("no file system can be mounted here")
+    try:
+        done = cli(*QUICK, "model=conv_shallow", "trainer.max_epochs=1", f"hydra.run.dir={disk}/run")
+        assert_one_line_error(done, "the disk is full", "best.ckpt", "no epoch was complete: delete")
+        assert not list((disk / "run" / "checkpoints").iterdir())
+    finally:
+        subprocess.run(["umount", disk], check=True)
