@@ -181,6 +181,26 @@ def test_whatever_a_decoder_raises_is_about_the_file(picture_folder):
     assert "no image" in said["text.png"]
 
 
+@pytest.mark.parametrize(
+    "error", [KeyError("tag"), RuntimeError("odd"), ZeroDivisionError(), ValueError(), OSError("cut")]
+)
+def test_any_exception_of_a_decoder_is_about_the_file_but_not_one_of_the_process(error, tmp_path, monkeypatch):
+    """A kind of file whose decoder fails."""
+
+    def fail(*_):
+        raise raised[0]
+
+    raised = [error]
+    monkeypatch.setitem(Image.OPEN, "FAILS", (fail, lambda start: start.startswith(b"FAILS")))
+    monkeypatch.setattr(Image, "ID", [*Image.ID, "FAILS"])
+    (tmp_path / "a.png").write_bytes(b"FAILS" * 9)
+    with pytest.raises(Bad, match=r"\w+.*\. Repair or remove it"):
+        decode(tmp_path / "a.png", 8, 1)
+    for raised[0] in (MemoryError(), KeyboardInterrupt()):
+        with pytest.raises(type(raised[0])):
+            decode(tmp_path / "a.png", 8, 1)
+
+
 def test_files_that_would_crash_decoders_are_bad_files(picture_folder, tmp_path):
     """A hundred pictures of each kind with a few bytes changed: decoded, or bad, and nothing else."""
     rng = np.random.default_rng(0)

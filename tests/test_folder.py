@@ -103,6 +103,16 @@ def test_links_are_followed_once_and_what_is_left_out_is_counted(picture_folder,
     ]
 
 
+def test_a_folder_that_several_links_lead_to_has_the_shortest_name(picture_folder, tmp_path):
+    """Else test images would be among all the others."""
+    everything = picture_folder({"x/1.png": (4, 4), "held_out/x/2.png": (4, 4)})
+    root = tmp_path / "links"
+    root.mkdir()
+    (root / "a_train").symlink_to(everything)
+    (root / "test").symlink_to(everything / "held_out")
+    assert list_images(root).files == ["a_train/x/1.png", "test/x/2.png"]
+
+
 @pytest.fixture
 def unprivileged(picture_folder) -> Iterator[Path]:
     """A folder with pictures/, of which b/ and a/3.png may not be read; permissions apply, as they do not to root."""

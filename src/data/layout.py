@@ -55,8 +55,9 @@ def list_images(root: Path) -> Listing:
     folders: list[str] = [""]
     links: list[str] = []
     while folders or links:
-        # Links come last, so that a folder has its own name wherever it has one.
-        below = folders.pop() if folders else links.pop(0)
+        # What is behind links comes last, the nearest first: a folder has its own name, or else its shortest.
+        own = bool(folders)
+        below = folders.pop() if own else links.pop(0)
         try:
             entries, identity = _entries(root / below)
         except OSError:
@@ -70,7 +71,7 @@ def list_images(root: Path) -> Listing:
             path = f"{below}/{entry.name}" if below else entry.name
             kind = _kind(entry)
             if kind == "folder":
-                (links if entry.is_symlink() else folders).append(path)
+                (folders if own and not entry.is_symlink() else links).append(path)
             elif kind == "nothing":
                 nowhere += 1
             elif entry.name.lower().endswith(IMG_EXTENSIONS):
