@@ -120,6 +120,16 @@ def other_shape(folder: Path) -> None:
     np.save(folder / "images.npy", np.zeros((12, 1, 9, 9), np.uint8))
 
 
+def cut_header(folder: Path) -> None:
+    content = (folder / "images.npy").read_bytes()
+    (folder / "images.npy").write_bytes(content.replace(b"}", b"{", 1))
+
+
+def other_bits(folder: Path) -> None:
+    index = (folder / "index.json").read_text()
+    (folder / "index.json").write_text(index.replace('"frames": 0', '"frames": 3'))
+
+
 def fewer_digests(folder: Path) -> None:
     index = json.loads((folder / "index.json").read_text())
     (folder / "index.json").write_text(json.dumps({**index, "digests": index["digests"][1:]}))
@@ -129,7 +139,9 @@ def fewer_digests(folder: Path) -> None:
     "damage",
     [
         cut_images,
+        cut_header,
         other_shape,
+        other_bits,
         fewer_digests,
         lambda folder: (folder / "images.npy").unlink(),
         lambda folder: (folder / "images.npy").write_bytes(b""),

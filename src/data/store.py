@@ -1,5 +1,6 @@
 """Decoded images on disk: every file is decoded once, in parallel, into one memory-mapped uint8 array."""
 
+import contextlib
 import errno
 import json
 import logging
@@ -9,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -127,16 +128,22 @@ def _read(folder: Path, shape: tuple[int, ...]) -> tuple[Store | None, list[str]
     try:
         index = json.loads((folder / "index.json").read_text())
         images = np.load(folder / "images.npy", mmap_mode="c")
+        if index["sum"] != _sum(index):
+            raise ValueError("index.json is not what was written")
         digests = [bytes.fromhex(digest) for digest in index["digests"]]
         found = Found(**{**index["found"], "bad": {int(i): str(why) for i, why in index["found"]["bad"].items()}})
         if (images.shape, images.dtype, len(digests)) != (shape, np.uint8, shape[0]):
             raise ValueError(f"{images.shape} {images.dtype} and {len(digests)} digests in place of {shape} uint8")
         return Store(torch.from_numpy(images), digests, found), [*index["times"]]
-    except PermissionError:
+    except (PermissionError, MemoryError):
         raise
-    except (OSError, EOFError, LookupError, TypeError, ValueError, AttributeError) as error:
-        log.warning("the image cache %s is damaged (%s): the images are decoded anew", folder, error)
+    except Exception as error:  # whatever reading a damaged file raises
+        log.warning("the image cache %s is damaged (%s): the images are decoded anew", readable(folder), error)
         return None, []
+
+
+def _sum(index: dict[str, Any]) -> str:
+    return _key(json.dumps([index["digests"], index["found"]]).encode())
 
 
 def _build(
@@ -144,6 +151,7 @@ def _build(
 ) -> None:
     """Decode into a temporary folder, then rename it: a cache is there whole or not at all."""
     _, channels, size, _ = shape
+    replace = folder.exists()  # damaged, or of other files
     digests = [content_digest(os.fsencode(path)) for path in paths]  # of bad files: they are like no other
 
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -160,9 +168,10 @@ def _build(
         found = decode_all(paths, size, channels, take, refuse)
         array.flush()
         index = {"digests": [digest.hex() for digest in digests], "found": found._asdict(), "times": [times]}
-        (new / "index.json").write_text(json.dumps(index))
-        if folder.exists():  # damaged, or of other files
-            folder.rename(temporary / "old")
+        (new / "index.json").write_text(json.dumps({**index, "sum": _sum(index)}))
+        if replace:
+            with contextlib.suppress(FileNotFoundError):  # another process has just done that
+                folder.rename(temporary / "old")
         try:
             new.rename(folder)
         except OSError:
