@@ -1,5 +1,6 @@
 """A user's own pictures through a trained model, and noise taken out of images."""
 
+import logging
 from collections.abc import Iterator
 from glob import glob
 from pathlib import Path
@@ -7,18 +8,20 @@ from typing import NamedTuple
 
 import torch
 from matplotlib.figure import Figure
-from PIL import Image
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from src.data.base import ImageDataModule
-from src.data.store import decode, what_is_wrong
+from src.data.decoding import Decoded, decode_all
+from src.data.layout import list_images
 from src.errors import UserError
 from src.exploration import originals_of, whole
 from src.figures import grids
+from src.files import readable
 from src.likelihoods import Pixels
 from src.randomness import stream
 from src.subject import Subject
+
+log = logging.getLogger(__name__)
 
 COLUMNS, ROWS = 4, 8  # pictures in a figure; wide enough for their names
 LONGEST = 13  # characters of a file name below a picture
@@ -36,30 +39,47 @@ class Pictures(NamedTuple):
 def read(where: str | list[str], datamodule: ImageDataModule) -> Pictures:
     """A file, a folder, a glob or a list of them, with the preprocessing of the run's data.
 
+    Those that cannot be decoded are left out, with a warning each.
+
     Raises:
-        UserError: there are no pictures, or one cannot be decoded.
+        UserError: there are no pictures, or none can be decoded.
     """
     places = [where] if isinstance(where, str | int) else where
     files = [file for place in places for file in _files(str(place))]
-    levels = []
-    for file in files:
-        try:
-            levels.append(torch.from_numpy(decode(file, datamodule.image_size, datamodule.channels)[0].copy()))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise UserError(f"cannot decode {file}: {what_is_wrong(file, error)}. Repair or remove it") from error
+    levels: dict[int, Tensor] = {}
+
+    def take(i: int, decoded: Decoded) -> None:
+        levels[i] = torch.from_numpy(decoded.pixels.copy())
+
+    size, channels, depth = datamodule.image_size, datamodule.channels, datamodule.pool.treatment.get("depth")
+    found = decode_all(files, size, channels, take, lambda i, reason: None, depth)
+    wrong = [f"cannot decode {readable(files[i])}: {reason}" for i, reason in found.bad.items()]
+    if not levels:
+        more = f" ({len(wrong) - 1} more cannot be decoded either)" if len(wrong) > 1 else ""
+        raise UserError(f"images={where}: {wrong[0]}{more}")
+    for line in wrong:
+        log.warning("left out: %s", line)
+    for note in found.notes:
+        log.info("images: %s", note)
     with stream(datamodule.seed, "pictures"):
-        return Pictures([str(file) for file in files], datamodule.scale(torch.stack(levels)))
+        x = datamodule.scale(torch.stack([levels[i] for i in sorted(levels)]))
+    return Pictures([readable(files[i]) for i in sorted(levels)], x)
 
 
 def _files(place: str) -> list[Path]:
-    path = Path(place).expanduser()
+    path, notes = Path(place).expanduser(), []
     if path.is_dir():
-        files = sorted(f for f in path.rglob("*") if f.suffix.lower() in IMG_EXTENSIONS and f.is_file())
+        names, notes = list_images(path)
+        files = [path / name for name in names]
     else:
         files = [path] if path.is_file() else [Path(f) for f in sorted(glob(str(path), recursive=True))]
         files = [f for f in files if f.is_file()]
     if not files:
-        raise UserError(f"images={place}: no picture there; give a file, a folder or a glob such as 'scans/*.png'")
+        found = f" ({'; '.join(notes)})" if notes else ""
+        how = "give a file, a folder or a glob such as 'scans/*.png'"
+        raise UserError(f"images={readable(place)}: no picture there{found}; {how}")
+    for note in notes:
+        log.info("images=%s: %s", readable(place), note)
     return files
 
 

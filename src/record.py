@@ -21,14 +21,51 @@ from src.subject import Subject
 
 UNIT = "nats per image: summed over pixels, averaged over the images of the split"
 PSEUDO = "pseudo-: grey pixels under a Bernoulli have no probability; compare such numbers with each other only"
+SPLITS = ("train", "val", "test")
+CLASSES = 10  # that are named
 
 
 def describe_data(datamodule: ImageDataModule) -> str:
-    """Images of each split, and what was found while splitting, in one paragraph."""
-    train, val, test, notes = datamodule.splits
+    """Images of each split and class, and what was found while reading and splitting them, in one paragraph."""
+    pool, splits = datamodule.pool, datamodule.splits
     shape = "x".join(str(n) for n in datamodule.image_shape)
-    counts = f"{len(train):,} training, {len(val):,} validation, {len(test):,} test images of {shape}"
-    return "; ".join([f"{datamodule.name}: {counts}", *notes])
+    val, test = (
+        "published" if (pool.published[getattr(splits, part).numpy()] == part).all() else "carved"
+        for part in SPLITS[1:]
+    )
+    counts = (
+        f"{len(splits.train):,} training, {len(splits.val):,} validation ({val}) and {len(splits.test):,} test images "
+        f"({test}) of {shape}"
+    )
+    return "; ".join([f"{datamodule.name}: {counts}", *_classes(datamodule), *data_notes(datamodule)])
+
+
+def data_notes(datamodule: ImageDataModule) -> list[str]:
+    """What was found while reading and splitting the images."""
+    notes = [*datamodule.pool.notes]
+    unused = (datamodule.pool.published == "val").sum()
+    if unused and datamodule.val_fraction is not None:
+        notes.append(
+            f"{unused:,} images published for validation are split like the others (data.val_fraction=null validates "
+            "on them)"
+        )
+    return notes + datamodule.splits.notes
+
+
+def _classes(datamodule: ImageDataModule) -> list[str]:
+    """The classes and how many images of each are in each split; of many classes the first."""
+    pool = datamodule.pool
+    if not pool.classes:
+        return []
+    # Label -1, no class, becomes the last.
+    parts = [pool.labels[getattr(datamodule.splits, part)] % (len(pool.classes) + 1) for part in SPLITS]
+    table = torch.stack([part.bincount(minlength=len(pool.classes) + 1) for part in parts], 1).tolist()
+    *told, none = [
+        f"{name} {'/'.join(map(str, row))}" for name, row in zip([*pool.classes, "none"], table, strict=True)
+    ]
+    more = [f"{len(told) - CLASSES} more"] * (len(told) > CLASSES)
+    shown = [*told[:CLASSES], *more, *[none] * any(table[-1])]
+    return [f"classes (training/validation/test): {', '.join(shown)}"]
 
 
 def best(trainer: L.Trainer) -> dict[str, float]:
@@ -74,8 +111,8 @@ def summarize(
             "name": datamodule.name,
             "fingerprint": datamodule.fingerprint,
             "image_shape": list(datamodule.image_shape),
-            "images": {part: len(getattr(splits, part)) for part in ("train", "val", "test")},
-            "notes": splits.notes,
+            "images": {part: len(getattr(splits, part)) for part in SPLITS},
+            "notes": data_notes(datamodule),
         },
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,

@@ -34,7 +34,7 @@ from src.trust import read_saved_config, resolved
 # Config groups that a sweep may choose from.
 CHOICES = ("experiment", "model", "data", "likelihood@model.likelihood", "optimizer", "schedule", "trainer")
 # Keys of the data that name places, not properties of the images.
-ELSEWHERE = ("root", "cache_dir", "where_to_get", "dataset", "download", "checksum", "name")
+ELSEWHERE = ("root", "cache_dir", "where_to_get", "dataset", "download", "checksum", "published", "name")
 
 
 class Start(NamedTuple):

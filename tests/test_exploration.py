@@ -1,5 +1,6 @@
 """Every picture, of models and data that can have it and that cannot, and a user's own images."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -153,7 +154,7 @@ def test_an_arc_keeps_the_length_and_a_line_cuts_through():
     assert torch.isfinite(spherical(torch.zeros(3), torch.zeros(3), 3)).all()
 
 
-def test_own_pictures_are_prepared_as_the_runs_images(picture_folder, subject):
+def test_own_pictures_are_prepared_as_the_runs_images(picture_folder, subject, caplog):
     root = picture_folder({"a.png": (16, 16), "deep/b.jpg": (40, 50, 3), "c.png": (9, 9, 4)})
     read = pictures.read(str(root), subject.datamodule)
     assert [Path(name).name for name in read.names] == ["a.png", "c.png", "b.jpg"]
@@ -162,12 +163,43 @@ def test_own_pictures_are_prepared_as_the_runs_images(picture_folder, subject):
         np.testing.assert_allclose(read.x[0, 0], np.asarray(image) / 255, atol=1e-6)
     assert len(pictures.read([f"{root}/*.png", str(root / "deep")], subject.datamodule).names) == 3
     (root / "a.png").write_bytes(b"no picture")
+    assert [Path(name).name for name in pictures.read(str(root), subject.datamodule).names] == ["c.png", "b.jpg"]
+    assert "left out: cannot decode" in caplog.text
     with pytest.raises(UserError, match=r"cannot decode .*a\.png"):
-        pictures.read(str(root), subject.datamodule)
+        pictures.read(str(root / "a.png"), subject.datamodule)
     with pytest.raises(UserError, match="no picture there"):
         pictures.read(f"{root}/*.gif", subject.datamodule)
     many = pictures.Pictures([str(i) for i in range(40)], torch.rand(40, 1, 16, 16))
     assert [name for name, _ in pictures.draw(subject, many, None)] == ["pictures_1", "pictures_2"]
+
+
+def test_own_pictures_have_the_depth_of_the_runs_images(tmp_path, caplog):
+    ramp = np.linspace(0, 4095, 16 * 16).reshape(16, 16)
+    for folder, values in {"run/full": ramp, "own/dark": ramp / 8, "own/deeper": 16 * ramp}.items():
+        (tmp_path / folder).parent.mkdir(exist_ok=True)
+        Image.fromarray(values.astype(np.uint16)).save(tmp_path / f"{folder}.png")
+    options = ("data=image_folder", "data.channels=1", "data.image_size=16", f"data.cache_dir={tmp_path}/cache")
+    datamodule, _ = built(*QUICK, *options, f"data.root={tmp_path}/run")
+    (dark,) = pictures.read(f"{tmp_path}/own", datamodule).x
+    np.testing.assert_allclose(dark[0], ramp / 8 / 4095, atol=1.5 / 255)
+    assert "deeper.png: its values go from 0 to 65,520, not from 0 to 4,095" in caplog.text
+    digits, _ = built(*QUICK)  # of 8 bits: the pictures' own depth counts
+    np.testing.assert_allclose(pictures.read(f"{tmp_path}/run", digits).x[0, 0], ramp / 4095, atol=1.5 / 255)
+
+
+def test_pictures_whose_names_are_no_utf8(picture_folder, subject, tmp_path):
+    root = picture_folder({"plain.png": (16, 16)})
+    shutil.copy(root / "plain.png", os.fsencode(root) + b"/caf\xe9.png")
+    own = pictures.read(str(root), subject.datamodule)
+    assert [Path(name).name for name in own.names] == [r"caf\xe9.png", "plain.png"]
+    for _, figure in pictures.draw(subject, own, None):
+        exploration.write(figure, tmp_path / "a.png")
+    for form in ("csv", "npz"):
+        *_, path = embedding.export(subject, own, tmp_path, form)
+        names = (
+            np.load(path)["name"].tolist() if form == "npz" else pd.read_csv(path, encoding="utf-8")["name"].tolist()
+        )
+        assert names == own.names
 
 
 def test_noise_is_what_was_asked_for(subject):

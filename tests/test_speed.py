@@ -15,7 +15,7 @@ from torchvision.transforms import ToTensor
 
 from src import acceleration, runs
 from src.benchmarking.written import Network
-from src.data.store import decode
+from src.data.decoding import decode
 from src.errors import UserError
 from src.machine import keep_pages, peak_memory
 from src.objectives import elbo_terms
@@ -205,7 +205,7 @@ def smooth_picture(path: Path, size: tuple[int, int], channels: int) -> Path:
 
 def test_large_jpegs_decoded_at_a_fraction_of_their_size_differ_by_less_than_a_grey_level(tmp_path):
     path = smooth_picture(tmp_path / "large.jpeg", (1600, 1200), 1)
-    pixels, _ = decode(path, 128, 1)
+    pixels = decode(path, 128, 1).pixels
     with Image.open(path) as file:
         expected = np.asarray(file.resize((128, 128), Image.Resampling.BILINEAR)).astype(int)
     difference = np.abs(pixels[0].astype(int) - expected)
@@ -215,13 +215,13 @@ def test_large_jpegs_decoded_at_a_fraction_of_their_size_differ_by_less_than_a_g
 
 def test_a_colour_jpeg_read_as_grey_is_its_luma(tmp_path):
     path = smooth_picture(tmp_path / "colour.jpeg", (64, 64), 3)
-    pixels, _ = decode(path, 64, 1)
+    pixels = decode(path, 64, 1).pixels
     with Image.open(path) as file:
         expected = np.asarray(file.convert("L")).astype(int)
     assert np.abs(pixels[0].astype(int) - expected).mean() < 1.0
     grey = smooth_picture(tmp_path / "grey.jpeg", (64, 64), 1)
     with Image.open(grey) as file:
-        assert np.array_equal(decode(grey, 64, 1)[0][0], np.asarray(file))
+        assert np.array_equal(decode(grey, 64, 1).pixels[0], np.asarray(file))
 
 
 def test_a_resume_lays_the_optimizer_state_out_as_the_weights_are(tmp_path):

@@ -1,94 +1,79 @@
-"""Folders of pictures and the store of decoded ones; what is said of broken data."""
+"""The store of decoded pictures; what is said of broken data."""
 
 import errno
+import json
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hydra.errors import InstantiationException
-from PIL import Image
 
-from src.data import store
-from src.data.store import decode, open_store
+from src.data import decoding, store
+from src.data.store import Store, open_store
 from src.errors import UserError, explain
 from src.record import describe_data
 from tests.helpers import data, folder_data, sides
 
 
-def test_class_folders_flat_folders_and_published_folders(picture_folder, tmp_path):
-    names = {f"{animal}/{i}.png": (20, 30, 3) for animal in ("cat", "dog") for i in range(10)}
-    datamodule = folder_data(picture_folder(names), tmp_path)
-    assert datamodule.pool.classes == ["cat", "dog"]
-    assert datamodule.pool.labels.tolist() == [0] * 10 + [1] * 10
-    assert datamodule.pool.images.shape == (20, 3, 16, 16)
-    assert len(sides(datamodule.splits)) == 20
-
-    shutil.rmtree(tmp_path / "pictures")
-    flat = folder_data(picture_folder({f"{i}.jpg": (9, 9) for i in range(12)}), tmp_path, "data.channels=1")
-    assert (flat.pool.classes, flat.pool.labels.unique().tolist()) == ([], [-1])
-
-    shutil.rmtree(tmp_path / "pictures")
-    names = {f"{side}/x/{i}.png": (9, 9) for i in range(8) for side in ("train", "test")}
-    split_folder = folder_data(picture_folder(names), tmp_path)
-    assert {split_folder.pool.names[i] for i in split_folder.splits.test} == {f"test/x/{i}.png" for i in range(8)}
+@pytest.fixture
+def decoded(monkeypatch) -> list[str]:
+    """The files that were decoded so far, by name."""
+    files: list[str] = []
+    real = decoding.decode
+    monkeypatch.setattr(
+        decoding, "decode", lambda path, *rest: files.append(os.path.basename(path)) or real(path, *rest)
+    )
+    return files
 
 
-def test_patients_are_read_from_file_names(picture_folder, tmp_path):
-    root = picture_folder({f"scan{i}_patient{i // 4}.png": (8, 8) for i in range(40)})
-    datamodule = folder_data(root, tmp_path, r"data.group_pattern='(patient\d+)'")
-    found = sides(datamodule.splits)
-    by_patient = {}
-    for index, side in found.items():
-        by_patient.setdefault(datamodule.pool.groups[index], set()).add(side)
-    assert len(by_patient) == 10
-    assert all(len(s) == 1 for s in by_patient.values())
+def load(root: Path, cache: Path) -> Store:
+    return open_store(root, sorted(os.listdir(root)), 8, 1, cache, "x", "raise")
 
 
-def test_decoding_is_pillows(picture_folder):
-    path = picture_folder({"a.png": (40, 60, 3)}) / "a.png"
-    pixels, digest = decode(path, 16, 3)
-    expected = Image.open(path).resize((16, 16), Image.Resampling.BILINEAR)
-    assert np.array_equal(pixels.transpose(1, 2, 0), np.asarray(expected))
-    shutil.copy(path, path.with_name("b.png"))
-    assert decode(path.with_name("b.png"), 8, 1)[1] == digest
-
-
-def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path):
-    ramp = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
-    Image.fromarray(ramp).save(tmp_path / "deep.png")
-    pixels, _ = decode(tmp_path / "deep.png", 64, 1)
-    assert np.abs(pixels[0].astype(float) - ramp / 257).max() <= 1
-    assert 100 < pixels.mean() < 155  # clipping leaves almost all of it white
-
-
-def test_exif_orientation_is_obeyed(tmp_path):
-    image = Image.fromarray(np.repeat([[0, 255]], 8, axis=0).astype(np.uint8).repeat(4, 1))
-    exif = Image.Exif()
-    exif[0x0112] = 3  # upside down
-    image.save(tmp_path / "turned.png", exif=exif)
-    pixels, _ = decode(tmp_path / "turned.png", 8, 1)
-    assert pixels[0, 0, 0] == 255
-    assert pixels[0, 0, -1] == 0
-
-
-def test_store_decodes_once_and_again_when_a_file_changes(picture_folder, tmp_path, monkeypatch):
-    root = picture_folder({f"{i}.png": (9, 9) for i in range(5)})
-    decoded = []
-    real = store.decode
-    monkeypatch.setattr(store, "decode", lambda path, *rest: decoded.append(path) or real(path, *rest))
-
-    def load():
-        return open_store(root, sorted(os.listdir(root)), 8, 1, tmp_path / "cache", "x", "raise")
-
-    first, second = load(), load()
+def test_store_decodes_once_and_again_when_a_file_changes(picture_folder, tmp_path, decoded):
+    root = picture_folder({f"{i}.bmp": (9, 9) for i in range(5)})
+    first, second = load(root, tmp_path / "cache"), load(root, tmp_path / "cache")
     assert len(decoded) == 5
     assert torch.equal(first.images, second.images)
-    os.utime(root / "0.png", (1, 1))
-    load()
+
+    os.utime(root / "0.bmp", (1, 1))  # as if copied
+    load(root, tmp_path / "cache")
+    shutil.copytree(root, tmp_path / "copy", copy_function=shutil.copyfile)
+    assert load(tmp_path / "copy", tmp_path / "cache").digests == first.digests
+    shutil.move(tmp_path / "copy", tmp_path / "moved")
+    load(tmp_path / "moved", tmp_path / "cache")
+    assert len(decoded) == 5
+
+    content = bytearray((root / "0.bmp").read_bytes())
+    content[-2] ^= 255
+    (root / "0.bmp").write_bytes(content)
+    third = load(root, tmp_path / "cache")
     assert len(decoded) == 10
+    assert third.digests[0] != first.digests[0]
     assert not list((tmp_path / "cache").glob(".*"))
+
+
+def test_a_folder_with_the_same_names_sizes_and_times_has_its_own_images(picture_folder, tmp_path):
+    """Uncompressed files whose times an archive has made equal."""
+    one = picture_folder({f"{i}.bmp": (90, 90) for i in range(5)}).rename(tmp_path / "one")
+    other = picture_folder({f"{i}.bmp": (90, 90) for i in range(5)}, seed=1)
+    for file in (*one.iterdir(), *other.iterdir()):
+        os.utime(file, (1, 1))
+    stores = [load(root, tmp_path / "cache") for root in (one, other, one, other)]
+    assert stores[0].digests == stores[2].digests != stores[1].digests == stores[3].digests
+    assert not torch.equal(stores[0].images, stores[1].images)
+    assert torch.equal(stores[1].images, stores[3].images)
+
+
+def test_an_edit_between_the_samples_is_seen_by_its_time(picture_folder, tmp_path):
+    root = picture_folder({"0.bmp": (900, 900)})
+    before = load(root, tmp_path / "cache")
+    content = bytearray((root / "0.bmp").read_bytes())
+    content[5_000] ^= 255
+    (root / "0.bmp").write_bytes(content)
+    assert load(root, tmp_path / "cache").digests != before.digests
 
 
 def test_bad_images_are_named_or_skipped(picture_folder, tmp_path):
@@ -104,6 +89,7 @@ def test_bad_images_are_named_or_skipped(picture_folder, tmp_path):
     used = {datamodule.pool.names[i] for i in sides(datamodule.splits)}
     assert used == {f"{i}.png" for i in range(20)} - {"3.png", "7.png"}
     assert "2 undecodable images skipped" in describe_data(datamodule)
+    assert "not decoded: 3.png (zero bytes), 7.png (" in describe_data(datamodule)
     with pytest.raises(UserError, match="3.png: zero bytes"):  # also from the cache
         _ = folder_data(root, tmp_path).pool
 
@@ -126,13 +112,59 @@ def test_a_full_disk_leaves_nothing_behind(picture_folder, tmp_path, monkeypatch
     assert not list((tmp_path / "cache").iterdir())
 
 
-def test_damaged_cache_is_named(picture_folder, tmp_path):
+def cut_images(folder: Path) -> None:
+    os.truncate(folder / "images.npy", 200)
+
+
+def other_shape(folder: Path) -> None:
+    np.save(folder / "images.npy", np.zeros((12, 1, 9, 9), np.uint8))
+
+
+def cut_header(folder: Path) -> None:
+    content = (folder / "images.npy").read_bytes()
+    (folder / "images.npy").write_bytes(content.replace(b"}", b"{", 1))
+
+
+def other_bits(folder: Path) -> None:
+    index = (folder / "index.json").read_text()
+    (folder / "index.json").write_text(index.replace('"frames": 0', '"frames": 3'))
+
+
+def fewer_digests(folder: Path) -> None:
+    index = json.loads((folder / "index.json").read_text())
+    (folder / "index.json").write_text(json.dumps({**index, "digests": index["digests"][1:]}))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        cut_images,
+        cut_header,
+        other_shape,
+        other_bits,
+        fewer_digests,
+        lambda folder: (folder / "images.npy").unlink(),
+        lambda folder: (folder / "images.npy").write_bytes(b""),
+        lambda folder: (folder / "index.json").unlink(),
+        *(
+            lambda folder, text=text: (folder / "index.json").write_text(text)
+            for text in ("{", "{}", "[]", "7", "null")
+        ),
+    ],
+)
+def test_a_damaged_cache_is_made_anew(damage, picture_folder, tmp_path, caplog):
     root = picture_folder({f"{i}.png": (9, 9) for i in range(12)})
-    _ = folder_data(root, tmp_path).pool
-    (cached,) = (tmp_path / "cache").iterdir()
-    (cached / "index.json").write_text("{")
-    with pytest.raises(UserError, match="delete that folder"):
-        _ = folder_data(root, tmp_path).pool
+    before = load(root, tmp_path / "cache")
+    expected = before.images.clone()
+    (folder,) = (tmp_path / "cache").iterdir()
+    damage(folder)
+    for _ in range(2):
+        after = load(root, tmp_path / "cache")
+        assert torch.equal(after.images, expected)
+        assert after.digests == before.digests
+    assert len(caplog.records) == 1  # the second time it is whole
+    assert f"the image cache {folder} is damaged" in caplog.text
+    assert [*(tmp_path / "cache").iterdir()] == [folder]
 
 
 def test_images_of_other_channels_are_refused():
@@ -140,30 +172,27 @@ def test_images_of_other_channels_are_refused():
         _ = data("data=digits", "data.channels=3").pool
 
 
-@pytest.mark.parametrize("pattern", [r"\d+", "(("])
-def test_a_group_pattern_needs_one_group(picture_folder, tmp_path, pattern):
-    with pytest.raises(InstantiationException) as caught:
-        folder_data(picture_folder({"0.png": (9, 9)}), tmp_path, f"data.group_pattern='{pattern}'")
-    assert "one (group)" in explain(caught.value)
+@pytest.mark.parametrize("code", [None, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS])
+def test_space_is_claimed_where_the_system_cannot_promise_it(code, picture_folder, tmp_path, monkeypatch):
+    root = picture_folder({f"{i}.png": (9, 9) for i in range(3)})
+    expected = load(root, tmp_path / "promised").images
 
+    def refuses(*_):
+        raise OSError(code, os.strerror(code))
 
-def test_missing_and_empty_folders_are_named(tmp_path):
-    with pytest.raises(UserError, match="there is no folder"):
-        _ = folder_data(tmp_path / "nowhere", tmp_path).pool
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="no image files"):
-        _ = folder_data(tmp_path / "empty", tmp_path).pool
-    with pytest.raises(UserError, match="Kaggle.*train/NORMAL"):
-        _ = data("data=chest_xray", f"data.root={tmp_path}/nowhere").pool
+    if code is None:  # macOS
+        monkeypatch.delattr(os, "posix_fallocate")
+    else:
+        monkeypatch.setattr(os, "posix_fallocate", refuses)
+    assert torch.equal(load(root, tmp_path / "written").images, expected)
+    (tmp_path / "file").write_bytes(b"head")
+    os.truncate(tmp_path / "file", 3 * 2**20)
+    store._claim(tmp_path / "file", 4)
+    assert (tmp_path / "file").stat().st_blocks * 512 >= 3 * 2**20
+    assert (tmp_path / "file").read_bytes() == b"head".ljust(3 * 2**20, b"\0")
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "binarized_mnist"])
 def test_missing_array_data_say_where_to_put_them(name, tmp_path):
     with pytest.raises(UserError, match="data.download is false.*(Put|into)"):
         _ = data(f"data={name}", f"data.root={tmp_path}", "data.download=false").pool
-
-
-def test_floating_point_pixels_are_refused_in_words(tmp_path):
-    Image.fromarray(np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)).save(tmp_path / "a.tiff")
-    with pytest.raises(ValueError, match="floating-point numbers: save it with 8 or 16 bits"):
-        decode(tmp_path / "a.tiff", 8, 1)

@@ -1,35 +1,39 @@
-"""Folders of image files: class folders, a flat folder, or either below train/ and test/."""
+"""Folders of image files: class folders, a flat folder, or either below published splits."""
 
-import os
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from src.data.base import ImageDataModule
+from src.data.base import ImageDataModule, Split
+from src.data.layout import KINDS, Layout, arrange, list_images
 from src.data.splits import ImagePool
 from src.data.store import OnBadImage, open_store
 from src.errors import UserError
+from src.files import readable
+from src.interrupts import time_limit
 from src.system.keys import require
 
-PUBLISHED = ("train", "val", "test")
+NAMED = 3  # undecodable files that the data line names
+PATIENCE = 20.0  # seconds that a regular expression may take for all files
 
 
 class FolderDataModule(ImageDataModule):
     """Image files below ``root``; grey or colour, of any size.
 
-    Read as found: ``root/train``, ``root/val`` and ``root/test`` are published splits; below them, or below ``root``
-    itself, each folder is a class; files beside no folder have no class.
+    Read as :func:`src.data.layout.arrange` says: folders called train, val and test (or the like, in any case) are
+    published splits; below them, or below ``root`` itself, each folder is a class; files beside no folder have none.
 
     Args:
         root: the folder.
         cache_dir: where the decoded images are kept.
         on_bad_image: ``raise`` names a file that cannot be decoded; ``skip`` leaves it out and counts it.
-        group_pattern: regular expression with one group, searched in each file name; files for which it captures
-            the same text (a patient) are never parted.
+        group_pattern: regular expression with one group, searched in each file's path below ``root``; files for which
+            it captures the same text (a patient) are never parted.
+        published: splits that must be there: without them it is not this data set.
         where_to_get: what to tell somebody who does not have the data.
         **common: as for :class:`ImageDataModule`.
     """
@@ -40,60 +44,91 @@ class FolderDataModule(ImageDataModule):
         cache_dir: str,
         on_bad_image: OnBadImage = "raise",
         group_pattern: str | None = None,
+        published: Sequence[Split] = (),
         where_to_get: str = "Set data.root to a folder of images",
         **common: Any,
     ) -> None:
         super().__init__(**common)
         require("data", root=root, cache_dir=cache_dir, on_bad_image=on_bad_image, group_pattern=group_pattern)
+        require("data", published=[*published])
         self.root = Path(root)
         self.cache_dir = Path(cache_dir)
         self.on_bad_image = on_bad_image
         self.group_pattern = group_pattern
+        self.published = published
         self.where_to_get = where_to_get
 
     def load_pool(self) -> ImagePool:
         """Decode the files into the cache, or read them from it."""
-        names = self._files()
+        layout, notes = self._layout()
+        files = layout.files
+        groups, matched = self._groups(files)
         store = open_store(
-            self.root, names, self.image_size, self.channels, self.cache_dir, self.name, self.on_bad_image
+            self.root, files, self.image_size, self.channels, self.cache_dir, self.name, self.on_bad_image
         )
-        published, class_names = zip(*(_place(name) for name in names), strict=True)
-        classes = sorted(set(class_names) - {""})
+        published = np.array(layout.published, dtype=object)
+        published[[*store.found.bad]] = "skipped"
+        self._refuse_nothing_to_train_on(files, published, store.found.bad)
+        classes = sorted(set(layout.classes) - {""})
+        number = {name: i for i, name in enumerate(classes)} | {"": -1}
         return ImagePool(
             images=store.images,
-            labels=torch.tensor([classes.index(c) if c else -1 for c in class_names]),
-            classes=classes,
-            published=np.array(
-                ["skipped" if name in store.bad else side for name, side in zip(names, published, strict=True)]
-            ),
+            labels=torch.tensor([number[name] for name in layout.classes]),
+            classes=[readable(name) for name in classes],
+            published=published.astype(str),
             digests=store.digests,
-            groups=None if self.group_pattern is None else [self._group(name) for name in names],
-            names=names,
+            groups=groups,
+            names=[readable(file) for file in files],
+            notes=[*notes, *_undecodable(files, store.found.bad), *store.found.notes, *matched],
+            treatment=store.found.treatment,
         )
 
-    def _files(self) -> list[str]:
-        """All image files, sorted folder by folder: their paths below the root."""
+    def _layout(self) -> tuple[Layout, list[str]]:
+        """The files and where they belong, and what to say of the folder."""
+        root = readable(self.root)
         if not self.root.is_dir():
-            raise UserError(f"{self.name}: there is no folder {self.root}. {self.where_to_get}")
-        found = []
-        for folder, _, names in os.walk(self.root):
-            below = os.path.relpath(folder, self.root)
-            images = (name for name in names if name.lower().endswith(IMG_EXTENSIONS))
-            found += [name if below == os.curdir else f"{below}/{name}" for name in images]
-        files = sorted((f for f in found if os.path.isfile(self.root / f)), key=lambda f: f.split("/"))
+            what = f"{root} is a file" if self.root.exists() else f"there is no folder {root}"
+            raise UserError(f"{self.name}: {what}. {self.where_to_get}")
+        files, notes = list_images(self.root)
         if not files:
-            kinds = ", ".join(e.lstrip(".") for e in IMG_EXTENSIONS)
-            raise UserError(f"{self.name}: no image files ({kinds}) below {self.root}. {self.where_to_get}")
-        return files
+            found = f" ({'; '.join(notes)})" if notes else ""
+            raise UserError(f"{self.name}: no image files ({KINDS}) below {root}{found}. {self.where_to_get}")
+        layout = arrange(self.root, files)
+        if missing := [split for split in self.published if split not in layout.published]:
+            lacks = " and ".join(f"{split}/" for split in missing)
+            raise UserError(f"{self.name}: no images in {lacks} of {root}. {self.where_to_get}")
+        return layout, [*notes, *layout.notes]
 
-    def _group(self, file: str) -> str:
-        """What the file's name says must stay together; the file alone where the pattern does not match."""
-        match = re.search(self.group_pattern, os.path.basename(file))
-        return match.group(1) if match else file
+    def _refuse_nothing_to_train_on(self, files: list[str], published: np.ndarray, bad: dict[int, str]) -> None:
+        if len(bad) == len(files):
+            raise UserError(
+                f"{self.name}: none of the {len(files):,} image files could be decoded: {readable(files[0])}: {bad[0]}"
+            )
+        if set(published) <= {"test", "skipped"}:
+            raise UserError(
+                f"{self.name}: all images of {readable(self.root)} that can be decoded are test images: there is none "
+                "to train on. Add a folder train/ beside that of the test images, or set data.root to the latter"
+            )
+
+    def _groups(self, files: list[str]) -> tuple[list[str] | None, list[str]]:
+        """What must stay together by each path, the file alone where the pattern does not match; how many do."""
+        if self.group_pattern is None:
+            return None, []
+        pattern = f"data.group_pattern='{self.group_pattern}'"
+        with time_limit(PATIENCE, f"{pattern} takes longer than {PATIENCE:g} s: make it simpler"):
+            matches = [re.search(self.group_pattern, file) for file in files]
+        captured = [match.group(1) if match else None for match in matches]
+        count, groups = sum(map(bool, captured)), set(filter(None, captured))
+        if not groups:
+            example = readable(files[0])
+            raise UserError(
+                f"{pattern} captures nothing in any of the {len(files):,} paths below data.root, such as {example}"
+            )
+        told = f"{count:,} of {len(files):,} paths match data.group_pattern: {len(groups):,} groups"
+        return [text or file for text, file in zip(captured, files, strict=True)], [told]
 
 
-def _place(file: str) -> tuple[str, str]:
-    """Published split and class of a file, "" for none."""
-    *folders, _ = file.split("/")
-    published = folders.pop(0) if folders and folders[0] in PUBLISHED else ""
-    return published, folders[0] if folders else ""
+def _undecodable(files: Sequence[str], bad: Mapping[int, str]) -> list[str]:
+    """The first few files that were skipped, and why."""
+    told = [f"{readable(files[i])} ({reason.split('. ')[0]})" for i, reason in [*bad.items()][:NAMED]]
+    return [f"not decoded: {', '.join(told)}{' and others' if len(bad) > NAMED else ''}"] if bad else []

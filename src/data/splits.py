@@ -5,7 +5,7 @@ decided by a hash of its name or content, not by how many others there are: imag
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -35,7 +35,10 @@ class ImagePool:
             image that could not be decoded, which joins no split.
         digests: content hash of each image as published (file bytes, or pixels before resizing).
         groups: what must stay together besides identical images, such as the patient; None where nothing does.
-        names: file name of each image; None where images have none.
+        names: file name of each image, as people read it; None where images have none.
+        notes: what was found while reading the images, in words.
+        treatment: what was done to their pixels, besides resizing, because of what they are: ``depth``, the bits that
+            grey of more than 8 bits is read with; ``transparency``.
     """
 
     images: Tensor
@@ -45,6 +48,8 @@ class ImagePool:
     digests: list[bytes]
     groups: list[str] | None = None
     names: list[str] | None = None
+    notes: list[str] = field(default_factory=list)
+    treatment: dict[str, int | str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.images)

@@ -1,40 +1,43 @@
 """Decoded images on disk: every file is decoded once, in parallel, into one memory-mapped uint8 array."""
 
-import io
+import contextlib
+import errno
 import json
+import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
-from itertools import chain
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
-from src.console import progress
+from src.data.decoding import Decoded, Found, decode_all, in_threads
 from src.data.splits import content_digest
 from src.errors import UserError
-from src.machine import processors
+from src.files import readable, whole_file
+
+log = logging.getLogger(__name__)
 
 OnBadImage = Literal["raise", "skip"]
-DRAFT = 4  # a JPEG this many times larger is decoded at a half, a quarter or an eighth of its size
-AT_A_TIME = 32  # files that a thread takes, at most: one by one, the threads wait for each other
-FORMAT = 3  # raise it when decoding changes, so that old caches are not read
+FORMAT = 4  # raise it when decoding changes, so that old caches are not read
+PIECES, PIECE = 4, 256  # of each file, and their bytes: what a cache knows the file's content by
+TIMES_KEPT = 16  # copies of a folder that a cache remembers
+NO_FALLOCATE = (errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS)  # said by some network file systems
+ZEROS = bytes(2**20)
 
 
 class Store(NamedTuple):
     """Decoded files, in the order they were listed."""
 
-    images: Tensor  # uint8 [N, C, S, S], memory-mapped
+    images: Tensor  # uint8 [N, C, S, S], memory-mapped; black where a file could not be decoded
     digests: list[bytes]  # of each file's bytes
-    bad: dict[str, str]  # path below the root: why it could not be decoded (its row is black)
+    found: Found
 
 
 def resize_images(images: Tensor, size: int) -> Tensor:
@@ -44,80 +47,133 @@ def resize_images(images: Tensor, size: int) -> Tensor:
     return resize(images, [size, size], antialias=True)
 
 
-def decode(path: Path, size: int, channels: int) -> tuple[np.ndarray, bytes]:
-    """One file as uint8 ``[channels, size, size]``, and the digest of its bytes.
-
-    Upright as its EXIF says; stretched to a square; 16-bit grey (common for X-rays) is scaled, not clipped.
-    """
-    data = path.read_bytes()
-    with Image.open(io.BytesIO(data)) as file:
-        # What only JPEG listens to: a grey image is its luma channel, and a far larger one is decoded at a fraction of
-        # its size that is at least twice ours: the rest of the way is left to the filter.
-        reduced = (2 * size, 2 * size) if min(file.size) >= DRAFT * size else file.size
-        file.draft("L" if channels == 1 else None, reduced)
-        image = ImageOps.exif_transpose(file)
-        if image.mode == "F":
-            raise ValueError("its pixels are floating-point numbers: save it with 8 or 16 bits a pixel")
-        if image.mode.startswith("I"):
-            image = Image.fromarray((np.asarray(image, dtype=np.float64) / 257).clip(0, 255).round().astype(np.uint8))
-        image = image.convert("L" if channels == 1 else "RGB").resize((size, size), Image.Resampling.BILINEAR)
-    pixels = np.asarray(image).reshape(size, size, channels).transpose(2, 0, 1)
-    return pixels, content_digest(data)
-
-
-def what_is_wrong(path: Path, error: Exception) -> str:
-    """Why :func:`decode` failed, in a few words."""
-    if os.path.getsize(path) == 0:
-        return "zero bytes"
-    return "it is no image" if isinstance(error, UnidentifiedImageError) else str(error).split(" '/")[0]
-
-
 def open_store(
     root: Path, files: Sequence[str], size: int, channels: int, cache_dir: Path, name: str, on_bad_image: OnBadImage
 ) -> Store:
     """The decoded files, from the cache where it is up to date, else decoded into it.
 
-    The cache is keyed by the list of files, their sizes and times, and what is done to them. ``files`` are paths below
-    ``root``.
+    The cache is found by what is done to the files, their names and sizes, and a sample of the content of each. Where
+    their times are none that it has seen (a copied folder, an edited file) all of their content is compared. ``files``
+    are paths below ``root``.
 
     Raises:
         UserError: a file cannot be decoded and ``on_bad_image`` is ``raise``.
-        OSError: the disk is full; nothing half-written stays.
+        OSError: the disk is full, or a file cannot be read; nothing half-written stays.
     """
-    facts = [os.stat(root / file) for file in files]
-    recipe = {
-        "format": FORMAT,
-        "size": size,
-        "channels": channels,
-        "files": [(file, fact.st_size, fact.st_mtime_ns) for file, fact in zip(files, facts, strict=True)],
-    }
-    key = blake2b(json.dumps(recipe).encode(), digest_size=8).hexdigest()
-    folder = cache_dir / f"{name}-{size}px-{key}"
+    paths = [os.path.join(root, file) for file in files]
+    facts = [os.stat(path) for path in paths]
+    sizes = [fact.st_size for fact in facts]
+    recipe = {"format": FORMAT, "size": size, "channels": channels, "files": list(zip(files, sizes, strict=True))}
+    sample = b"".join(_sample(path, length) for path, length in zip(paths, sizes, strict=True))
+    folder = cache_dir / f"{name}-{size}px-{_key(json.dumps(recipe).encode() + sample)}"
+    times = _key(np.array([fact.st_mtime_ns for fact in facts]).tobytes())
+    shape = (len(files), channels, size, size)
+
+    def refuse(i: int, reason: str) -> None:
+        if on_bad_image == "raise":
+            skip = "or leave it out with data.on_bad_image=skip"
+            raise UserError(f"cannot decode {readable(paths[i])}: {reason}, {skip}")
+
+    store, known = _read(folder, shape)
+    if store is None or (times not in known and not _is_of(store, paths)):
+        _build(folder, paths, shape, times, refuse)
+        store, _ = _read(folder, shape)
+        if store is None:
+            raise UserError(f"the image cache {folder} does not hold what was written: run again, or move cache_dir")
+    elif times not in known:
+        _remember(folder, [*known, times][-TIMES_KEPT:])
+    for i, reason in store.found.bad.items():
+        refuse(i, reason)
+    return store
+
+
+def _key(data: bytes) -> str:
+    return blake2b(data, digest_size=8).hexdigest()
+
+
+def _sample(path: str, length: int) -> bytes:
+    """A few bytes from all over a file; none where it cannot be read, as the decoder will say."""
+    try:
+        file = os.open(path, os.O_RDONLY)
+    except OSError:
+        return b""
+    try:
+        starts = [max(0, (length - PIECE) * i // (PIECES - 1)) for i in range(PIECES)]
+        return b"".join(os.pread(file, PIECE, start) for start in starts)
+    finally:
+        os.close(file)
+
+
+def _is_of(store: Store, paths: Sequence[str]) -> bool:
+    """Whether a cache is of these files, which have other times: their content is compared."""
+    if store.found.bad:  # perhaps mended
+        return False
+    differ = []
+
+    def compare(i: int) -> None:
+        if not differ and content_digest(Path(paths[i]).read_bytes()) != store.digests[i]:
+            differ.append(i)
+
+    in_threads(compare, range(len(paths)), "comparing images with their cache")
+    return not differ
+
+
+# ---- the cache's folder: images.npy, and index.json with all else --------------------------------------------------
+
+
+def _read(folder: Path, shape: tuple[int, ...]) -> tuple[Store | None, list[str]]:
+    """A cache and the times of the files that it is known to be of; None where there is none or it is damaged."""
     if not folder.exists():
-        _build(folder, root, files, (len(files), channels, size, size), on_bad_image)
+        return None, []
     try:
         index = json.loads((folder / "index.json").read_text())
-        images = torch.from_numpy(np.load(folder / "images.npy", mmap_mode="c"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"the image cache {folder} is damaged ({error}): delete that folder and run again") from error
-    _refuse_bad(root, index["bad"], on_bad_image)
-    return Store(images, [bytes.fromhex(d) for d in index["digests"]], index["bad"])
+        images = np.load(folder / "images.npy", mmap_mode="c")
+        if index["sum"] != _sum(index):
+            raise ValueError("index.json is not what was written")
+        digests = [bytes.fromhex(digest) for digest in index["digests"]]
+        found = Found(**{**index["found"], "bad": {int(i): str(why) for i, why in index["found"]["bad"].items()}})
+        if (images.shape, images.dtype, len(digests)) != (shape, np.uint8, shape[0]):
+            raise ValueError(f"{images.shape} {images.dtype} and {len(digests)} digests in place of {shape} uint8")
+        return Store(torch.from_numpy(images), digests, found), [*index["times"]]
+    except (PermissionError, MemoryError):
+        raise
+    except Exception as error:  # whatever reading a damaged file raises
+        log.warning("the image cache %s is damaged (%s): the images are decoded anew", readable(folder), error)
+        return None, []
 
 
-def _build(folder: Path, root: Path, files: Sequence[str], shape: tuple[int, ...], on_bad_image: OnBadImage) -> None:
+def _sum(index: dict[str, Any]) -> str:
+    return _key(json.dumps([index["digests"], index["found"]]).encode())
+
+
+def _build(
+    folder: Path, paths: Sequence[str], shape: tuple[int, ...], times: str, refuse: Callable[[int, str], None]
+) -> None:
     """Decode into a temporary folder, then rename it: a cache is there whole or not at all."""
+    _, channels, size, _ = shape
+    replace = folder.exists()  # damaged, or of other files
+    digests = [content_digest(os.fsencode(path)) for path in paths]  # of bad files: they are like no other
+
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".decoding-"))
     try:
-        array = np.lib.format.open_memmap(temporary / "images.npy", "w+", np.uint8, shape)
-        with open(temporary / "images.npy", "r+b") as file:
-            # Claim the space now: writing to a mapped file on a full disk would kill the process without a word.
-            os.posix_fallocate(file.fileno(), 0, os.path.getsize(file.name))
-        digests, bad = _decode_all(root, files, array, on_bad_image)
+        new = temporary / "new"
+        new.mkdir()
+        array = np.lib.format.open_memmap(new / "images.npy", "w+", np.uint8, shape)
+        _claim(new / "images.npy", array.offset)
+
+        def take(i: int, decoded: Decoded) -> None:
+            array[i], digests[i] = decoded.pixels, decoded.digest
+
+        found = decode_all(paths, size, channels, take, refuse)
         array.flush()
-        (temporary / "index.json").write_text(json.dumps({"digests": [d.hex() for d in digests], "bad": bad}))
+        index = {"digests": [digest.hex() for digest in digests], "found": found._asdict(), "times": [times]}
+        (new / "index.json").write_text(json.dumps({**index, "sum": _sum(index)}))
+        if replace:
+            with contextlib.suppress(FileNotFoundError):  # another process has just done that
+                folder.rename(temporary / "old")
         try:
-            temporary.rename(folder)
+            new.rename(folder)
         except OSError:
             if not folder.exists():  # else another process has just decoded the same files
                 raise
@@ -125,35 +181,31 @@ def _build(folder: Path, root: Path, files: Sequence[str], shape: tuple[int, ...
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _decode_all(
-    root: Path, files: Sequence[str], array: np.ndarray, on_bad_image: OnBadImage
-) -> tuple[list[bytes], dict[str, str]]:
-    """Fill the rows of ``array``; return the digests and the files that cannot be decoded."""
-    _, channels, size, _ = array.shape
-    digests = [b""] * len(files)
-    bad: dict[str, str] = {}
+def _claim(path: Path, start: int) -> None:
+    """Claim a file's space now: writing to a mapped file on a full disk would kill the process without a word.
 
-    def work(i: int) -> None:
+    ``start`` is where its data begin: all zero, so far.
+    """
+    with path.open("r+b") as file:
+        length = os.path.getsize(path)
         try:
-            array[i], digests[i] = decode(root / files[i], size, channels)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            bad[files[i]] = what_is_wrong(root / files[i], error)
-            digests[i] = content_digest(files[i].encode())
-            _refuse_bad(root, bad, on_bad_image)
+            os.posix_fallocate(file.fileno(), 0, length)
+            return
+        except AttributeError:  # macOS
+            pass
+        except OSError as error:
+            if error.errno not in NO_FALLOCATE:
+                raise
+        file.seek(start)
+        while (left := length - file.tell()) > 0:
+            file.write(ZEROS[:left])
 
-    threads = processors()
-    turn = max(1, min(AT_A_TIME, len(files) // (4 * threads)))
-    turns = [range(start, min(start + turn, len(files))) for start in range(0, len(files), turn)]
-    pool = ThreadPoolExecutor(threads)  # Pillow decodes and resizes outside the interpreter lock
+
+def _remember(folder: Path, times: list[str]) -> None:
+    """Note that the cache is of files of these times, too; it is of use without."""
     try:
-        done = pool.map(lambda numbers: [work(i) for i in numbers], turns)
-        list(progress(chain.from_iterable(done), "decoding images", len(files)))
-    finally:
-        pool.shutdown(cancel_futures=True)
-    return digests, dict(sorted(bad.items()))
-
-
-def _refuse_bad(root: Path, bad: dict[str, str], on_bad_image: OnBadImage) -> None:
-    if bad and on_bad_image == "raise":
-        name, reason = next(iter(bad.items()))
-        raise UserError(f"cannot decode {root / name}: {reason}. Repair or remove it, or set data.on_bad_image=skip")
+        index = json.loads((folder / "index.json").read_text())
+        with whole_file(folder / "index.json") as file:
+            file.write_text(json.dumps({**index, "times": times}))
+    except OSError as error:  # it may be somebody else's
+        log.debug("%s: %s", folder, error)

@@ -97,6 +97,7 @@ TRAIN: dict[str, Kind] = {
     "data.dequantize": FLAG,
     "data.on_bad_image": Choice(("raise", "skip")),
     "data.group_pattern": or_null(OneGroup()),
+    "data.published": ListOf(Choice(("train", "val", "test"))),
     # how it is trained
     "optimizer._target_": TARGET,
     "optimizer._partial_": FLAG,

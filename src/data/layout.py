@@ -1,0 +1,206 @@
+"""What lies in a folder of images: which files are pictures, and which split and class each of them belongs to."""
+
+import errno
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from src.errors import UserError
+from src.files import readable
+
+SPLITS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
+KINDS = ", ".join(ending.lstrip(".") for ending in IMG_EXTENSIONS)
+NAMED = 8  # folders that a note names
+
+
+class Listing(NamedTuple):
+    """The image files below a folder, and what else is there."""
+
+    files: list[str]  # paths below the folder, with slashes, sorted folder by folder
+    notes: list[str]  # what was left out and why, in words
+
+
+class Layout(NamedTuple):
+    """Where the image files of a data set belong."""
+
+    files: list[str]
+    published: list[str]  # "train", "val" or "test" of each file; "" where the folder does not say
+    classes: list[str]  # of each file; "" for none
+    notes: list[str]
+
+
+def split_of(folder: str) -> str | None:
+    """The split that a folder of this name holds, whatever its case: ``Valid`` is ``val``."""
+    return next((split for split, names in SPLITS.items() if folder.lower() in names), None)
+
+
+def list_images(root: Path) -> Listing:
+    """All image files below a folder; links are followed, each folder is read once.
+
+    Names that begin with a dot and ``__MACOSX`` are what systems leave behind: they do not count.
+    """
+    files: list[str] = []
+    endings: Counter[str] = Counter()
+    unreadable: list[str] = []
+    nowhere = again = 0
+    seen: set[tuple[int, int]] = set()
+    folders: list[str] = [""]
+    links: list[str] = []
+    while folders or links:
+        # What is behind links comes last, the nearest first: a folder has its own name, or else its shortest.
+        own = bool(folders)
+        below = folders.pop() if own else links.pop(0)
+        try:
+            entries, identity = _entries(root / below)
+        except OSError:
+            unreadable.append(below or str(root))
+            continue
+        if identity in seen:
+            again += 1
+            continue
+        seen.add(identity)
+        for entry in entries:
+            path = f"{below}/{entry.name}" if below else entry.name
+            kind = _kind(entry)
+            if kind == "folder":
+                (folders if own and not entry.is_symlink() else links).append(path)
+            elif kind == "nothing":
+                nowhere += 1
+            elif entry.name.lower().endswith(IMG_EXTENSIONS):
+                files.append(path)
+            else:
+                endings[os.path.splitext(entry.name)[1].lower() or "no ending"] += 1
+    notes = []
+    if endings:
+        counts = [f"{ending}: {count:,}" for ending, count in sorted(endings.items(), key=lambda e: (-e[1], e[0]))]
+        notes.append(f"files left out, by ending: {_some(counts)}")
+    if unreadable:
+        notes.append(f"folders that cannot be read: {_some(unreadable)}")
+    if nowhere:
+        notes.append(f"links that lead to no file: {nowhere:,}")
+    if again:
+        notes.append(f"links to folders that are read under another name: {again:,}")
+    return Listing(sorted(files, key=lambda file: file.split("/")), notes)
+
+
+def _entries(folder: Path) -> tuple[list[os.DirEntry], tuple[int, int]]:
+    """What is in a folder (names sorted), and what it is known by under any name."""
+    fact = os.stat(folder)
+    if not os.access(folder, os.X_OK):
+        raise PermissionError(errno.EACCES, "its names can be read, its files cannot", str(folder))
+    with os.scandir(folder) as found:
+        entries = [e for e in found if not e.name.startswith(".") and e.name != "__MACOSX"]
+    return sorted(entries, key=lambda entry: entry.name), (fact.st_dev, fact.st_ino)
+
+
+def _kind(entry: os.DirEntry) -> str:
+    """``folder``, ``file``, or ``nothing``: a link that leads nowhere, or in a circle."""
+    try:
+        return "folder" if entry.is_dir() else "file" if entry.is_file() else "nothing"
+    except OSError:
+        return "nothing"
+
+
+def arrange(root: Path, files: Sequence[str]) -> Layout:
+    """Read splits and classes from the paths below ``root``.
+
+    Folders that hold nothing but one folder of folders are stepped into. Below that, ``train`` with ``val`` or
+    ``test`` beside it are published splits, and what else is beside them is left out. One of them beside other folders
+    is a split where it holds folders, as they would be classes, and a class where it holds images only. Below a
+    split, or where there is none, each folder is a class.
+
+    Raises:
+        UserError: two folders mean the same split, or there are splits within what would be a class.
+    """
+    paths = [file.split("/") for file in files]
+    steps, notes = _wrapper(paths), []
+    around = "".join(f"{folder}/" for folder in paths[0][:steps])
+    if steps:
+        root /= around
+        notes.append(f"all images are in {readable(around)}")
+    paths = [path[steps:] for path in paths]
+
+    splits, classes = _splits(paths)
+    for split in SPLITS:
+        if len(same := [f"{folder}/" for folder in splits if split_of(folder) == split]) > 1:
+            named = readable(" and ".join(same))
+            raise UserError(f"{named} in {readable(root)} are both the {split} split: merge them, or rename one")
+    if classes:
+        notes.append(f"{_some(classes)} taken for a class: it holds images and no folders of classes")
+    kept = [*range(len(paths))]
+    if _published(splits):
+        kept = [i for i, path in enumerate(paths) if len(path) > 1 and path[0] in splits]
+        beside = Counter(path[0] if len(path) > 1 else "" for path in paths)
+        told = [
+            f"in {around}{folder}/: {count:,}" if folder else f"in no folder: {count:,}"
+            for folder, count in beside.items()
+            if folder not in splits
+        ]
+        if told:
+            notes.append(f"images left out beside the splits: {_some(told)}")
+    _refuse_splits_below(root, [paths[i] for i in kept])
+
+    published, names = [], []
+    for path in (paths[i] for i in kept):
+        inside = len(path) > 1 and path[0] in splits
+        published.append(split_of(path[0]) if inside else "")
+        rest = path[inside:]
+        names.append(rest[0] if len(rest) > 1 else "")
+    return Layout([files[i] for i in kept], published, names, notes)
+
+
+def _published(folders: Iterable[str]) -> bool:
+    """Whether folders of these names are a data set as published: ``train`` and another split."""
+    meant = {split_of(folder) for folder in folders} - {None}
+    return "train" in meant and len(meant) > 1
+
+
+def _wrapper(paths: Sequence[list[str]]) -> int:
+    """How many folders there are around the images that hold one folder of folders, no split, and nothing else."""
+    steps = 0
+    while len(tops := {path[steps] for path in paths}) == 1:
+        (top,) = tops
+        if split_of(top) or not any(len(path) > steps + 2 for path in paths):
+            break
+        steps += 1
+    return steps
+
+
+def _splits(paths: Sequence[list[str]]) -> tuple[list[str], list[str]]:
+    """The folders that are published splits, and those that are classes in spite of such a name."""
+    folders = {path[0] for path in paths if len(path) > 1}
+    named = sorted(folder for folder in folders if split_of(folder))
+    if _published(named) or len(named) == len(folders):
+        return named, []
+    with_classes = {path[0] for path in paths if len(path) > 2}
+    return [f for f in named if f in with_classes], [f for f in named if f not in with_classes]
+
+
+def _refuse_splits_below(root: Path, paths: Sequence[list[str]]) -> None:
+    """Raise a UserError where a class holds splits: their images would be mixed."""
+    below: dict[tuple[str, ...], set[str]] = defaultdict(set)
+    for path in paths:
+        for i in range(1, len(path) - 1):
+            if split_of(path[i]):
+                below[tuple(path[:i])].add(path[i])
+    for folder, names in below.items():
+        if _published(names):
+            held = readable(" and ".join(f"{name}/" for name in sorted(names)))
+            raise UserError(
+                f"{readable(root.joinpath(*folder))} holds {held} of its own, which would be mixed: set data.root to "
+                f"it, or put the classes into the splits (train/{readable(folder[-1])}/ and so on)"
+            )
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
+    return readable(", ".join(names[:NAMED]) + more)

@@ -1,0 +1,228 @@
+"""Every kind of picture as a viewer shows it, and what is said of those that are none."""
+
+import shutil
+import struct
+import warnings
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from src.data.decoding import Bad, decode, decode_all
+
+RAMP = np.linspace(0, 1, 64 * 64).reshape(64, 64)
+
+
+def test_decoding_is_pillows(picture_folder):
+    path = picture_folder({"a.png": (40, 60, 3)}) / "a.png"
+    decoded = decode(path, 16, 3)
+    expected = Image.open(path).resize((16, 16), Image.Resampling.BILINEAR)
+    assert np.array_equal(decoded.pixels.transpose(1, 2, 0), np.asarray(expected))
+    shutil.copy(path, path.with_name("b.png"))
+    assert decode(path.with_name("b.png"), 8, 1).digest == decoded.digest
+
+
+@pytest.mark.parametrize(
+    ("bits", "kind"), [(16, np.uint16), (14, np.uint16), (12, np.uint16), (12, np.int32), (8, np.int32)]
+)
+def test_deep_grey_is_read_with_the_depth_of_all_files(bits, kind, tmp_path):
+    full = (RAMP * (2**bits - 1)).astype(kind)
+    for name, values in (("dark.tif", full // 8), ("full.tif", full)):
+        Image.fromarray(values).save(tmp_path / name)
+    Image.fromarray((RAMP * 255).astype(np.uint8)).save(tmp_path / "shallow.png")
+    files = [tmp_path / name for name in ("dark.tif", "full.tif", "shallow.png")]
+    taken = {}
+    found = decode_all(files, 64, 1, lambda i, decoded: taken.update({i: decoded.pixels[0]}), pytest.fail)
+    assert (found.depth, found.deep, found.largest) == (bits, 2, 2**bits - 1)
+    for i, brightest in ((0, 255 / 8), (1, 255), (2, 255)):
+        assert np.abs(taken[i] - RAMP * brightest).max() <= 1.01, files[i]
+    assert found.notes == [f"grey of more than 8 bits read as {bits}-bit: 2 files, up to {2**bits - 1:,}"]
+
+
+def test_values_that_are_no_grey_levels_are_refused_in_words(tmp_path):
+    Image.fromarray((RAMP * 4000 - 1024).astype(np.int32)).save(tmp_path / "ct.tif")
+    Image.fromarray((RAMP * 4000).astype(np.uint16)).save(tmp_path / "deep.png")
+    Image.fromarray(RAMP.astype(np.float32)).save(tmp_path / "float.tif")
+    with pytest.raises(Bad, match="values go from -1,024 to 2,976, not from 0 to 65,535. Save it"):
+        decode(tmp_path / "ct.tif", 8, 1)
+    with pytest.raises(Bad, match="values go from 0 to 4,000, not from 0 to 1,023"):  # a run's pictures had 10 bits
+        decode(tmp_path / "deep.png", 8, 1, depth=10)
+    with pytest.raises(Bad, match="floating-point numbers. Save it with 8 or 16 bits"):
+        decode(tmp_path / "float.tif", 8, 1)
+
+
+def test_sixteen_bit_grey_with_white_at_zero_is_turned_round(tmp_path):
+    values = (RAMP * 65535).astype(np.uint16)
+    Image.fromarray(values).save(tmp_path / "a.tif", tiffinfo={262: 0})
+    with Image.open(tmp_path / "a.tif") as image:
+        assert image.tag_v2[262] == 0
+    pixels = decode(tmp_path / "a.tif", 64, 1).pixels
+    assert np.abs(pixels[0] - 255 * (1 - RAMP)).max() <= 1.01
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "PA", "L"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_transparent_parts_are_white(mode, channels, tmp_path):
+    """A black stroke on a transparent (black) ground, as drawing programs save it."""
+    alpha = np.zeros((8, 8), np.uint8)
+    alpha[:, :4] = 255
+    black = np.zeros((8, 8), np.uint8)
+    if mode == "P":
+        picture = Image.fromarray(alpha // 255, "P")  # colour 0 is transparent, colour 1 black
+        picture.putpalette([0, 0, 0, 0, 0, 0])
+        picture.save(tmp_path / "a.png", transparency=0)
+    elif mode == "L":
+        Image.fromarray(255 - alpha // 2).save(tmp_path / "a.png", transparency=255)
+    else:
+        picture = Image.fromarray(np.dstack([black, alpha] if mode == "LA" else [black, black, black, alpha]))
+        picture = picture.convert("PA") if mode == "PA" else picture
+        picture.save(tmp_path / ("a.tif" if mode == "PA" else "a.png"))
+    (file,) = tmp_path.iterdir()
+    decoded = decode(file, 8, channels)
+    assert decoded.transparent
+    assert (decoded.pixels[:, :, 4:] == 255).all()
+    assert (decoded.pixels[:, :, :4] == (128 if mode == "L" else 0)).all()
+
+
+def test_an_alpha_channel_without_transparent_parts_changes_nothing(picture_folder):
+    root = picture_folder({"a.png": (30, 20, 3)})
+    with Image.open(root / "a.png") as image:
+        image.putalpha(255)
+        image.save(root / "b.png")
+    plain, opaque = (decode(root / name, 16, 3) for name in ("a.png", "b.png"))
+    assert np.array_equal(plain.pixels, opaque.pixels)
+    assert not opaque.transparent
+
+
+@pytest.mark.parametrize(("full", "note"), [(65535, []), (4095, ["16-bit colour uses levels up to 15 of 255 and is"])])
+def test_sixteen_bit_colour_is_scaled_and_its_fewer_bits_are_named(full, note, tmp_path):
+    """Pillow writes no such file: a TIFF by hand, one strip of 8 x 8 pixels."""
+    tags = [(256, 8), (257, 8), (258, 16), (259, 1), (262, 2), (273, 200), (277, 3), (278, 8), (279, 8 * 8 * 6)]
+    head = struct.pack("<2sHIH", b"II", 42, 8, len(tags))
+    for tag, value in tags:
+        head += struct.pack("<HHII", tag, 3, *((3, 160) if tag == 258 else (1, value)))
+    head = head.ljust(160, b"\0") + struct.pack("<3H", 16, 16, 16)
+    pixels = np.full((8, 8, 3), (full, full // 2, 0), "<u2").tobytes()
+    (tmp_path / "a.tif").write_bytes(head.ljust(200, b"\0") + pixels)
+    taken = []
+    found = decode_all(
+        [tmp_path / "a.tif"], 8, 3, lambda _, decoded: taken.append(decoded.pixels[:, 3, 3]), pytest.fail
+    )
+    assert taken[0].tolist() == [full >> 8, full >> 9, 0]
+    assert [told[:46] for told in found.notes] == [words[:46] for words in note]
+
+
+def test_exif_orientation_is_obeyed(tmp_path):
+    image = Image.fromarray(np.repeat([[0, 255]], 8, axis=0).astype(np.uint8).repeat(4, 1))
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    image.save(tmp_path / "turned.png", exif=exif)
+    pixels = decode(tmp_path / "turned.png", 8, 1).pixels
+    assert pixels[0, 0, 0] == 255
+    assert pixels[0, 0, -1] == 0
+
+
+def _exif(orientation: bytes, *entries: bytes) -> bytes:
+    return (
+        b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", 1 + len(entries)) + orientation + b"".join(entries) + b"\0" * 64
+    )
+
+
+def test_exif_that_pillow_cannot_rewrite_or_read_is_no_obstacle(tmp_path):
+    half = np.repeat([[0, 255]], 16, axis=0).astype(np.uint8).repeat(8, 1)  # black at the left
+    turned = struct.pack("<HHIHH", 0x0112, 3, 1, 3, 0)
+    odd = struct.pack("<HHI4s", 0x0100, 2, 3, b"AAA")  # a width in letters: Pillow reads it, and cannot write it
+    cases = {
+        "rewrite.jpg": _exif(turned, odd),
+        "cut.jpg": _exif(turned)[:15],
+        "noise.jpg": b"Exif\0\0II*\0\xff\xff\xff\xff",
+    }
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for name, exif in cases.items():
+            Image.fromarray(half).save(tmp_path / name, exif=exif, quality=95)
+        taken = {}
+        files = [tmp_path / name for name in cases]
+        found = decode_all(files, 16, 1, lambda i, decoded: taken.update({i: decoded.pixels[0]}), pytest.fail)
+    assert not found.bad
+    assert not told
+    assert taken[0][8, 0] > 250  # turned
+    assert taken[1][8, 0] < 5
+    assert taken[2][8, 0] < 5
+
+
+def test_the_first_frame_is_taken_and_that_is_said(tmp_path):
+    first, second = (Image.fromarray(np.full((8, 8), level, np.uint8)) for level in (10, 200))
+    first.save(tmp_path / "stack.tif", save_all=True, append_images=[second])
+    taken = []
+    found = decode_all(
+        [tmp_path / "stack.tif"], 8, 1, lambda _, decoded: taken.append(decoded.pixels.mean()), pytest.fail
+    )
+    assert taken == [10]
+    assert found.notes == ["first of several frames taken: 1 files"]
+
+
+def test_whatever_a_decoder_raises_is_about_the_file(picture_folder):
+    root = picture_folder({"a.jpg": (40, 60, 3)})
+    jpeg = (root / "a.jpg").read_bytes()
+    (root / "huge.pgm").write_bytes(b"P5\n20000 20000\n255\n")
+    (root / "cut.jpg").write_bytes(jpeg[: len(jpeg) // 2])
+    (root / "empty.png").write_bytes(b"")
+    (root / "text.png").write_bytes(b"<html>")
+    said = {}
+    for name in ("huge.pgm", "cut.jpg", "empty.png", "text.png"):
+        with pytest.raises(Bad) as caught:
+            decode(root / name, 8, 1)
+        said[name] = str(caught.value)
+    assert "400,000,000 pixels, more than the 178,956,970" in said["huge.pgm"]
+    assert said["huge.pgm"].endswith("Make it smaller")
+    assert "truncated" in said["cut.jpg"]
+    assert said["empty.png"].startswith("zero bytes")
+    assert "no image" in said["text.png"]
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError("tag"), RuntimeError("odd"), ZeroDivisionError(), ValueError(), OSError("cut")]
+)
+def test_any_exception_of_a_decoder_is_about_the_file_but_not_one_of_the_process(error, tmp_path, monkeypatch):
+    """A kind of file whose decoder fails."""
+
+    def fail(*_):
+        raise raised[0]
+
+    raised = [error]
+    monkeypatch.setitem(Image.OPEN, "FAILS", (fail, lambda start: start.startswith(b"FAILS")))
+    monkeypatch.setattr(Image, "ID", [*Image.ID, "FAILS"])
+    (tmp_path / "a.png").write_bytes(b"FAILS" * 9)
+    with pytest.raises(Bad, match=r"\w+.*\. Repair or remove it"):
+        decode(tmp_path / "a.png", 8, 1)
+    for raised[0] in (MemoryError(), KeyboardInterrupt()):
+        with pytest.raises(type(raised[0])):
+            decode(tmp_path / "a.png", 8, 1)
+
+
+def test_files_that_would_crash_decoders_are_bad_files(picture_folder, tmp_path):
+    """A hundred pictures of each kind with a few bytes changed: decoded, or bad, and nothing else."""
+    rng = np.random.default_rng(0)
+    picture = Image.fromarray(rng.integers(0, 256, (24, 24, 4), dtype=np.uint8))
+    files = []
+    for ending, mode in (
+        ("png", "RGBA"),
+        ("tif", "RGBA"),
+        ("jpg", "RGB"),
+        ("webp", "RGBA"),
+        ("bmp", "RGB"),
+        ("ppm", "RGB"),
+    ):
+        exif = {"exif": _exif(struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0))} if ending in ("jpg", "webp") else {}
+        picture.convert(mode).save(tmp_path / f"whole.{ending}", **exif)
+        whole = np.frombuffer((tmp_path / f"whole.{ending}").read_bytes(), np.uint8)
+        for i in range(100):
+            broken = whole.copy()
+            broken[rng.integers(0, min(len(whole), 200), 6)] = rng.integers(0, 256, 6)
+            files.append(tmp_path / f"{i}.{ending}")
+            files[-1].write_bytes(broken.tobytes())
+    taken = set()
+    found = decode_all(files, 8, 3, lambda i, _: taken.add(i), lambda *_: None)
+    assert taken | set(found.bad) == set(range(600))
+    assert all(". " in reason for reason in found.bad.values())
