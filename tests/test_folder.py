@@ -145,9 +145,9 @@ def test_the_data_line_names_classes_and_splits(picture_folder, tmp_path):
     root = picture_folder(
         {f"{side}/{c}/{i}.png": (9, 9) for side in ("Train", "valid") for c in "ab" for i in range(6)}
     )
-    said = describe_data(folder_data(root, tmp_path, "data.val_fraction=null"))
-    assert re.match(r"image_folder: \d+ training, \d+ validation \(published\) and \d+ test images \(carved\)", said)
     said = describe_data(folder_data(root, tmp_path))
+    assert re.match(r"image_folder: \d+ training, \d+ validation \(published\) and \d+ test images \(carved\)", said)
+    said = describe_data(folder_data(root, tmp_path, "data.val_fraction=0.1"))
     assert re.match(
         r"image_folder: \d+ training, \d+ validation \(carved\) and \d+ test images \(carved\) of 3x16x16", said
     )

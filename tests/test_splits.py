@@ -54,8 +54,16 @@ def test_published_validation_on_request():
     images = pool([1, 2, 3, 3, 5], published=["train", "train", "train", "val", "test"])
     splits = split(images, None, 0.5, 0)
     assert (splits.train.tolist(), splits.val.tolist()) == ([0, 1], [3])
-    with pytest.raises(UserError, match="val_fraction=null"):
-        split(pool(list(range(9))), None, 0.3, 0)
+    unpublished = pool(list(range(90)))
+    assert len(split(unpublished, None, 0.3, 0).val) == 6  # a tenth of what is not tested on
+    images = pool([*range(20), 20, 21], published=["train"] * 20 + ["val"] * 2)
+    carved = split(images, None, 0.2, 0)
+    assert carved.val.tolist() == [20, 21]
+    assert len(carved.test) == 4
+    images = pool([1, 2, 3, 4], ["a", "b", "a", "c"], ["train", "train", "val", "test"])
+    assert any(
+        "1 groups also occur in the published validation split" in note for note in split(images, None, 0, 0).notes
+    )
 
 
 @pytest.mark.parametrize("patients", [False, True])

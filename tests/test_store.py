@@ -13,6 +13,7 @@ import torch
 from src.data import decoding, store
 from src.data.store import Store, open_store
 from src.errors import UserError, explain
+from src.locks import lock
 from src.record import describe_data
 from tests.helpers import data, folder_data, sides
 
@@ -97,6 +98,18 @@ def test_bad_images_are_named_or_skipped(picture_folder, tmp_path):
     elsewhere = folder_data(moved, tmp_path, "data.on_bad_image=skip")
     assert len(sides(elsewhere.splits)) == 18
     assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_what_a_killed_decoding_has_left_goes(picture_folder, tmp_path):
+    root, cache = picture_folder({"0.png": (9, 9)}), tmp_path / "cache"
+    for name in ("killed", "new", "at work"):
+        (cache / f".decoding-{name}").mkdir(parents=True)
+    held = lock(cache / ".decoding-at work")
+    for name in ("killed", "at work"):
+        os.utime(cache / f".decoding-{name}", (1, 1))
+    open_store(root, ["0.png"], 8, 1, cache, "x", "raise")
+    assert sorted(path.name for path in cache.glob(".*")) == [".decoding-at work", ".decoding-new"]
+    held.close()
 
 
 def test_a_full_disk_leaves_nothing_behind(picture_folder, tmp_path, monkeypatch):

@@ -32,7 +32,8 @@ class ImageDataModule(L.LightningDataModule):
         image_size: side of the square images, in pixels; others are resized to it (bilinear, antialiased).
         channels: 1 for grey, 3 for colour.
         batch_size: images an optimizer step, over all processes.
-        val_fraction: part of the training images to validate on; null takes the published validation split.
+        val_fraction: part of the training images to validate on; null takes the published validation split,
+            and a tenth where there is none.
         test_fraction: part of all images to test on, where no test split is published.
         split_seed: decides which images these are; apart from the run's seed, so that runs stay comparable.
         seed: order of the training images.
@@ -50,7 +51,7 @@ class ImageDataModule(L.LightningDataModule):
         image_size: int,
         channels: int,
         batch_size: int,
-        val_fraction: float | None = 0.1,
+        val_fraction: float | None = None,
         test_fraction: float = 0.2,
         split_seed: int = 0,
         seed: int = 0,

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from src.errors import UserError
 
+TENTH = 0.1  # of the images, for validation where nobody says otherwise
+
 
 def content_digest(data: bytes) -> bytes:
     """16 bytes that are equal for equal content, everywhere."""
@@ -72,7 +74,7 @@ def split(pool: ImagePool, val_fraction: float | None, test_fraction: float, see
     Args:
         pool: the images.
         val_fraction: part of the images outside the test split; None takes the published validation split, which
-            otherwise joins the training images.
+            otherwise joins the training images, and a tenth where none was published.
         test_fraction: part of all images, where the publisher names no test images.
         seed: decides which groups are carved out.
 
@@ -86,23 +88,26 @@ def split(pool: ImagePool, val_fraction: float | None, test_fraction: float, see
     groups, found = _components(pool)
     notes += found
 
+    as_published = val_fraction is None and (pool.published == "val").any()
     if (pool.published == "test").any():
         test = np.flatnonzero(pool.published == "test")
     else:
-        test = _carve(usable, groups, test_fraction, seed, "test")
+        free = usable[pool.published[usable] != "val"] if as_published else usable
+        test = _carve(free, groups, test_fraction, seed, "test")
     rest = np.setdiff1d(usable, test)
     rest = _without_copies(rest, test, pool, "test", notes)
-    notes += _shared_groups(rest, test, pool)
+    notes += _shared_groups(rest, test, pool, "test")
 
-    if val_fraction is None:
+    if as_published:
         val = rest[pool.published[rest] == "val"]
         if not len(val):
             raise UserError(
-                "data.val_fraction=null asks for a published validation split and there is none: give a number"
+                "every image published for validation is one of the test images too: give data.val_fraction"
             )
         train = _without_copies(np.setdiff1d(rest, val), val, pool, "validation", notes)
+        notes += _shared_groups(train, val, pool, "validation")
     else:
-        val = _carve(rest, groups, val_fraction, seed, "validation")
+        val = _carve(rest, groups, TENTH if val_fraction is None else val_fraction, seed, "validation")
         train = np.setdiff1d(rest, val)
     if not len(train):
         raise UserError("no training images are left after the splits: add images or lower data.val_fraction")
@@ -127,7 +132,6 @@ def _components(pool: ImagePool) -> tuple[_Groups, list[str]]:
         )
     if pool.groups is not None:
         keys.append(np.unique(np.array(pool.groups), return_inverse=True)[1])
-        notes.append(f"{keys[1].max() + 1} groups (patients) kept together")
     # A graph whose nodes are the images, then the keys; every image is linked to its keys.
     count, links = len(pool), []
     offset = count
@@ -144,16 +148,16 @@ def _components(pool: ImagePool) -> tuple[_Groups, list[str]]:
     return _Groups(of, [names.get(group, b"") for group in range(of.max() + 1)]), notes
 
 
-def _shared_groups(rest: np.ndarray, test: np.ndarray, pool: ImagePool) -> list[str]:
-    """What to say where a published test split has groups of other images too: it is left as it is."""
+def _shared_groups(rest: np.ndarray, part: np.ndarray, pool: ImagePool, side: str) -> list[str]:
+    """What to say where a published split has groups of other images too: it is left as it is."""
     if pool.groups is None:
         return []
-    tested = {pool.groups[i] for i in test}
-    shared = [pool.groups[i] for i in rest if pool.groups[i] in tested]
+    held = {pool.groups[i] for i in part}
+    shared = [pool.groups[i] for i in rest if pool.groups[i] in held]
     if not shared:
         return []
     return [
-        f"{len(set(shared))} groups also occur in the published test split ({len(shared)} other images), "
+        f"{len(set(shared))} groups also occur in the published {side} split ({len(shared)} other images), "
         "which is left as it is"
     ]
 

@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -21,6 +22,7 @@ from src.data.decoding import Decoded, Found, decode_all, in_threads
 from src.data.splits import content_digest
 from src.errors import UserError
 from src.files import readable, whole_file
+from src.locks import is_locked, lock
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +32,8 @@ PIECES, PIECE = 4, 256  # of each file, and their bytes: what a cache knows the 
 TIMES_KEPT = 16  # copies of a folder that a cache remembers
 NO_FALLOCATE = (errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS)  # said by some network file systems
 ZEROS = bytes(2**20)
+DECODING = ".decoding-"  # begins the names of folders that are decoded into
+LEFT = 600  # seconds after which such a folder that nobody has locked is taken for one that was left behind
 
 
 class Store(NamedTuple):
@@ -155,7 +159,12 @@ def _build(
     digests = [content_digest(os.fsencode(path)) for path in paths]  # of bad files: they are like no other
 
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".decoding-"))
+    for left in folder.parent.glob(f"{DECODING}*"):
+        with contextlib.suppress(FileNotFoundError):
+            if not is_locked(left) and time.time() - left.stat().st_mtime > LEFT:  # by a process that was killed
+                shutil.rmtree(left, ignore_errors=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=DECODING))
+    held = lock(temporary)
     try:
         new = temporary / "new"
         new.mkdir()
@@ -179,6 +188,8 @@ def _build(
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        if held is not None:
+            held.close()
 
 
 def _claim(path: Path, start: int) -> None:
