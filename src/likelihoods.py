@@ -123,7 +123,7 @@ class GaussianLikelihood(Likelihood):
         super().__init__()
         if scale <= math.exp(self.MIN_LOG_SCALE):
             raise UserError(
-                f"likelihood scale={scale}: give a standard deviation above {math.exp(self.MIN_LOG_SCALE):.4f}"
+                f"model.likelihood.scale={scale}: give a standard deviation above {math.exp(self.MIN_LOG_SCALE):.4f}"
             )
         excess = math.log(scale) - self.MIN_LOG_SCALE
         raw_scale = torch.tensor(math.log(math.expm1(excess)))

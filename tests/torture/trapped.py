@@ -1,10 +1,11 @@
-"""Run a command that is sent a signal at one of its file operations: ``python -m tests.torture.trapped 37 SIGKILL
-FOLDER src.train model=...``.
+"""Run a command that is sent a signal at one of its file operations.
 
-A clock seldom hits the moment between two operations on files; this hits each of them. The operations that are counted
-are those on paths below FOLDER: opening, renaming, removing, making folders. Number 0 sends nothing; with ``COUNT_INTO``
-in the environment their number is written there. A number with ``w`` behind it, such as ``37w``, is for the moment after
-the first write that follows operation 37: what was written may not be on the disk yet.
+``python -m tests.torture.trapped 37 SIGKILL FOLDER src.train model=...``
+
+A clock seldom hits the moment between two operations on files; this hits each of them. What counts is opening,
+renaming, removing and making below FOLDER. Number 0 sends nothing; with ``COUNT_INTO`` in the environment their number
+is written there. A number with ``w`` behind it, such as ``37w``, is for the moment after the first write that follows
+operation 37: what was written may not be on the disk yet.
 """
 
 import atexit
