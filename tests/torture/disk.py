@@ -5,6 +5,7 @@ may not grow past a limit (RLIMIT_FSIZE), which ends writes as a full disk does.
 """
 
 import json
+import os
 import resource
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from tests.helpers import WARM
+from tests.helpers import ROOT, WARM
 from tests.torture.commands import LIMIT, QUIET, SMALL, Done, Settings, run
 from tests.torture.looks import infinite, not_whole, refused
 from tests.torture.table import Case, Table, typed
@@ -94,10 +95,14 @@ def cases(settings: Settings, table: Table) -> Iterator[Case]:
     """In a namespace of its own where the system allows it, else here."""
     words = [str(settings.folder), str(settings.seed), str(settings.count)]
     inside = ["unshare", "-rm", sys.executable, "-m", "tests.torture.disk", *words]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
     (settings.folder / "disk").mkdir()
-    if shutil.which("unshare") and subprocess.run([*inside, "try"], capture_output=True, check=False).returncode == 0:
+    tried = (
+        subprocess.run([*inside, "try"], capture_output=True, env=env, check=False) if shutil.which("unshare") else None
+    )
+    if tried is not None and tried.returncode == 0:
         way = Tmpfs.way
-        with subprocess.Popen(inside, stdout=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(inside, stdout=subprocess.PIPE, text=True, env=env) as process:
             yield from (Case(**json.loads(line)) for line in process.stdout if line.startswith("{"))
         if process.returncode:
             yield Case("disk", "the campaign itself", " ".join(inside), [f"exit status {process.returncode}"])
@@ -117,7 +122,7 @@ def _cases(settings: Settings, disk: Tmpfs) -> Iterator[Case]:
         disk.clear()
         job.ready(disk.folder)
         before = disk.used()
-        done = run(job.words(disk.folder), job.module, 3 * LIMIT, **_env(disk))
+        done = run(job.words(disk.folder), job.module, 3 * LIMIT)
         if done.status != 0:
             yield Case(f"disk: {job.name}", "with room", typed(job.words(disk.folder)), ["it fails"], done.output)
             continue
@@ -137,7 +142,7 @@ def _filled(job: Job, disk: Tmpfs, room: int, needs: int) -> Case:
     kept = {path: path.read_bytes() for path in disk.folder.rglob("*.ckpt")}
     disk.room(room)
     words = job.words(disk.folder)
-    done = run(words, job.module, 3 * LIMIT, **_env(disk))
+    done = run(words, job.module, 3 * LIMIT)
     faults = _full(done, points="-m" in words)
     faults += not_whole(disk.folder)
     faults += [f"{path.name} was changed" for path, data in kept.items() if path.read_bytes() != data]
@@ -173,7 +178,7 @@ def _goes_on(job: Job, disk: Tmpfs, done: Done) -> list[str]:
             extra = ["ckpt_path=last"]
         elif (folder / ".hydra").exists():
             shutil.rmtree(folder)
-    again = run([*job.words(disk.folder), *extra], job.module, 3 * LIMIT, **_env(disk))
+    again = run([*job.words(disk.folder), *extra], job.module, 3 * LIMIT)
     if again.status != 0:
         last = again.output.strip().splitlines()[-1:]
         return [f"a repeat with room ({' '.join(extra)}) ends with status {again.status}: {last}"]
@@ -190,12 +195,12 @@ def _filled_later(disk: Tmpfs) -> Iterator[Case]:
         before = [file.read_bytes() for file in files]
         disk.room(room)
         longer = [*words, "trainer.max_epochs=4", "ckpt_path=last"]
-        done = run(longer, **_env(disk))
+        done = run(longer)
         faults = _full(done, points=False) + not_whole(disk.folder)
         if done.status and room == 0 and [file.read_bytes() for file in files] != before:
             faults.append("a checkpoint is no longer what it was")
         disk.room(None)
-        again = run(longer, **_env(disk))
+        again = run(longer)
         if again.status != 0:
             faults.append(f"a repeat with room ends with status {again.status}: {again.output[-200:]}")
         yield Case("disk: resume", f"{room // KIB} KiB are left", typed(longer), faults, done.output)
@@ -232,12 +237,6 @@ def _trained(disk: Path) -> None:
     done = run([*TRAINING, f"hydra.run.dir={disk}/run"])
     if done.status != 0:
         raise RuntimeError(done.output)
-
-
-def _env(disk: Tmpfs) -> dict[str, str]:
-    """Temporary files are on the small disk, too."""
-    (disk.folder / "tmp").mkdir(exist_ok=True)
-    return {"TMPDIR": str(disk.folder / "tmp")}
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Tiny runs at the edge of numbers, in process: none ends non-finite without naming the setting that did it.
 
-Whether the right one is named is tried: the setting is set to a tame value, and so on until the run ends well. Each time
-a setting must be named that is not tame yet; and where it took several, none of them may have been harmless.
+Whether the right one is named is tried: the setting is set to a tame value, and so on until the run ends well. Each
+time a setting must be named that is not tame yet; and where it took several, none of them may have been harmless.
 """
 
 import functools

@@ -13,6 +13,7 @@ import os
 import runpy
 import signal
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,7 @@ def main() -> None:
     trap = Trap(moment, signal.Signals[name], folder)
     if (into := os.environ.pop("COUNT_INTO", None)) is not None:
         atexit.register(lambda: Path(into).write_text(str(trap.seen)))
+    tempfile.tempdir = None  # what the process that this one was forked from has found is not for us
     sys.addaudithook(trap)
     sys.argv = [sys.argv[0], *words]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
