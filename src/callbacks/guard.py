@@ -80,7 +80,8 @@ class NonFiniteGuard(Callback):
         if scaler is None:
             self._look_at(trainer, pl_module, "gradient", pl_module.step_grad_norm[None])
         elif trainer.global_step % self._every == 0 and scaler.get_scale() < SMALLEST_LOSS_SCALE:
-            self._stop(trainer, pl_module, f"the gradient overflows at step {trainer.global_step}", trainer.global_step)
+            what = f"the gradient overflows at step {trainer.global_step}"
+            self._stop(trainer, pl_module, what, trainer.global_step, self._terms)
 
     def on_validation_start(self, trainer: Trainer, pl_module: BaseVAE) -> None:
         """Look at the weights before anything is computed from them."""
@@ -172,7 +173,7 @@ class NonFiniteGuard(Callback):
                 return weighed / max(abs(terms.distortion), 1.0), f"model.kl_weight={weight:g} is too high: lower it"
             if self._scale is not None and not abs(terms.distortion) < STEEP * pixels:
                 what = f"model.likelihood.scale={self._scale:g} is too small for the errors: raise it"
-                return abs(terms.distortion) / (STEEP * pixels), what
+                return abs(terms.distortion) / pixels, what
         if trainer.precision == "16-mixed":
             return math.inf, "trainer.precision=16-mixed cannot hold these numbers: set bf16-mixed or 32-true"
         return 1.0, None
@@ -181,11 +182,11 @@ class NonFiniteGuard(Callback):
         """Whether the learning rate is too high however steep the loss is.
 
         Its steps are as long as the rate itself, such as Adam's; or they follow the gradient, and even the first one
-        of a loss that is not lopsided would have been longer than weights are.
+        of a loss that is not lopsided would have been of the size of weights.
         """
         if _largest(self._parameters) - self._largest <= 10 * lr * (step - self._start):
             return True
-        return lr * min(self._first_norm / slope, clip or math.inf) > 1
+        return lr * min(self._first_norm / slope, clip or math.inf) > 0.1
 
 
 def _told(trainer: Trainer, module: BaseVAE, step: int, what: str, terms: Terms | None) -> str:
