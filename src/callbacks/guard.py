@@ -14,6 +14,8 @@ from src.models.base import BaseVAE
 
 GROWN = 1e3  # times the first step's: no training that comes to something does that
 STEEP = 100.0  # nats a pixel in the first step: the likelihood's scale is far below its errors
+PULL = 0.2  # the gradient's norm a pixel in the first steps of an ordinary loss (README, Stability)
+FAR = 0.1  # length of a step: the size of a weight
 SMALLEST_LOSS_SCALE = 2.0**-10  # of float16's scaler, which starts at 2^16 and halves at each overflow
 
 
@@ -54,12 +56,10 @@ class NonFiniteGuard(Callback):
         self._unread: list[tuple[int, str, Tensor]] = []  # step, what, values on the device
         self._first: Terms | None = None
         self._terms: Terms | None = None  # the last that were read
-        self._first_norm = math.nan
 
     def on_fit_start(self, trainer: Trainer, pl_module: BaseVAE) -> None:
         """No step has been bad."""
-        self._unread, self._first, self._terms = [], None, None
-        self._first_norm, self._start = math.nan, trainer.global_step
+        self._unread, self._first, self._terms, self._start = [], None, None, trainer.global_step
         self._parameters = list(pl_module.parameters())  # walking the module costs more than the norm of a small one
         self._every = self.read_every or (1 if pl_module.device.type == "cpu" else max(1, trainer.log_every_n_steps))
         self._largest = _largest(self._parameters)
@@ -116,8 +116,6 @@ class NonFiniteGuard(Callback):
             if what == "terms":
                 self._terms = Terms(*read)
                 self._first = self._first or self._terms
-            elif math.isnan(self._first_norm):
-                (self._first_norm,) = read
             if not all(map(math.isfinite, read)):
                 told = _told(trainer, pl_module, step, what, self._terms)
                 self._stop(trainer, pl_module, told, step, self._terms)
@@ -151,42 +149,36 @@ class NonFiniteGuard(Callback):
         moved = step > self._start
         pixels = math.prod(module.image_shape)
         astray = moved and (terms is None or self._first is None or terms.far_beyond(self._first, pixels))
-        slope, lopsided = self._lopsided(trainer, module, self._first if astray else terms)
+        lopsided = self._lopsided(trainer, module, self._first if astray else terms)
         group = trainer.optimizers[0].param_groups[0]
         lr = float(group.get("initial_lr", group["lr"]))
-        if lopsided and not (astray and self._rate_explains(lr, slope, trainer.gradient_clip_val, step)):
+        if lopsided and not (astray and self._rate_explains(lr, pixels, trainer.gradient_clip_val, step)):
             return lopsided
         if moved:
             clip = "" if trainer.gradient_clip_val else ", or set trainer.gradient_clip_val"
             return f"optimizer.lr={lr:g} is too high: lower it{clip}"
         return "No step was taken: the weights that it started with do not serve these images"
 
-    def _lopsided(self, trainer: Trainer, module: BaseVAE, terms: Terms | None) -> tuple[float, str | None]:
-        """How many times too steep the loss of these terms is, and the setting that makes it so.
-
-        Or the arithmetic that cannot hold them.
-        """
-        if terms is not None:
-            pixels, weight = math.prod(module.image_shape), module.kl_weight
-            weighed = weight * max(terms.rate, 1.0)
-            if weight > 1 and weighed > abs(terms.distortion):
-                return weighed / max(abs(terms.distortion), 1.0), f"model.kl_weight={weight:g} is too high: lower it"
-            if self._scale is not None and not abs(terms.distortion) < STEEP * pixels:
-                what = f"model.likelihood.scale={self._scale:g} is too small for the errors: raise it"
-                return abs(terms.distortion) / pixels, what
+    def _lopsided(self, trainer: Trainer, module: BaseVAE, terms: Terms | None) -> str | None:
+        """The setting that makes the loss of these terms too steep, or the arithmetic that cannot hold them."""
+        pixels, weight = math.prod(module.image_shape), module.kl_weight
+        if terms is not None and weight > 1 and weight * max(terms.rate, 1.0) > abs(terms.distortion):
+            return f"model.kl_weight={weight:g} is too high: lower it"
+        if terms is not None and self._scale is not None and not abs(terms.distortion) < STEEP * pixels:
+            return f"model.likelihood.scale={self._scale:g} is too small for the errors: raise it"
         if trainer.precision == "16-mixed":
-            return math.inf, "trainer.precision=16-mixed cannot hold these numbers: set bf16-mixed or 32-true"
-        return 1.0, None
+            return "trainer.precision=16-mixed cannot hold these numbers: set bf16-mixed or 32-true"
+        return None
 
-    def _rate_explains(self, lr: float, slope: float, clip: float | None, step: int) -> bool:
+    def _rate_explains(self, lr: float, pixels: int, clip: float | None, step: int) -> bool:
         """Whether the learning rate is too high however steep the loss is.
 
-        Its steps are as long as the rate itself, such as Adam's; or they follow the gradient, and even the first one
-        of a loss that is not lopsided would have been of the size of weights.
+        Its steps are as long as the rate itself, such as Adam's; or they follow the gradient, and that of an ordinary
+        loss would have been enough to throw the weights away.
         """
         if _largest(self._parameters) - self._largest <= 10 * lr * (step - self._start):
             return True
-        return lr * min(self._first_norm / slope, clip or math.inf) > 0.1
+        return lr * min(PULL * pixels, clip or math.inf) > FAR
 
 
 def _told(trainer: Trainer, module: BaseVAE, step: int, what: str, terms: Terms | None) -> str:
