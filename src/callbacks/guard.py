@@ -15,7 +15,8 @@ from src.models.base import BaseVAE
 GROWN = 1e3  # times the first step's: no training that comes to something does that
 STEEP = 100.0  # nats a pixel in the first step: the likelihood's scale is far below its errors
 PULL = 0.2  # the gradient's norm a pixel in the first steps of an ordinary loss (README, Stability)
-FAR = 0.1  # length of a step: the size of a weight
+FAR = 0.5  # length of a step: about the size of a weight
+HOPELESS = 1e18  # KL weight: the square of any gradient is beyond float32
 SMALLEST_LOSS_SCALE = 2.0**-10  # of float16's scaler, which starts at 2^16 and halves at each overflow
 
 
@@ -150,6 +151,7 @@ class NonFiniteGuard(Callback):
         pixels = math.prod(module.image_shape)
         astray = moved and (terms is None or self._first is None or terms.far_beyond(self._first, pixels))
         lopsided = self._lopsided(trainer, module, self._first if astray else terms)
+        astray = astray and module.kl_weight < HOPELESS
         group = trainer.optimizers[0].param_groups[0]
         lr = float(group.get("initial_lr", group["lr"]))
         if lopsided and not (astray and self._rate_explains(lr, pixels, trainer.gradient_clip_val, step)):

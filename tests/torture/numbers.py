@@ -40,6 +40,7 @@ TAME = {
     "model.likelihood.scale": 0.3,
     "trainer.precision": "32-true",
 }
+WORSE = {"optimizer.lr": 10.0, "model.kl_weight": 10.0, "model.likelihood.scale": 0.5}
 BODIES = {
     "conv_tiny": ("model.encoder.widths=[4,8]", "model.decoder.widths=[4,8,8]", "model.encoder.hidden=8"),
     "lstm": ("model.encoder.hidden=8", "model.decoder.widths=[4,8]", "model.decoder.kernel_size=4",
@@ -168,11 +169,14 @@ def followed(point: Point, folder: str) -> tuple[list[str], list[str]]:
 
 
 def _needless(point: Point, tame: Point, named: list[str], folder: str) -> list[str]:
-    """Where several were named one after the other: those without whose mending it ends well, too."""
+    """Where several were named one after the other: those without whose mending it ends well, too.
+
+    Not by a hair: ten times as much does no harm either.
+    """
     return [
         f"{key}={point[key]:g} is named, and with the others mended it does no harm"
         for key in named
-        if attempt({**tame, key: point[key]}, folder) is None
+        if key in WORSE and attempt({**tame, key: WORSE[key] * point[key]}, folder) is None
     ]
 
 
