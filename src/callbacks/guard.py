@@ -13,7 +13,7 @@ from src.errors import Diverged
 from src.models.base import BaseVAE
 
 GROWN = 1e3  # times the first step's: no training that comes to something does that
-STEEP = 100.0  # nats a pixel in the first step: the likelihood's scale is far below its errors
+STEEP = 30.0  # nats a pixel in the first step: the likelihood's scale is far below its errors
 PULL = 0.2  # the gradient's norm a pixel in the first steps of an ordinary loss (README, Stability)
 FAR = 0.5  # length of a step: about the size of a weight
 HOPELESS = 1e18  # KL weight: the square of any gradient is beyond float32

@@ -173,10 +173,14 @@ def _needless(point: Point, tame: Point, named: list[str], folder: str) -> list[
 
     Not by a hair: ten times as much does no harm either.
     """
+
+    def harmless(key: str) -> bool:
+        return all(attempt({**tame, key: point[key] * times}, folder) is None for times in (1.0, WORSE[key]))
+
     return [
         f"{key}={point[key]:g} is named, and with the others mended it does no harm"
         for key in named
-        if key in WORSE and attempt({**tame, key: WORSE[key] * point[key]}, folder) is None
+        if key in WORSE and harmless(key)
     ]
 
 
