@@ -6,12 +6,13 @@ import shutil
 import sys
 import tempfile
 import time
+import traceback
 from importlib import import_module
 from pathlib import Path
 
 from src.machine import processors
 from tests.helpers import WARM
-from tests.torture.commands import Settings, run
+from tests.torture.commands import Settings
 from tests.torture.table import Case, Table
 
 KINDS = ("inputs", "numbers", "disk", "kills")
@@ -31,7 +32,8 @@ def main() -> int:
         asked.folder.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="torture-")) if asked.folder is None else asked.folder.resolve()
     settings = Settings(folder, asked.seed, asked.count, asked.kills, asked.jobs)
-    WARM.start("tests.say", ["end", "return"], os.environ, sys.stderr).wait()  # the server's folder is the project's
+    with open(os.devnull, "w") as nowhere:  # the server is started in this folder, and its commands find the project
+        WARM.start("tests.say", ["end", "return"], os.environ, nowhere).wait()
     os.chdir(folder)
     table, began = Table(), time.monotonic()
     try:
@@ -57,14 +59,10 @@ def campaign(kind: str, settings: Settings, table: Table) -> None:
         for found in import_module(f"tests.torture.{kind}").cases(settings, table):
             table.add(found)
     except Exception as error:  # the campaign's own: the other kinds go on, and this one counts as a fault
-        import traceback
-
         traceback.print_exc()
         again = f"python -m tests.torture --only {kind} --seed {settings.seed}"
         table.add(Case(kind, "the campaign itself", again, [f"{type(error).__name__}: {error}"]))
 
-
-__all__ = ["campaign", "main", "run"]
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -71,6 +71,10 @@ class Tmpfs:
         for path in self.folder.iterdir():
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
+    def needs(self, before: int) -> int:
+        """Bytes that a command has taken, where ``before`` were in use before it."""
+        return self.used() - before
+
 
 class FileLimit(Tmpfs):
     """No file grows past so many bytes: what commands inherit from the process that they are forked from."""
@@ -89,6 +93,10 @@ class FileLimit(Tmpfs):
     def used(self) -> int:
         """The largest file: what must fit."""
         return max((path.stat().st_size for path in self.folder.rglob("*") if path.is_file()), default=0)
+
+    def needs(self, before: int) -> int:
+        """The largest file."""
+        return self.used()
 
 
 def cases(settings: Settings, table: Table) -> Iterator[Case]:
@@ -126,7 +134,7 @@ def _cases(settings: Settings, disk: Tmpfs) -> Iterator[Case]:
         if done.status != 0:
             yield Case(f"disk: {job.name}", "with room", typed(job.words(disk.folder)), ["it fails"], done.output)
             continue
-        needs = max(4096, disk.used() - before if type(disk) is Tmpfs else disk.used())
+        needs = max(4096, disk.needs(before))
         rng = settings.random("disk", job.name)
         for number in range(sizes):
             share = (number + rng.random()) / sizes

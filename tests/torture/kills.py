@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tests.torture.commands import LIMIT, SMALL, Done, Running, Settings, at_once, run
+from tests.torture.commands import LIMIT, SMALL, Done, Running, Settings, at_once
 from tests.torture.looks import litter, not_whole
 from tests.torture.table import Case, Table, typed
 
@@ -232,6 +232,3 @@ def _pictures(settings: Settings) -> Path:
     for number in range(200):
         Image.fromarray(rng.integers(0, 256, (160, 160), dtype=np.uint8)).save(folder / f"{number:03}.png")
     return folder
-
-
-__all__ = ["cases", "run"]
