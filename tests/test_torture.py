@@ -50,6 +50,7 @@ def test_answers_that_are_no_line_are_seen(status, output, fault):
 
 def test_figures_that_are_no_numbers_and_files_that_change_are_seen(finished, tmp_path):
     run = shutil.copytree(finished[0], tmp_path / "run")
+    (run / "loop").symlink_to("loop")
     before = looks.listing(run)
     assert looks.infinite(run) == looks.changed(before, run) == []
     metrics = json.loads((run / "metrics.json").read_text())

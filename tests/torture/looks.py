@@ -111,9 +111,17 @@ def listing(folder: Path, without: Collection[str] = BOOKKEEPING) -> dict[str, s
             path = os.path.join(where, name)
             if os.fsdecode(name) not in without:
                 key = os.fsdecode(os.path.relpath(path, os.fsencode(folder)))
-                with open(path, "rb") as file:
-                    found[key] = hashlib.file_digest(file, "blake2b").hexdigest()
+                found[key] = _digest(path)
     return found
+
+
+def _digest(path: bytes) -> str:
+    if os.path.islink(path):
+        return f"a link to {os.fsdecode(os.readlink(path))}"
+    if not os.path.isfile(path):
+        return "no file"
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()
 
 
 def changed(before: dict[str, str], folder: Path) -> list[str]:
