@@ -8,7 +8,7 @@ READY  := $(VENV)/.ready
 ARGS   ?=
 LOGDIR ?= outputs
 
-.PHONY: help setup train test lint format bench tensorboard clean
+.PHONY: help setup train test torture lint format bench tensorboard clean
 
 help:            ## list the targets
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 14
@@ -33,6 +33,9 @@ train: setup     ## train on the embedded digits, or on what ARGS says
 # Most tests start commands whose time is imports: a process a core does that, with one thread each.
 test: setup      ## run the tests; ARGS goes to pytest
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder --cov --cov-report=term --durations=15 $(ARGS)
+
+torture: setup   ## kill runs, fill disks, feed nonsense, a quarter of an hour; ARGS='--only kills --seed 3' ...
+	$(PY) -m tests.torture $(ARGS)
 
 lint: setup      ## check style and format
 	$(PY) -m ruff check src hydra_plugins tests

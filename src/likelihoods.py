@@ -79,7 +79,8 @@ class StableContinuousBernoulli(ContinuousBernoulli):
     def _cont_bern_log_norm(self) -> Tensor:
         small = self.logits.abs() < 0.1
         safe = torch.where(small, torch.ones_like(self.logits), self.logits)
-        series = math.log(2) + self.logits**2 / 12 - 7 * self.logits**4 / 1440
+        near = torch.where(small, self.logits, torch.zeros_like(self.logits))  # far off, its powers overflow
+        series = math.log(2) + near**2 / 12 - 7 * near**4 / 1440
         return torch.where(small, series, torch.log(safe / torch.tanh(safe / 2)))
 
     @property
@@ -103,6 +104,14 @@ class ContinuousBernoulliLikelihood(Likelihood):
         return Independent(StableContinuousBernoulli(logits=raw, validate_args=False), EVENT_DIMS, validate_args=False)
 
 
+class StableNormal(Normal):
+    """torch's Gaussian with errors that are divided by the scale before they are squared: neither square overflows."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density, of the shape that value and parameters broadcast to."""
+        return -0.5 * ((value - self.loc) / self.scale) ** 2 - self.scale.log() - 0.5 * math.log(2 * math.pi)
+
+
 class GaussianLikelihood(Likelihood):
     """Independent Gaussian pixels of one shared scale: the decoder gives the means.
 
@@ -112,18 +121,20 @@ class GaussianLikelihood(Likelihood):
             above ``exp(-6)``, about half a grey level, by a softplus, so its gradient never dies.
 
     Raises:
-        UserError: the scale is not above that bound.
+        UserError: the scale is not above that bound, or too large for float32.
     """
 
     name = "gaussian"
     supports = Pixels.DEQUANTIZED
     MIN_LOG_SCALE = -6.0
+    MAX_LOG_SCALE = 80.0  # of a start; float32 ends at 88
 
     def __init__(self, scale: float = 0.1, learned: bool = False) -> None:
         super().__init__()
-        if scale <= math.exp(self.MIN_LOG_SCALE):
+        least, most = math.exp(self.MIN_LOG_SCALE), math.exp(self.MAX_LOG_SCALE)
+        if not least < scale < most:
             raise UserError(
-                f"likelihood scale={scale}: give a standard deviation above {math.exp(self.MIN_LOG_SCALE):.4f}"
+                f"model.likelihood.scale={scale}: give a standard deviation above {least:.4f} and below {most:.0e}"
             )
         excess = math.log(scale) - self.MIN_LOG_SCALE
         raw_scale = torch.tensor(math.log(math.expm1(excess)))
@@ -138,4 +149,4 @@ class GaussianLikelihood(Likelihood):
         return torch.exp(self.MIN_LOG_SCALE + nn.functional.softplus(self.raw_scale))
 
     def forward(self, raw: Tensor) -> Distribution:
-        return Independent(Normal(raw, self.scale, validate_args=False), EVENT_DIMS, validate_args=False)
+        return Independent(StableNormal(raw, self.scale, validate_args=False), EVENT_DIMS, validate_args=False)

@@ -81,4 +81,4 @@ def soft_bound(x: Tensor, limit: float) -> Tensor:
     The gradient falls as ``(limit / x)^3``, not exponentially as that of tanh, so a scale that was thrown far off
     finds back; a clamp would leave it there.
     """
-    return x * torch.rsqrt(1 + (x / limit) ** 2)
+    return x / torch.hypot(torch.ones_like(x), x / limit)  # whose square does not overflow

@@ -1,4 +1,4 @@
-"""Guard, noise and means, without a subprocess."""
+"""Noise, means and what a run remembers, without a subprocess."""
 
 import math
 import sys
@@ -9,17 +9,14 @@ import pytest
 import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import open_dict
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard.summary import hparams
 
 from src import runs
-from src.callbacks.guard import NonFiniteGuard
 from src.callbacks.memory import History, Throughput
 from src.callbacks.resume import BestCheckpoint, PatientEarlyStopping, ReproducibleNoise
-from src.callbacks.show import Dashboard
 from src.errors import UserError
 from src.metrics.means import ExampleMean
 from src.sweeps.callback import Sweep
@@ -119,55 +116,6 @@ def test_the_hparams_tab_shows_whatever_a_sweep_varies(fixed, columns, tmp_path,
     assert shown["tags"] == {"": "", "tags=[a$, 2024]": "a$, 2024"}.get("".join(fixed[1:]), "a")
     assert "run_dir" not in shown
     assert all(record.SerializeToString() for record in hparams(shown, {"val/elbo": None}))
-
-
-class Poison(L.Callback):
-    """Spoils one thing at step 3."""
-
-    def __init__(self, what: str) -> None:
-        self.what = what
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if trainer.global_step == 3:
-            with torch.no_grad():
-                if self.what == "rate":
-                    pl_module.posterior_head.bias.fill_(1e30)
-                elif self.what == "weight":
-                    next(pl_module.decoder.parameters())[0] = math.nan
-        if self.what == "gradient" and trainer.global_step == 3:
-            pl_module.posterior_head.weight.register_hook(lambda gradient: gradient * math.inf)
-
-    def on_train_batch_end(self, trainer, pl_module, *_):
-        if self.what == "last" and trainer.is_last_batch:
-            with torch.no_grad():
-                for parameter in pl_module.parameters():
-                    parameter.fill_(math.nan)
-
-
-@pytest.mark.parametrize(
-    ("what", "words"),
-    [
-        ("rate", "the rate is not finite at step 3"),
-        ("weight", r"decoder\.layers\.0\.weight is not finite at step 3"),
-        ("gradient", r"the gradient of posterior_head\.weight is not finite at step 3"),
-        ("last", r"\(and of \d+ more\) is not finite after step 20"),
-    ],
-)
-def test_guard_names_step_and_culprit(what, words, tmp_path):
-    datamodule, model = built(*SMALL)
-    logger = TensorBoardLogger(tmp_path)
-    with pytest.raises(UserError, match=words):
-        fit(model, datamodule, Poison(what), NonFiniteGuard(), Dashboard(), logger=logger)
-
-
-@pytest.mark.parametrize(
-    ("what", "words"), [("rate", "rate is not finite at step 3"), ("gradient", "gradient.* at step 3")]
-)
-def test_guard_that_reads_rarely_still_names_the_first_bad_step(what, words):
-    """As on a GPU, where no step waits for the guard."""
-    datamodule, model = built(*SMALL)
-    with pytest.raises(UserError, match=words):
-        fit(model, datamodule, Poison(what), NonFiniteGuard(read_every=7))
 
 
 def test_batch_norm_needs_two_images(picture_folder, tmp_path):

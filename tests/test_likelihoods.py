@@ -1,6 +1,7 @@
 """Likelihoods against their definitions."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -67,9 +68,32 @@ def test_gaussian_scale_starts_as_given_and_learns():
     assert learned.scale.item() == pytest.approx(float(error.square().mean().sqrt()), rel=0.02)
 
 
-def test_gaussian_refuses_a_scale_below_its_bound():
-    with pytest.raises(UserError, match="scale=0.001"):
-        GaussianLikelihood(0.001)
+@pytest.mark.parametrize("scale", [1e-30, 0.001, 1e36, 1e308, math.inf])
+def test_gaussian_refuses_a_scale_beyond_its_bounds(scale):
+    with pytest.raises(UserError, match=re.escape(f"model.likelihood.scale={scale}: give")):
+        GaussianLikelihood(scale)
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "largest"),
+    [
+        (BernoulliLikelihood(), 1e30),
+        (ContinuousBernoulliLikelihood(), 1e30),
+        *((GaussianLikelihood(scale), 1e18 * scale) for scale in (0.0026, 1.0, 1e10, 1e20)),
+    ],
+)
+def test_log_density_and_gradient_are_those_of_float64_wherever_float32_holds_them(likelihood, largest):
+    """Squares and powers on the way overflow long before the result does."""
+    raws = torch.tensor([sign * largest * 10.0**-power for power in range(0, 30, 3) for sign in (1, -1)])
+    told = []
+    for dtype in (torch.float32, torch.float64):
+        raw = raws.detach().clone().to(dtype).view(-1, 1, 1, 1).requires_grad_()
+        value = likelihood.to(dtype)(raw).log_prob(torch.full_like(raw, 0.25).detach())
+        value.sum().backward()
+        told.append((value.detach().double(), raw.grad.double()))
+    assert told[0][0].isfinite().all()
+    for ours, exact in zip(*told, strict=True):
+        torch.testing.assert_close(ours, exact, rtol=1e-4, atol=1e-4)
 
 
 def test_only_grey_bernoulli_is_pseudo():

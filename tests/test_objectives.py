@@ -131,3 +131,12 @@ def test_soft_bound_bounds_without_killing_the_gradient():
     y.sum().backward()
     assert (x.grad > 1e-10).all()
     assert x.grad[1] > 1e-3  # tanh would leave 2e-4 there, a clamp nothing
+
+
+def test_soft_bound_is_that_of_float64_at_any_size():
+    x = torch.tensor([sign * 10.0**power for power in range(-30, 39, 4) for sign in (1, -1)], requires_grad=True)
+    exact = x.detach().double().requires_grad_()
+    for value in (x, exact):
+        soft_bound(value, 12.0).sum().backward()
+    torch.testing.assert_close(soft_bound(x, 12.0).double(), soft_bound(exact, 12.0), rtol=1e-6, atol=0)
+    torch.testing.assert_close(x.grad.double(), exact.grad, rtol=1e-4, atol=1e-6)

@@ -1,0 +1,170 @@
+"""The guard: when it stops a run, and which setting it names. Without a subprocess."""
+
+import math
+import re
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.precision import MixedPrecision
+
+from src.callbacks.guard import NonFiniteGuard
+from src.callbacks.show import Dashboard
+from src.errors import Diverged
+from tests.helpers import built
+from tests.test_callbacks import SMALL, fit
+
+BATCHES = {"limit_train_batches": 4, "limit_val_batches": 1}
+
+
+class Poison(L.Callback):
+    """Spoils one thing at step 3."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == 3:
+            with torch.no_grad():
+                if self.what == "rate":
+                    pl_module.posterior_head.bias.fill_(1e30)
+                elif self.what == "weight":
+                    next(pl_module.decoder.parameters())[0] = math.nan
+        if self.what == "gradient" and trainer.global_step == 3:
+            pl_module.posterior_head.weight.register_hook(lambda gradient: gradient * math.inf)
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        if self.what == "last" and trainer.is_last_batch:
+            with torch.no_grad():
+                for parameter in pl_module.parameters():
+                    parameter.fill_(math.nan)
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("rate", "the rate is not finite at step 3"),
+        ("weight", r"decoder\.layers\.0\.weight is not finite at step 3"),
+        ("gradient", r"the gradient of posterior_head\.weight is not finite at step 3"),
+        ("last", r"\(and of \d+ more\) is not finite after step 20"),
+    ],
+)
+def test_it_names_step_and_culprit(what, words, tmp_path):
+    datamodule, model = built(*SMALL)
+    logger = TensorBoardLogger(tmp_path)
+    with pytest.raises(Diverged, match=words):
+        fit(model, datamodule, Poison(what), NonFiniteGuard(), Dashboard(), logger=logger)
+
+
+@pytest.mark.parametrize(
+    ("what", "words"), [("rate", "rate is not finite at step 3"), ("gradient", "gradient.* at step 3")]
+)
+def test_one_that_reads_rarely_still_names_the_first_bad_step(what, words):
+    """As on a GPU, where no step waits for the guard."""
+    datamodule, model = built(*SMALL)
+    with pytest.raises(Diverged, match=words):
+        fit(model, datamodule, Poison(what), NonFiniteGuard(read_every=7))
+
+
+GAUSSIAN = ("likelihood@model.likelihood=gaussian",)
+LINES = [
+    # before any step it is no learning rate
+    (("model.kl_weight=1e40",), {}, "model.kl_weight=1e+40 is too high: lower it"),
+    (("model.kl_weight=1e40", "optimizer.lr=1e3"), {}, "model.kl_weight=1e+40 is too high: lower it"),
+    (("model.kl_weight=1e25",), {}, "model.kl_weight=1e+25 is too high: lower it"),  # its gradient overflows
+    # nor where the network is as it was, and the weight is warmed up
+    (("model.kl_weight=1e30", "model.kl_warmup_steps=3"), {}, "model.kl_weight=1e+30 is too high: lower it"),
+    # a rate that throws the weights away, whatever the weight of the rate
+    (("optimizer.lr=1e27",), {}, "optimizer.lr=1e+27 is too high: lower it, or set trainer.gradient_clip_val"),
+    (("optimizer.lr=1e27", "model.kl_weight=1e6"), {}, "optimizer.lr=1e+27 is too high: lower it, or set"),
+    (("optimizer.lr=1e27",), {"gradient_clip_val": 1.0}, "optimizer.lr=1e+27 is too high: lower it"),
+    (("optimizer=sgd", "optimizer.lr=1e3"), {}, "optimizer.lr=1000 is too high: lower it, or set trainer"),
+    # gradient descent at a rate that is good for other losses
+    (("optimizer=sgd", "optimizer.lr=1e-5", "model.kl_weight=1e10"), {}, "model.kl_weight=1e+10 is too high: lower it"),
+    (
+        ("optimizer=sgd", "optimizer.lr=1e-4", *GAUSSIAN, "model.likelihood.scale=0.0026"),
+        {},
+        "model.likelihood.scale=0.0026 is too small for the errors: raise it",
+    ),
+]
+
+
+@pytest.mark.parametrize("read_every", [1, 3])
+@pytest.mark.parametrize(("overrides", "options", "line"), LINES)
+def test_it_names_the_setting_with_its_value(overrides, options, line, read_every):
+    datamodule, model = built(*SMALL, *overrides)
+    with pytest.raises(Diverged) as stopped:
+        fit(model, datamodule, NonFiniteGuard(read_every), epochs=2, **BATCHES, **options)
+    assert line in str(stopped.value)
+    assert len(re.findall(r"(?:optimizer|model|trainer)\.\w+(?:\.\w+)?=", str(stopped.value))) == 1
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("optimizer.lr=100",),  # of no use, and finite
+        ("model.kl_weight=1e12",),
+        (*GAUSSIAN, "model.likelihood.scale=0.0026"),
+        (*GAUSSIAN, "model.likelihood.scale=1e10"),
+    ],
+)
+def test_what_is_finite_goes_on(overrides):
+    datamodule, model = built(*SMALL, *overrides)
+    assert fit(model, datamodule, NonFiniteGuard(), **BATCHES).global_step == 4
+
+
+def test_what_anomaly_detection_finds_is_one_line():
+    datamodule, model = built(*SMALL)
+
+    class Spoil(L.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if trainer.global_step == 2:
+                pl_module.objective = lambda x, inference, terms: terms.elbo + 0 * (terms.rate - terms.rate).sqrt()
+
+    with pytest.raises(Diverged, match=r"the gradient is not finite at step 2 \(Function 'SqrtBackward0' returned nan"):
+        fit(model, datamodule, Spoil(), NonFiniteGuard(), detect_anomaly=True, **BATCHES)
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_figures_of_a_split_are_looked_at(split):
+    """All of them: with this weight the loss overflows, and the elbo does not."""
+    datamodule, model = built(*SMALL)
+
+    class Weigh(L.Callback):
+        def on_validation_start(self, trainer, pl_module):
+            pl_module.kl_weight = 1e39 if split == "val" else 1.0
+
+        def on_validation_end(self, trainer, pl_module):
+            pl_module.kl_weight = 1.0
+
+        def on_test_start(self, trainer, pl_module):
+            pl_module.kl_weight = 1e39
+
+    name = {"val": "validation", "test": "test"}[split]
+
+    def run():
+        trainer = fit(model, datamodule, Weigh(), NonFiniteGuard(), **BATCHES)
+        trainer.test(model, datamodule, verbose=False)
+
+    with pytest.raises(Diverged, match=f"the loss of the {name} split is not finite after step 4"):
+        run()
+
+
+def test_an_overflow_under_float16_is_left_to_the_scaler():
+    """The first scale is one that overflows: the scaler leaves those steps out, and then trains."""
+    datamodule, model = built(*SMALL)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=10**6)
+    precision = MixedPrecision("16-mixed", "cpu", scaler)
+    before = [p.detach().clone() for p in model.parameters()]
+    fit(model, datamodule, NonFiniteGuard(), plugins=[precision], epochs=8, limit_val_batches=1)
+    assert scaler.get_scale() < 2.0**120
+    assert any(not torch.equal(then, now) for then, now in zip(before, model.parameters(), strict=True))
+
+
+def test_float16_that_cannot_hold_the_gradients_is_named():
+    datamodule, model = built(*SMALL, "model.kl_weight=1")
+    model.posterior_head.weight.register_hook(lambda gradient: gradient * math.inf)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**-8, growth_interval=10**6)
+    with pytest.raises(Diverged, match="the gradient overflows at step .* trainer.precision=16-mixed cannot hold"):
+        fit(model, datamodule, NonFiniteGuard(), plugins=[MixedPrecision("16-mixed", "cpu", scaler)], epochs=2)
