@@ -98,6 +98,13 @@ class OptunaSweeper(Sweeper):
             load_if_exists=True,
             direction=direction_of(self.config),
         )
+        monitor = OmegaConf.select(self.config, "callbacks.checkpoint.monitor") or "val/elbo"
+        then = study.user_attrs.get("monitor", monitor)
+        if then != monitor or f"{study.direction.name.lower()}" != direction_of(self.config):
+            raise UserError(
+                f"the search in {folder} was begun for another metric ({then}): choose another hydra.sweep.dir"
+            )
+        study.set_user_attr("monitor", monitor)
         # With the same seed a search that goes on would draw its first points again.
         seed = self.seed + len(study.trials)
         study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=self.startup, constant_liar=True)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from src.errors import UserError
 from src.machine import multiplies_bfloat16
 from src.models.base import BaseVAE
-from src.trust import read_saved_config
+from src.trust import saved_value
 
 NOTHING = nullcontext()
 WIDE = 512  # channels
@@ -32,7 +32,7 @@ def fill_precision(cfg: DictConfig, recorded: Path | None = None) -> None:
     if cfg.trainer.precision != "auto":
         return
     if recorded is not None and cfg.ckpt_path == "last" and recorded.exists():
-        cfg.trainer.precision = read_saved_config(recorded).trainer.precision
+        cfg.trainer.precision = saved_value(recorded, "trainer.precision")
     elif on_gpu(cfg):
         cfg.trainer.precision = "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
     else:

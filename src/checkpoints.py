@@ -2,11 +2,10 @@
 
 import errno
 import hashlib
-import logging
 import os
 import traceback
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,10 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
+from src.data.base import ImageDataModule
 from src.errors import UserError
 from src.files import whole_file
 from src.models.base import BaseVAE
-
-log = logging.getLogger(__name__)
 
 RESUMED = (
     "optimizer_states",
@@ -29,14 +27,24 @@ RESUMED = (
     "global_step",
     "pytorch-lightning_version",
 )
+# What optimizers keep of each weight in its own shape.
+MIRRORS = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer", "square_avg", "grad_avg", "ax"}
 ADVICE = "Use the overrides that the run was trained with"
 
 
 class WholeCheckpoints(TorchCheckpointIO):
     """Lightning's checkpoint files, each written beside the one that it replaces, which stays until it is whole.
 
-    Lightning writes them in the folder of temporary files, and then copies them over the old ones.
+    Lightning writes them in the folder of temporary files, and then copies them over the old ones; it still does where
+    the path is a URL.
+
+    Args:
+        before_first: called once, before the first is written.
     """
+
+    def __init__(self, before_first: Callable[[], None] | None = None) -> None:
+        super().__init__()
+        self._before_first = before_first
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write one.
@@ -44,6 +52,11 @@ class WholeCheckpoints(TorchCheckpointIO):
         Raises:
             OSError: the disk is full, or the file cannot be written; it names the file.
         """
+        if "://" in str(path):
+            return super().save_checkpoint(checkpoint, path, storage_options)
+        if self._before_first is not None:
+            self._before_first()
+            self._before_first = None
         try:
             with whole_file(Path(path)) as temporary, temporary.open("wb") as file:
                 torch.save(checkpoint, file)
@@ -64,6 +77,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         with zipfile.ZipFile(path) as parts:  # torch itself does not look at the checksums
+            if any(part.compress_type != zipfile.ZIP_STORED for part in parts.infolist()):
+                raise ValueError("it is compressed")  # torch writes none, and a small one may hold very much
             if (damaged := parts.testzip()) is not None:
                 raise ValueError(f"the checksum of {damaged} in it is another")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -110,19 +125,25 @@ def check_resumable(path: Path, checkpoint: Mapping[str, Any], model: BaseVAE) -
         )
     weights_of(path, checkpoint, model)
     parameters = dict(enumerate(model.named_parameters()))
-    for state in checkpoint["optimizer_states"]:
+    states = checkpoint["optimizer_states"]
+    if not isinstance(states, list) or not all(
+        isinstance(s, dict) and isinstance(s.get("state"), dict) for s in states
+    ):
+        raise UserError(f"the optimizer's state in {path} is none: it is damaged or from elsewhere")
+    for state in states:
         for number, values in state["state"].items():
             name, weight = parameters.get(number, (f"parameter {number}", torch.empty(0)))
-            for what, value in values.items():
-                if isinstance(value, Tensor) and value.dim() and value.shape != weight.shape:
+            for what in MIRRORS & values.keys() if isinstance(values, dict) else ():
+                value = values[what]
+                if isinstance(value, Tensor) and value.shape != weight.shape:
                     raise UserError(
                         f"the optimizer's state in {path} is another model's: {what} of {name} is {list(value.shape)} "
                         f"there and {list(weight.shape)} here"
                     )
 
 
-def first_readable(paths: Sequence[Path]) -> tuple[Path, dict[str, Any]]:
-    """The first of several checkpoints that can be read, and what it holds; the broken ones before it are named.
+def first_readable(paths: Sequence[Path]) -> tuple[Path, dict[str, Any], list[str]]:
+    """The first of several checkpoints that can be read, what it holds, and what is wrong with those before it.
 
     Raises:
         UserError: none can be; the message is that of the first.
@@ -130,14 +151,16 @@ def first_readable(paths: Sequence[Path]) -> tuple[Path, dict[str, Any]]:
     refusals = []
     for path in paths:
         try:
-            checkpoint = read_checkpoint(path)
+            return path, read_checkpoint(path), [str(refusal) for refusal in refusals]
         except UserError as error:
             refusals.append(error)
-            continue
-        for refusal in refusals:
-            log.warning("%s; going on from %s, epoch %s", refusal, path, checkpoint.get("epoch"))
-        return path, checkpoint
     raise refusals[0]
+
+
+def fingerprint_in(checkpoint: Mapping[str, Any], datamodule: ImageDataModule) -> str | None:
+    """The fingerprint of the images that a checkpoint was trained on; None where it has none."""
+    state = checkpoint.get(type(datamodule).__qualname__)
+    return state.get("fingerprint") if isinstance(state, dict) else None
 
 
 def restoring(error: BaseException) -> bool:

@@ -17,7 +17,11 @@ def whole_file(path: Path) -> Iterator[Path]:
     The temporary name cannot be foreseen, so nothing that lies in the folder is followed or overwritten.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-", suffix=UNFINISHED)
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-", suffix=UNFINISHED)
+    except OSError as error:
+        error.filename = str(path)
+        raise
     os.close(handle)
     temporary = Path(name)
     try:
@@ -33,9 +37,14 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what processes that were killed have left of whole files below a folder that nobody else writes to."""
-    for path in folder.rglob(f".*{UNFINISHED}"):
+    """Remove what processes that were killed have left of whole files in a folder that nobody else writes to."""
+    for path in folder.glob(f".*{UNFINISHED}"):
         path.unlink(missing_ok=True)
+
+
+def as_typed(path: Path) -> str:
+    """A path as it is typed on a command line, in quotes where it needs them."""
+    return str(path) if re.fullmatch(r"[\w./+-]+", str(path)) else f'"{quoted(path)}"'
 
 
 def quoted(path: Path) -> str:

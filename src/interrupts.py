@@ -25,6 +25,10 @@ def status_of(stop: KeyboardInterrupt) -> int:
     return 128 + (stop.args[0] if stop.args else signal.SIGINT)
 
 
+class _TooLong(BaseException):
+    """No exception that a library would take for one of its own."""
+
+
 @contextmanager
 def time_limit(seconds: float, message: str) -> Iterator[None]:
     """Raise a UserError where the block takes longer; in the main thread, as others hear no signals.
@@ -36,12 +40,14 @@ def time_limit(seconds: float, message: str) -> Iterator[None]:
         return
 
     def end(number: int, frame: FrameType | None) -> None:
-        raise UserError(message)
+        raise _TooLong
 
     before = signal.signal(signal.SIGALRM, end)
     left, again = signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
+    except _TooLong:
+        raise UserError(message) from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, left, again)
         signal.signal(signal.SIGALRM, before)

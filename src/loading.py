@@ -4,9 +4,10 @@ A run folder may come from elsewhere. Checkpoints are read with ``weights_only=T
 ``model`` are built, and not by Hydra, which would call anything: see :func:`_build`.
 """
 
+import contextlib
 import functools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from src.acceleration import lay_out
-from src.checkpoints import first_readable, hash_of, read_checkpoint, weights_of
+from src.checkpoints import fingerprint_in, hash_of, read_checkpoint, weights_of
 from src.data.base import ImageDataModule
 from src.errors import UserError, one_line
 from src.models.base import BaseVAE
@@ -99,9 +100,9 @@ def load_run(
             f"{file} is not the file that its training ended with (hash {hashed[:8]}, then {str(expected)[:8]}): it is "
             f"damaged or exchanged; bring it back, or take {folder.metrics.name} away if that is meant to be"
         )
-    then = record.get("data", {}).get("fingerprint") or held.get(type(datamodule).__qualname__, {}).get("fingerprint")
+    then = record.get("data", {}).get("fingerprint") or fingerprint_in(held, datamodule)
     _check_fingerprint(folder, then, datamodule, other_data)
-    epochs = _epochs([path for path in (folder.last, file) if path.is_file()])
+    epochs = _epochs(folder.last, held)
     seed = config["seed"] if isinstance(config.get("seed"), int) else 0
     return LoadedRun(folder, datamodule, model.eval(), seed, file, hashed, epochs, record)
 
@@ -183,9 +184,11 @@ def _targets(tree: Any, at: str = "") -> Iterator[tuple[str, Any]]:
             yield from _targets(value, f"{at}{position}.")
 
 
-def _epochs(checkpoints: Sequence[Path]) -> list[dict[str, float]]:
-    """The history in the first checkpoint that can be read; none where it has none."""
-    _, found = first_readable(checkpoints)
+def _epochs(last: Path, held: dict[str, Any]) -> list[dict[str, float]]:
+    """The history in the last checkpoint, or where that cannot be read in the one that is ``held``."""
+    found: Any = held
+    with contextlib.suppress(UserError):
+        found = read_checkpoint(last)
     for key in ("callbacks", "History", "epochs"):
         found = found.get(key) if isinstance(found, dict) else None
     return [epoch for epoch in found if isinstance(epoch, dict)] if isinstance(found, list) else []

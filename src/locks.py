@@ -1,35 +1,53 @@
 """One process at a time works in a folder."""
 
+import contextlib
 import fcntl
 import os
+import time
 from pathlib import Path
 from typing import IO
 
 LOCK = ".lock"
-HELD = "LOCKED_FOLDER"  # variable that names the folder which a process was started to work in, locked by its starter
+HELD = "IMAGE_VAE_LOCKED"  # names the folder that a process was started to work in, locked by its starter
+PATIENCE = 0.5  # seconds: who only looks whether a folder is locked holds its lock for an instant
 
 
-def lock(folder: Path, name: str = LOCK) -> IO[str] | None:
+def lock(folder: Path, name: str = LOCK, patience: float | None = PATIENCE) -> IO[str] | None:
     """Lock a folder for as long as the file that is returned is open, here or in a process that has inherited it.
 
-    None where the process that started this one has locked it for this one, and where the file system knows no locks.
+    None where the file system knows no locks.
+
+    Args:
+        folder: that.
+        name: of the file that is locked; others stand for other things to be done in the folder.
+        patience: seconds to wait for another process; None waits for as long as it takes.
 
     Raises:
         BlockingIOError: another process has locked it.
         OSError: the lock's file cannot be made.
     """
-    if os.environ.get(HELD) == str(folder.resolve()) and name == LOCK:
-        return None
-    file = open(folder / name, "a")  # noqa: SIM115 (held by whoever asked)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    until = None if patience is None else time.monotonic() + patience
+    while True:
+        file = open(folder / name, "a")  # noqa: SIM115 (held by whoever asked)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with contextlib.suppress(FileNotFoundError):  # else it was removed meanwhile, and locks nothing
+                if os.fstat(file.fileno()).st_ino == os.stat(folder / name).st_ino:
+                    return file
+        except BlockingIOError:
+            if until is not None and time.monotonic() > until:
+                file.close()
+                raise
+        except OSError:  # no locks here
+            file.close()
+            return None
         file.close()
-        raise
-    except OSError:  # no locks here
-        file.close()
-        return None
-    return file
+        time.sleep(0.05)
+
+
+def is_held_for_us(folder: Path) -> bool:
+    """Whether the process that started this one has locked the folder for it."""
+    return os.environ.get(HELD) == str(folder.resolve())
 
 
 def is_locked(folder: Path) -> bool:

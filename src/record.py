@@ -16,7 +16,7 @@ from src.data.base import ImageDataModule
 from src.errors import UserError
 from src.loading import LoadedRun
 from src.models.base import BaseVAE
-from src.runs import RunFolder, flatten, git_commit, read_record
+from src.runs import RunFolder, flatten, git_commit, read_record, write_json
 from src.subject import Subject
 
 UNIT = "nats per image: summed over pixels, averaged over the images of the split"
@@ -181,14 +181,15 @@ class EvaluationRecord:
 
     def keep(self, name: str, figures: dict[str, Any]) -> None:
         """Write one part."""
-        with contextlib.suppress(UserError):  # another evaluation, or a training, may have written meanwhile
-            self.record = read_record(self.folder.metrics)
-        evaluation = self.record.get("evaluation", {})
-        stamp = {key: figures[key] for key in ("checkpoint", "data")}
-        then = evaluation.get(self.split, {})
-        kept = {part: of for part, of in then.items() if stamp.items() <= of.items()}
-        self.record = {**self.record, "evaluation": {**evaluation, self.split: {**kept, name: figures}}}
-        self.folder.write_metrics(self.record)
+        with self.folder.metrics_locked():
+            with contextlib.suppress(UserError):  # another evaluation, or a training, may have written meanwhile
+                self.record = read_record(self.folder.metrics)
+            evaluation = self.record.get("evaluation", {})
+            stamp = {key: figures[key] for key in ("checkpoint", "data")}
+            then = evaluation.get(self.split, {})
+            kept = {part: of for part, of in then.items() if stamp.items() <= of.items()}
+            self.record = {**self.record, "evaluation": {**evaluation, self.split: {**kept, name: figures}}}
+            write_json(self.folder.metrics, self.record)
         self._writer = self._writer or SummaryWriter(self.folder.tensorboard)  # one file for all parts
         for key, value in flatten({"evaluation": {self.split: {name: figures}}}):
             if isinstance(value, int | float) and not key.endswith("seed"):

@@ -6,6 +6,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import subprocess
 from collections.abc import Iterator
@@ -22,14 +23,16 @@ from omegaconf import DictConfig, OmegaConf
 from src.acceleration import NoProfiler, lay_out, on_gpu
 from src.callbacks.resume import StepLimit
 from src.callbacks.show import Dashboard
-from src.checkpoints import WholeCheckpoints, first_readable, hash_of, read_checkpoint
+from src.checkpoints import WholeCheckpoints, fingerprint_in, first_readable, hash_of, read_checkpoint
 from src.data.base import ImageDataModule
-from src.errors import UserError, one_line
-from src.files import readable, remove_unfinished, whole_file
-from src.locks import lock
+from src.errors import Busy, UserError, one_line
+from src.files import as_typed, readable, remove_unfinished, whole_file
+from src.locks import is_held_for_us, lock
 from src.models.base import BaseVAE
 from src.resuming import other_setting
-from src.trust import read_saved_config, resolved
+from src.trust import read_saved_config, resolved, saved_value
+
+log = logging.getLogger(__name__)
 
 # Config groups that a sweep may choose from.
 CHOICES = ("experiment", "model", "data", "likelihood@model.likelihood", "optimizer", "schedule", "trainer")
@@ -42,7 +45,8 @@ class Start(NamedTuple):
 
     resume: Path | None = None  # the checkpoint that it goes on from, with all its state
     weights: Path | None = None  # the checkpoint whose weights it begins with, and nothing else of it
-    checkpoint: dict[str, Any] | None = None  # what that file holds
+    checkpoint: dict[str, Any] | None = None  # what that file holds; mapped, so not to be kept for long
+    steps: int = 0  # optimizer steps that were taken before
 
 
 class RunFolder:
@@ -65,12 +69,12 @@ class RunFolder:
         Raises:
             UserError: another one is in it.
         """
-        if rank_zero_only.rank != 0:
+        if rank_zero_only.rank != 0 or is_held_for_us(self.path):
             return
         try:
             self._lock = lock(self.path)
         except BlockingIOError as error:
-            raise UserError(
+            raise Busy(
                 f"another process trains in {self.path}: stop it, wait for it, or choose another hydra.run.dir"
             ) from error
 
@@ -99,20 +103,51 @@ class RunFolder:
             raise UserError(f"{self.path} already holds a run: {way}, or choose another hydra.run.dir")
         if not resumes:
             return Start(weights=named, checkpoint=named and read_checkpoint(named))
-        path, checkpoint = first_readable(kept)
-        return Start(resume=path, checkpoint=checkpoint)
+        path, checkpoint, refusals = first_readable(kept)
+        if path != self.last:
+            why = refusals[0] if refusals else f"there is no {self.last}"
+            rank_zero_only(log.warning)("%s; going on from %s, epoch %s", why, path, checkpoint.get("epoch"))
+        return Start(resume=path, checkpoint=checkpoint, steps=int(checkpoint.get("global_step") or 0))
 
     @rank_zero_only
     def claim(self, cfg: DictConfig) -> None:
-        """Record the config: from now on the folder is this run's, and what it held of an earlier end is put aside."""
+        """Record the config: from now on the folder is this run's."""
         hydra = HydraConfig.get()
         self.config.parent.mkdir(parents=True, exist_ok=True)
-        remove_unfinished(self.path)
-        if self.metrics.exists():  # of weights that will not be the run's any more
-            self.metrics.replace(self.before)
+        for folder in (self.config.parent, self.last.parent):
+            remove_unfinished(folder)
         for name, part in (("config", cfg), ("overrides", hydra.overrides.task), ("hydra", {"hydra": hydra})):
             with whole_file(self.config.with_name(f"{name}.yaml")) as file:
                 OmegaConf.save(OmegaConf.create(part) if isinstance(part, dict) else part, file)
+
+    def check_images(self, start: Start, datamodule: ImageDataModule) -> None:
+        """See that what is to be resumed was trained on these images, split as they are now.
+
+        Of weights that a new run begins with that is said, not asked for: there they are the test's business.
+
+        Raises:
+            UserError: they are others: images that it has trained on may be ones to test on now.
+        """
+        if start.checkpoint is None:
+            return
+        then = fingerprint_in(start.checkpoint, datamodule)
+        if start.resume is None:
+            if then not in (None, datamodule.fingerprint):
+                datamodule.splits.notes.append(
+                    f"the weights of {start.weights} were trained on other images or splits than these: they may know "
+                    "what they are tested on"
+                )
+            return
+        for record in (self.metrics, self.before):  # of versions whose checkpoints do not say
+            then = then or _readable_record(record).get("data", {}).get("fingerprint")
+        if then == datamodule.fingerprint or (then is None and datamodule.as_published):
+            return
+        was = f"then {str(then)[:8]}" if then else "not recorded by the version that trained it"
+        raise UserError(
+            f"the images of {datamodule.name} or their splits are not those that {start.resume} was trained on "
+            f"(fingerprint {datamodule.fingerprint[:8]}, {was}): bring those back, or begin a new run with another "
+            f"hydra.run.dir; with ckpt_path={start.resume} it begins with these weights, which may know its test images"
+        )
 
     def _refuse_other_settings(self, cfg: DictConfig) -> None:
         if not self.config.exists():
@@ -127,27 +162,69 @@ class RunFolder:
                 f"overrides ({self.path}/.hydra/overrides.yaml), or start a new run"
             )
 
+    def put_aside_metrics(self) -> None:
+        """Call ``metrics.json`` those of before: the weights that they are of are about to be replaced.
+
+        What was evaluated of a training that has not ended joins the record of its earlier end.
+        """
+        with self.metrics_locked():
+            now = _readable_record(self.metrics)
+            if "steps" in now or not self.before.exists():
+                if self.metrics.exists():
+                    self.metrics.replace(self.before)
+                return
+            earlier = _readable_record(self.before)
+            if now:
+                evaluation = _merged(earlier.get("evaluation", {}), now.get("evaluation", {}))
+                write_json(self.before, earlier | {"evaluation": evaluation})
+            self.metrics.unlink(missing_ok=True)
+
     def write_record(self, record: dict[str, Any]) -> None:
         """Write what a training has ended with, and of what was evaluated before all that is of the same weights."""
         hashes = {path.name: hash_of(path) for path in (self.best, self.last) if path.is_file()}
-        kept = {}
-        with contextlib.suppress(UserError):
-            for split, parts in read_record(self.before).get("evaluation", {}).items():
-                same = {name: part for name, part in parts.items() if part.get("checkpoint") in hashes.values()}
-                kept |= {split: same} if same else {}
-        self.write_metrics(record | {"checkpoints": hashes} | ({"evaluation": kept} if kept else {}))
+        with self.metrics_locked():
+            found = [_readable_record(path).get("evaluation", {}) for path in (self.before, self.metrics)]
+            kept = {
+                split: same
+                for split, parts in _merged(*found).items()
+                if (same := {name: of for name, of in parts.items() if of.get("checkpoint") in hashes.values()})
+            }
+            write_json(self.metrics, record | {"checkpoints": hashes} | ({"evaluation": kept} if kept else {}))
+
+    @contextlib.contextmanager
+    def metrics_locked(self) -> Iterator[None]:
+        """Keep other processes from writing ``metrics.json`` meanwhile: it is read, changed and written."""
+        with lock(self.path, ".metrics.lock", patience=None) or contextlib.nullcontext():
+            yield
 
     @property
     def way_on(self) -> str:
         """What to do after an interruption."""
         if self.last.exists() or self.best.exists():
-            return f"go on with the same overrides, hydra.run.dir={self.path} and ckpt_path=last"
+            return f"go on with the same overrides, hydra.run.dir={as_typed(self.path)} and ckpt_path=last"
         return f"no epoch was complete: delete {self.path} and start again"
 
-    def write_metrics(self, metrics: dict[str, Any]) -> None:
-        """Write ``metrics.json``: whole, or not at all."""
-        with whole_file(self.metrics) as file:
-            file.write_text(json.dumps(metrics, indent=2) + "\n")
+
+def write_json(path: Path, record: dict[str, Any]) -> None:
+    """Write a record: whole, or not at all."""
+    with whole_file(path) as file:
+        file.write_text(json.dumps(record, indent=2) + "\n")
+
+
+def _readable_record(path: Path) -> dict[str, Any]:
+    """As :func:`read_record`, empty where it is damaged."""
+    try:
+        return read_record(path)
+    except UserError:
+        return {}
+
+
+def _merged(*evaluations: dict[str, Any]) -> dict[str, Any]:
+    """Evaluations of the same splits together; the later ones have the last word."""
+    merged: dict[str, Any] = {}
+    for split, parts in (item for evaluation in evaluations for item in evaluation.items()):
+        merged[split] = merged.get(split, {}) | parts
+    return merged
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -246,7 +323,7 @@ def build_trainer(cfg: DictConfig) -> L.Trainer:
         _convert_="all",
     )
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # not one that the user or a strategy brought
-        trainer.strategy.checkpoint_io = WholeCheckpoints()
+        trainer.strategy.checkpoint_io = WholeCheckpoints(RunFolder(cfg.run_dir).put_aside_metrics)
     return trainer
 
 
@@ -258,7 +335,7 @@ def fill_seed(cfg: DictConfig, run: RunFolder) -> None:
     if cfg.seed is not None:
         return
     if cfg.ckpt_path == "last" and run.config.exists():
-        cfg.seed = read_saved_config(run.config).seed
+        cfg.seed = saved_value(run.config, "seed")
     elif "LOCAL_RANK" in os.environ:
         cfg.seed = int(os.environ["PL_GLOBAL_SEED"])
     else:

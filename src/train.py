@@ -53,8 +53,8 @@ def main(cfg: DictConfig) -> float | None:
     acceleration.compile_networks(model, cfg)
     trainer = runs.build_trainer(cfg)
     datamodule.prepare_data()
-    if start.resume is not None:
-        datamodule.check_same(start.checkpoint, start.resume)
+    run.check_images(start, datamodule)
+    start = start._replace(checkpoint=None)  # it is mapped: its file would stay on the disk
     training.say(record.describe_data(datamodule))
     if start.weights is not None:
         training.say(f"beginning with the weights of {start.weights}")

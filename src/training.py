@@ -5,6 +5,7 @@ import signal
 import sys
 
 import lightning as L
+import torch
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
@@ -56,14 +57,14 @@ def fit(trainer: L.Trainer, model: BaseVAE, datamodule: ImageDataModule, start: 
     try:
         trainer.fit(model, datamodule, ckpt_path=start.resume, weights_only=True)
     except Exception as error:
-        if isinstance(error, UserError) or not restoring(error):
+        if isinstance(error, UserError | OSError | torch.OutOfMemoryError) or not restoring(error):
             raise
         raise UserError(
-            f"cannot go on from {start.resume} ({type(error).__name__}: {one_line(error)}): it is damaged or from "
-            "elsewhere"
+            f"cannot take up the state in {start.resume} ({type(error).__name__}: {one_line(error)}): it is "
+            "damaged, from elsewhere, or of other settings"
         ) from error
     if start.resume is not None:
-        return trainer.global_step > start.checkpoint["global_step"]
+        return trainer.global_step > start.steps
     if trainer.global_step == 0:
         raise UserError(
             f"not one step was taken: there are {trainer.num_training_batches} batches an epoch, trainer.max_epochs is "

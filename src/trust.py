@@ -1,5 +1,8 @@
 """A run's saved config, which may come from elsewhere: read in bounded time and memory."""
 
+import math
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +13,11 @@ from omegaconf.errors import OmegaConfBaseException
 from src.errors import UserError, one_line
 from src.interrupts import time_limit
 
-LARGEST = 2**20  # bytes
+LARGEST = 2**16  # bytes
 DEEPEST = 50  # levels
-MOST_REFERENCES = 40  # values taken from others; some hundred could stand for more text than memory holds
+LONGEST = 2**12  # times that a text could be repeated by values that take it from each other
 SECONDS = 10.0
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def read_saved_config(path: Path) -> DictConfig:
@@ -28,11 +32,14 @@ def read_saved_config(path: Path) -> DictConfig:
             raise ValueError(f"it has more than {LARGEST:,} bytes")
         text = path.read_text()
         _check_events(text)
-        if text.count("${") > MOST_REFERENCES:
-            raise ValueError(f"it takes more than {MOST_REFERENCES} values from others")
-        if not isinstance(tree := yaml.safe_load(text), dict):
+        if not isinstance(tree := yaml.load(text, LOADER), dict):
             raise ValueError("it holds no keys")
-        return OmegaConf.create(tree)
+        if math.prod(value.count("${") for value in _texts(tree) if "${" in value) > LONGEST:
+            raise ValueError("its values take too much from each other")
+        with time_limit(SECONDS, f"cannot read {path}: what its values refer to has no end"):
+            config = OmegaConf.create(tree)
+            _refuse_copies(config, tree)
+        return config
     except (yaml.YAMLError, OmegaConfBaseException, OSError, ValueError, TypeError, RecursionError) as error:
         raise damaged(path, error) from error
 
@@ -50,6 +57,22 @@ def resolved(config: DictConfig, path: Path) -> dict[str, Any]:
         raise damaged(path, error) from error
 
 
+def saved_value(path: Path, key: str) -> Any:
+    """What a saved config says of one dotted key.
+
+    Raises:
+        UserError: the config is damaged, or has no such key.
+    """
+    config = read_saved_config(path)
+    try:
+        value = OmegaConf.select(config, key)
+    except OmegaConfBaseException as error:
+        raise damaged(path, error) from error
+    if value is None:
+        raise damaged(path, KeyError(f"it has no {key}"))
+    return value
+
+
 def damaged(path: Path, error: BaseException) -> UserError:
     """The error for a file of a run that cannot be read."""
     return UserError(f"cannot read {path} ({one_line(error)[:200]}): it is damaged or from elsewhere")
@@ -58,9 +81,25 @@ def damaged(path: Path, error: BaseException) -> UserError:
 def _check_events(text: str) -> None:
     """Refuse what a run never writes and what a small file can make endless."""
     depth = 0
-    for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    for event in yaml.parse(text, Loader=LOADER):
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise ValueError("it has YAML anchors")
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > DEEPEST:
             raise ValueError(f"it is more than {DEEPEST} levels deep")
+
+
+def _texts(tree: Any) -> Iterator[str]:
+    """The texts among the values of a tree."""
+    if isinstance(tree, str):
+        yield tree
+    elif isinstance(tree, dict | list):
+        for value in tree.values() if isinstance(tree, dict) else tree:
+            yield from _texts(value)
+
+
+def _refuse_copies(config: DictConfig, tree: Any) -> None:
+    """Raise a ValueError where a value is a copy of a whole node, which may hold such copies itself."""
+    for key in {found[1] for text in _texts(tree) if (found := re.fullmatch(r"\s*\$\{([\w.]+)\}\s*", text))}:
+        if OmegaConf.is_config(OmegaConf.select(config, key, throw_on_resolution_failure=False)):
+            raise ValueError(f"a value is a copy of all that {key} holds")

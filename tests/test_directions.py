@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hydra_plugins.optuna_sweeper import direction_of
+from hydra_plugins.optuna_sweeper import OptunaSweeper, direction_of
 from src import runs
 from src.callbacks.memory import History
 from src.callbacks.resume import BestCheckpoint, PatientEarlyStopping
@@ -44,6 +44,21 @@ def test_a_falling_loss_is_kept_goes_on_and_lowers_no_rate(tmp_path):
     assert float(best.best_model_score) == pytest.approx(losses[-1])
     assert torch.load(best.best_model_path, weights_only=True)["epoch"] == 3
     assert trainer.optimizers[0].param_groups[0]["lr"] == cfg.optimizer.lr
+
+
+def test_a_schedule_that_watches_nothing_is_made_too():
+    cfg = composed(*SMALL, "schedule=plateau", "schedule.monitor=null")
+    datamodule = runs.build_datamodule(cfg)
+    assert runs.build_model(cfg, datamodule).configure_optimizers()["lr_scheduler"]["scheduler"].mode == "min"
+
+
+def test_a_search_that_was_begun_the_other_way_is_not_gone_on_with(tmp_path):
+    optuna = pytest.importorskip("optuna")
+    optuna.create_study(study_name="sweep", storage=f"sqlite:///{tmp_path}/optuna.db", direction="maximize")
+    sweeper = OptunaSweeper({})
+    sweeper.config = multirun_config("seed=0,1", "callbacks.checkpoint.monitor=val/loss")
+    with pytest.raises(UserError, match="choose another hydra.sweep.dir"):
+        sweeper._searched(tmp_path, {}, [])
 
 
 def test_a_search_goes_the_way_of_its_metric():

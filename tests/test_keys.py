@@ -155,6 +155,7 @@ def test_a_value_that_a_key_cannot_have_is_answered_with_what_it_must_be(word, l
             "val/rate is the better the smaller; give schedule.factory.mode=min",
         ),
         ("callbacks.checkpoint.monitor=val/mine", "callbacks.checkpoint.mode: say min or max"),
+        ("schedule=plateau schedule.monitor=val/mine", "schedule.factory.mode: say min or max"),
         (
             "+callbacks.a._target_=lightning.pytorch.callbacks.EarlyStopping +callbacks.a.monitor=val/elbo",
             "callbacks.a.mode=min would keep the worst: val/elbo is the better the larger; give callbacks.a.mode=max",
@@ -248,6 +249,7 @@ def test_a_mistake_is_answered_in_one_line_that_says_what_to_do(words, line):
         "~schedule ~callbacks",
         "~callbacks.early_stopping ~callbacks.checkpoint trainer.limit_val_batches=0 ~logger",
         "callbacks.early_stopping.monitor=val/mine callbacks.early_stopping.mode=min",
+        "+callbacks.a._target_=mine.Threshold +callbacks.a.monitor=val/elbo",
         "model.latent_dim=${data.image_size} tags=[2024,true,word]",
         "schedule=plateau schedule.monitor=val/loss +schedule.factory.cooldown=2",
         "hydra.verbose=true hydra.job.chdir=false",

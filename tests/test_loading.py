@@ -96,7 +96,10 @@ CONFIGS = {
     "thousands of levels": "data: " + 50_000 * "[" + 50_000 * "]",
     "a hundred levels": nested(100),
     "values that refer to others without end": "a0: 'xxxxxxxxxx'\n"
-    + "".join(f"a{i + 1}: '${{a{i}}}${{a{i}}}'\n" for i in range(40)),
+    + "".join(f"a{i + 1}: '${{a{i}}}${{a{i}}}'\n" for i in range(20)),
+    "values that copy others without end": "a0: [x, x, x, x]\n"
+    + "".join(f"a{i + 1}: {['${a' + str(i) + '}'] * 9}\n" for i in range(9)),
+    "a megabyte": "a: 1\n" * 200_000,
     "bytes": "\x00\x01\x02",
     "a list": "- 1\n- 2\n",
     "nothing": "",

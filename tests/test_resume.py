@@ -1,5 +1,6 @@
 """What a run folder is protected from: other processes, other images, other models, damage, a full disk."""
 
+import contextlib
 import json
 import os
 import resource
@@ -15,8 +16,9 @@ import torch
 
 from src.checkpoints import WholeCheckpoints, check_resumable, first_readable, read_checkpoint
 from src.errors import UserError
-from src.locks import HELD
-from src.runs import RunFolder
+from src.files import remove_unfinished, whole_file
+from src.locks import HELD, lock
+from src.runs import RunFolder, write_json
 from tests.helpers import PLAIN, QUICK, WARM, assert_one_line_error, built, cli
 
 
@@ -54,6 +56,24 @@ def test_one_training_at_a_time_works_in_a_run_folder(run, monkeypatch):
     monkeypatch.delenv(HELD)
     del first
     RunFolder(run).lock()
+
+
+def test_of_two_trainings_that_begin_at_once_one_is_whole(tmp_path):
+    words = (*QUICK, *PLAIN, "trainer.max_epochs=1", f"hydra.run.dir={tmp_path}/run")
+    with tempfile.TemporaryFile("w+") as output:
+        both = [WARM.start("src.train", words, dict(os.environ), output) for _ in range(2)]
+        assert sorted(process.wait(120) for process in both) == [0, 1]
+    assert {"metrics.json", "train.log", ".lock"} <= {path.name for path in (tmp_path / "run").iterdir()}
+
+
+def test_a_lock_whose_file_is_gone_locks_nothing(tmp_path):
+    first = lock(tmp_path)
+    (tmp_path / ".lock").unlink()
+    second = lock(tmp_path)
+    with pytest.raises(BlockingIOError):
+        lock(tmp_path, patience=0)
+    first.close()
+    second.close()
 
 
 def test_a_folder_of_a_run_that_was_refused_its_data_is_as_before(tmp_path):
@@ -127,12 +147,17 @@ def test_a_resume_keeps_what_was_evaluated_of_the_same_weights(run):
     record["evaluation"] = {"test": {"elbo": {"checkpoint": hashes["best.ckpt"]}, "bound": {"checkpoint": "another"}}}
     (run / "metrics.json").write_text(json.dumps(record))
     folder = RunFolder(run)
-    folder.metrics.replace(folder.before)
+    folder.put_aside_metrics()
+    write_json(folder.metrics, {"evaluation": {"test": {"latents": {"checkpoint": hashes["last.ckpt"]}}}})  # meanwhile
+    folder.put_aside_metrics()  # killed, and resumed again
+    assert json.loads(folder.before.read_text())["steps"] == record["steps"]
     folder.write_record({"steps": 1})
     assert json.loads(folder.metrics.read_text()) == {
         "steps": 1,
         "checkpoints": hashes,
-        "evaluation": {"test": {"elbo": {"checkpoint": hashes["best.ckpt"]}}},
+        "evaluation": {
+            "test": {"elbo": {"checkpoint": hashes["best.ckpt"]}, "latents": {"checkpoint": hashes["last.ckpt"]}}
+        },
     }
 
 
@@ -165,9 +190,41 @@ def test_a_flipped_bit_is_seen(run):
 @pytest.mark.parametrize("part", ["optimizer_states", "lr_schedulers", "loops", "pytorch-lightning_version"])
 def test_a_checkpoint_that_lacks_something_is_not_resumed(run, part):
     change(run / "checkpoints" / "last.ckpt", lambda checkpoint: checkpoint.pop(part))
-    path, checkpoint = first_readable([run / "checkpoints" / "last.ckpt"])
+    path, checkpoint, _ = first_readable([run / "checkpoints" / "last.ckpt"])
     with pytest.raises(UserError, match=f"has no {part}: nothing can be resumed from it"):
         check_resumable(path, checkpoint, built(*QUICK)[1])
+
+
+@pytest.mark.parametrize("states", [3, [3], [{}], [{"state": 3}]])
+def test_an_optimizer_state_that_is_none_is_not_resumed(run, states):
+    path = run / "checkpoints" / "last.ckpt"
+    checkpoint = read_checkpoint(path) | {"optimizer_states": states}
+    with pytest.raises(UserError, match="the optimizer's state in .* is none"):
+        check_resumable(path, checkpoint, built(*QUICK)[1])
+
+
+def test_an_optimizer_state_in_factors_is_resumed(tmp_path):
+    words = (*QUICK, *PLAIN, "optimizer._target_=torch.optim.Adafactor", "~optimizer.betas", "~optimizer.fused")
+    place = f"hydra.run.dir={tmp_path}"
+    assert cli(*words, place, "trainer.max_epochs=1").returncode == 0
+    done = cli(*words, place, "trainer.max_epochs=2", "ckpt_path=last")
+    assert done.returncode == 0, done.stdout
+
+
+def test_a_run_of_an_earlier_version_is_resumed_only_on_the_same_images(run):
+    """Its checkpoints have no fingerprint, its record has; and it was split otherwise."""
+    for name in ("best", "last"):
+        change(run / "checkpoints" / f"{name}.ckpt", lambda checkpoint: checkpoint.pop("DigitsDataModule"))
+    go_on = (*RESUMED, *PLAIN, f"hydra.run.dir={run}")
+    assert cli(*go_on, "trainer.max_epochs=3").returncode == 0
+    change(run / "checkpoints" / "last.ckpt", lambda checkpoint: checkpoint.pop("DigitsDataModule"))
+    record = json.loads((run / "metrics.json").read_text())
+    record["data"]["fingerprint"] = "0" * 32
+    (run / "metrics.json").write_text(json.dumps(record))
+    assert_one_line_error(cli(*go_on, "trainer.max_epochs=4"), "then 00000000", "may know its test images")
+    for name in ("metrics", "metrics.before"):
+        (run / f"{name}.json").unlink()
+    assert_one_line_error(cli(*go_on, "trainer.max_epochs=4"), "not recorded by the version that trained it")
 
 
 def test_an_optimizer_state_of_other_shapes_is_not_resumed(run):
@@ -187,7 +244,8 @@ def test_an_optimizer_state_of_other_shapes_is_not_resumed(run):
 def test_a_state_that_lightning_cannot_take_up_is_one_line(run):
     change(run / "checkpoints" / "last.ckpt", lambda checkpoint: checkpoint.update(loops={"fit_loop": 3}))
     done = cli(*RESUMED, *PLAIN, "trainer.max_epochs=3", f"hydra.run.dir={run}")
-    assert_one_line_error(done, "cannot go on from", "last.ckpt")
+    assert_one_line_error(done, "cannot take up the state in", "last.ckpt")
+    assert (run / "metrics.json").exists()  # its weights are still the same
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path):
@@ -206,6 +264,19 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path):
     assert caught.value.filename == str(path)
     assert read_checkpoint(path)["state_dict"]["weight"].tolist() == [1, 1, 1]
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_killed_writers_have_left_goes_and_nothing_else(tmp_path):
+    with contextlib.suppress(KeyboardInterrupt), whole_file(tmp_path / "last.ckpt") as temporary:
+        left = tmp_path / temporary.name
+        shutil.copy(temporary, tmp_path / f"{temporary.name}.copy")
+        raise KeyboardInterrupt
+    (tmp_path / f"{left.name}.copy").rename(left)  # as if it had been killed
+    for name in ("deeper/.x.part", "mine.part", "last.ckpt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    remove_unfinished(tmp_path)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [".x.part", "deeper", "last.ckpt", "mine.part"]
 
 
 def test_a_full_disk_is_named_with_the_way_on(tmp_path):

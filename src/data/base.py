@@ -3,9 +3,7 @@
 import hashlib
 import json
 from abc import abstractmethod
-from collections.abc import Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
@@ -127,6 +125,12 @@ class ImageDataModule(L.LightningDataModule):
             self._splits = split(self.pool, self.val_fraction, self.test_fraction, self.split_seed)
         return self._splits
 
+    @property
+    def as_published(self) -> bool:
+        """Whether validation and test images are those that were published for that, and none are carved."""
+        sides = {part: self.pool.published[getattr(self.splits, part).numpy()] for part in ("val", "test")}
+        return all((published == part).all() for part, published in sides.items())
+
     @cached_property
     def fingerprint(self) -> str:
         """32 hex digits that change whenever an image, its split, or what is done to its pixels changes."""
@@ -143,20 +147,6 @@ class ImageDataModule(L.LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of the data: their fingerprint."""
         return {"fingerprint": self.fingerprint}
-
-    def check_same(self, checkpoint: Mapping[str, Any], path: Path) -> None:
-        """See that a checkpoint that is to be resumed was trained on these images, split as they are now.
-
-        Raises:
-            UserError: it was not: images that it has trained on may be ones to test on now.
-        """
-        then = (checkpoint.get(type(self).__qualname__) or {}).get("fingerprint")
-        if then not in (None, self.fingerprint):
-            raise UserError(
-                f"the images of {self.name} or their splits are not those that {path} was trained on (fingerprint "
-                f"{self.fingerprint[:8]}, then {str(then)[:8]}): bring those back, or begin a new run with its "
-                f"weights: ckpt_path={path} and another hydra.run.dir"
-            )
 
     def prepare_data(self) -> None:
         """Download and decode, once a machine."""

@@ -206,6 +206,7 @@ def _claim(path: Path, start: int) -> None:
             pass
         except OSError as error:
             if error.errno not in NO_FALLOCATE:
+                error.filename = str(path)
                 raise
         file.seek(start)
         while (left := length - file.tell()) > 0:

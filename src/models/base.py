@@ -33,11 +33,12 @@ class Schedule(NamedTuple):
 
     def scheduler(self, optimizer: torch.optim.Optimizer) -> Any:
         """The scheduler of an optimizer; one that watches a metric in a ``mode`` is told which, see :func:`mode_of`."""
-        watches = self.monitor and "mode" in inspect.signature(self.factory).parameters
-        if not watches:
-            return self.factory(optimizer)
-        given = getattr(self.factory, "keywords", {}).get("mode")
-        return self.factory(optimizer, mode=mode_of(self.monitor, given, "schedule.factory.mode"))
+        options = dict(getattr(self.factory, "keywords", {}))
+        given = options.pop("mode", None)
+        if self.monitor and "mode" in inspect.signature(self.factory).parameters:
+            given = mode_of(self.monitor, given, "schedule.factory.mode")
+        make = getattr(self.factory, "func", self.factory)
+        return make(optimizer, **options, **({} if given is None else {"mode": given}))
 
 
 class BaseVAE(L.LightningModule):

@@ -104,7 +104,9 @@ class Point:
         self.busy = False
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = lock(self.folder)  # its process inherits it, and so holds it for as long as it lives
+            self._lock = lock(
+                self.folder, patience=0.1
+            )  # its process inherits it, and so holds it for as long as it lives
         except BlockingIOError:
             self.busy = True
             return self._refuse("another process is working on it: stop that, or wait for it")
@@ -120,7 +122,7 @@ class Point:
     def _start(self, env: Mapping[str, str]) -> bool:
         """Begin, once the folder is ours."""
         then = Record.load(self.folder)
-        resume = (self.folder / "checkpoints" / "last.ckpt").is_file()
+        resume = any((self.folder / "checkpoints" / f"{name}.ckpt").is_file() for name in ("last", "best"))
         if then is not None and (resume or self.metrics):
             other = other_setting(_pairs(then.overrides), _pairs(self.record.overrides))
             if other is not None or not resume:

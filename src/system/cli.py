@@ -1,5 +1,6 @@
 """What all commands share: Hydra composes their config, it is checked before torch is imported, errors are one line."""
 
+import contextlib
 import errno
 import functools
 import logging
@@ -16,7 +17,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from src.errors import UserError, explain
+from src.errors import Busy, UserError, explain
 from src.interrupts import status_of
 from src.locks import LOCK
 from src.system.configs import check_config, check_sweep, expand_home
@@ -104,9 +105,11 @@ class Check(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """One run."""
         self._check(check_config, config)
+        if self.command != "train":  # the others write into a run's folder, or into one of their own
+            return
         folder = Path(OmegaConf.select(config, "hydra.run.dir"))
-        self._before = set(folder.iterdir()) if folder.is_dir() else None
         try:
+            self._before = set(folder.iterdir()) if folder.is_dir() else None
             folder.mkdir(parents=True, exist_ok=True)
             if not os.access(folder, os.W_OK):
                 raise PermissionError(errno.EACCES, "it cannot be written to")
@@ -124,7 +127,8 @@ class Check(Callback):
         if job_return.status is not JobStatus.FAILED or (line := explain(error)) is None or _wants_traceback():
             return  # Hydra raises the error, and it comes to :func:`command`
         (log.error if logging.root.handlers else print_error)(f"error: {line}")  # logging may be turned off
-        self._remove_empty(Path(config.hydra.runtime.output_dir))
+        if not isinstance(error, Busy):
+            self._remove_empty(Path(config.hydra.runtime.output_dir))
         sys.exit(_exit_status(error))
 
     def _remove_empty(self, folder: Path) -> None:
@@ -134,7 +138,8 @@ class Check(Callback):
             for path in made:
                 path.unlink()
             if self._before is None:
-                folder.rmdir()
+                with contextlib.suppress(OSError):  # another process has begun to use it
+                    folder.rmdir()
 
     def _check(self, check: Callable[[DictConfig, str], None], config: DictConfig) -> None:
         try:

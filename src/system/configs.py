@@ -90,9 +90,12 @@ def _check_modes(config: DictConfig) -> None:
         if metric.startswith("val/") and config.trainer.get("limit_val_batches") == 0:
             raise UserError(f"trainer.limit_val_batches=0 leaves no {metric} for {at} to watch: ~{at} leaves that out")
         mode = OmegaConf.select(node, place)
-        if mode is None and at != "schedule" and not str(node.get("_target_")).startswith("src."):
+        target = str(node.get("_target_"))
+        if mode is None and target.startswith(("lightning.", "pytorch_lightning.")):
             mode = "min"  # what Lightning's own callbacks take
-        if place == "mode" or mode in ("min", "max"):  # a schedule may call other things a mode
+        # A callback of the user's own may know no modes, and a schedule may call other things so.
+        ours = target.startswith("src.") and _has(config, f"{at}.{place}")
+        if mode in ("min", "max") or (mode is None and ours):
             mode_of(metric, mode, f"{at}.{place}")
 
 
