@@ -1,13 +1,12 @@
 """A run's saved config, which may come from elsewhere: read in bounded time and memory."""
 
 import math
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import Container, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from src.errors import UserError, one_line
@@ -38,7 +37,7 @@ def read_saved_config(path: Path) -> DictConfig:
             raise ValueError("its values take too much from each other")
         with time_limit(SECONDS, f"cannot read {path}: what its values refer to has no end"):
             config = OmegaConf.create(tree)
-            _refuse_copies(config, tree)
+            _refuse_copies(config)
         return config
     except (yaml.YAMLError, OmegaConfBaseException, OSError, ValueError, TypeError, RecursionError) as error:
         raise damaged(path, error) from error
@@ -98,8 +97,13 @@ def _texts(tree: Any) -> Iterator[str]:
             yield from _texts(value)
 
 
-def _refuse_copies(config: DictConfig, tree: Any) -> None:
-    """Raise a ValueError where a value is a copy of a whole node, which may hold such copies itself."""
-    for key in {found[1] for text in _texts(tree) if (found := re.fullmatch(r"\s*\$\{([\w.]+)\}\s*", text))}:
-        if OmegaConf.is_config(OmegaConf.select(config, key, throw_on_resolution_failure=False)):
-            raise ValueError(f"a value is a copy of all that {key} holds")
+def _refuse_copies(node: Any) -> None:
+    """Raise a ValueError where a value is a copy of a node that holds references itself: such copies multiply."""
+    for name in range(len(node)) if isinstance(node, ListConfig) else list(node):
+        inside = node._get_node(name)
+        if inside._is_interpolation():
+            target = inside._maybe_dereference_node(throw_on_resolution_failure=False)
+            if isinstance(target, Container) and "${" in OmegaConf.to_yaml(target):
+                raise ValueError("it copies what refers to others")
+        elif isinstance(inside, Container) and not inside._is_none() and not inside._is_missing():
+            _refuse_copies(inside)

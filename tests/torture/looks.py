@@ -98,7 +98,9 @@ def _read(path: Path) -> None:
 
 def litter(folder: Path, known: Collection[str] = ()) -> list[str]:
     """Temporary files that nobody has cleaned up."""
-    found = [path for path in folder.rglob(".*") if path.name not in (".hydra", ".lock", *known)]
+    found = [
+        path for path in folder.rglob(".*") if not path.name.endswith(".lock") and path.name not in (".hydra", *known)
+    ]
     found += [path for path in folder.rglob("tmp*") if path.is_file()]
     return [f"litter: {path.relative_to(folder)}" for path in sorted(found)]
 
