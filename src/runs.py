@@ -167,11 +167,12 @@ class RunFolder:
 
         What was evaluated of a training that has not ended joins the record of its earlier end.
         """
+        if not self.metrics.exists():
+            return
         with self.metrics_locked():
             now = _readable_record(self.metrics)
             if "steps" in now or not self.before.exists():
-                if self.metrics.exists():
-                    self.metrics.replace(self.before)
+                self.metrics.replace(self.before)
                 return
             earlier = _readable_record(self.before)
             if now:
