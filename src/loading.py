@@ -151,7 +151,11 @@ def _checkpoint_file(folder: RunFolder, name: str) -> Path:
         other = next((f"; checkpoint={n} is there" for n, f in files.items() if f.is_file()), "")
         raise UserError(f"the run {folder.path} is incomplete: it has no checkpoints/{files[name].name}{other}")
     for part in OURS:
-        if not (folder.path / part).resolve().is_relative_to(folder.path.resolve()):
+        try:
+            inside = (folder.path / part).resolve().is_relative_to(folder.path.resolve())
+        except (OSError, RuntimeError):  # a link to itself
+            inside = False
+        if not inside:
             raise UserError(f"{folder.path / part} leads out of the run folder: a run keeps its files inside")
     return files[name]
 
@@ -212,7 +216,9 @@ def _built(folder: RunFolder, key: str, node: dict[str, Any], advice: str) -> An
     """The data or the model of a config."""
     try:
         thing = _build(folder, key, node)
-    except (AttributeError, ImportError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # whatever values that no run has make a constructor raise
         raise UserError(f"the {key} of {folder.config} cannot be built ({one_line(error)}): {advice}") from error
     if not isinstance(thing, BUILT[key]):
         raise _refusal(folder, f"{key}._target_", node["_target_"])

@@ -114,7 +114,7 @@ class RunFolder:
         """Record the config: from now on the folder is this run's."""
         hydra = HydraConfig.get()
         self.config.parent.mkdir(parents=True, exist_ok=True)
-        for folder in (self.config.parent, self.last.parent):
+        for folder in (self.config.parent, self.last.parent, self.figures):
             remove_unfinished(folder)
         for name, part in (("config", cfg), ("overrides", hydra.overrides.task), ("hydra", {"hydra": hydra})):
             with whole_file(self.config.with_name(f"{name}.yaml")) as file:
@@ -254,7 +254,12 @@ def _is_record(record: Any) -> bool:
     if all(isinstance(mapping, dict) for mapping in mappings):
         mappings = list(evaluation.values())
         mappings += [part for split in mappings if isinstance(split, dict) for part in split.values()]
-    return all(isinstance(mapping, dict) for mapping in mappings) and isinstance(record.get("steps", 0), int)
+    return all(isinstance(mapping, dict) for mapping in mappings) and is_count(record.get("steps", 0))
+
+
+def is_count(value: Any) -> bool:
+    """Whether a value is a number of things that TensorBoard can take for a step."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -160,6 +160,7 @@ def test_a_value_that_a_key_cannot_have_is_answered_with_what_it_must_be(word, l
             "+callbacks.a._target_=lightning.pytorch.callbacks.EarlyStopping +callbacks.a.monitor=val/elbo",
             "callbacks.a.mode=min would keep the worst: val/elbo is the better the larger; give callbacks.a.mode=max",
         ),
+        ("+callbacks.x=1", "callbacks.x has no _target_"),
         # what the documentation of others offers
         ("schedule=null", "~schedule leaves it out"),
         ("callbacks=null", "~callbacks leaves it out"),

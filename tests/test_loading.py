@@ -121,13 +121,32 @@ def test_a_config_that_is_none_is_refused_in_bounded_time(run, what):
 @pytest.mark.parametrize(
     "record",
     [
-        *("3", "[1]", '{"data": 3}', '{"checkpoints": []}', '{"steps": "many"}', 9_999 * "["),
+        *(
+            "3",
+            "[1]",
+            '{"data": 3}',
+            '{"checkpoints": []}',
+            '{"steps": "many"}',
+            '{"steps": 1e30}',
+            f'{{"steps": {10**30}}}',
+            9_999 * "[",
+        ),
         *('{"evaluation": 3}', '{"evaluation": {"test": 3}}', '{"evaluation": {"test": {"elbo": 3}}}'),
     ],
 )
 def test_a_record_that_is_none_is_refused(run, record):
     (run / "metrics.json").write_text(record)
     with pytest.raises(UserError, match=r"metrics\.json is (damaged|not the record of a run)"):
+        load_run(run)
+
+
+def test_a_link_to_itself_and_widths_that_are_none_are_refused(run):
+    change(run, "model.encoder.widths", [])
+    with pytest.raises(UserError, match="the model of .* cannot be built"):
+        load_run(run)
+    (run / "metrics.json").unlink()
+    (run / "metrics.json").symlink_to("metrics.json")
+    with pytest.raises(UserError, match="metrics.json leads out of the run folder"):
         load_run(run)
 
 

@@ -18,6 +18,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from src.errors import Busy, UserError, explain
+from src.files import readable
 from src.interrupts import status_of
 from src.locks import LOCK
 from src.system.configs import check_config, check_sweep, expand_home
@@ -71,7 +72,7 @@ def announce(what: str, library: str = "lightning") -> None:
 
 def print_error(line: str) -> None:
     """A line for people, where no log stands yet."""
-    print(line, file=sys.stderr)
+    print(line.replace("\n", "\\n"), file=sys.stderr)
 
 
 def _report(error: Exception, line: str | None) -> NoReturn:
@@ -126,7 +127,7 @@ class Check(Callback):
         error = job_return._return_value
         if job_return.status is not JobStatus.FAILED or (line := explain(error)) is None or _wants_traceback():
             return  # Hydra raises the error, and it comes to :func:`command`
-        (log.error if logging.root.handlers else print_error)(f"error: {line}")  # logging may be turned off
+        (log.error if logging.root.handlers else print_error)(readable(f"error: {line}"))  # logging may be turned off
         if not isinstance(error, Busy):
             self._remove_empty(Path(config.hydra.runtime.output_dir))
         sys.exit(_exit_status(error))

@@ -154,7 +154,7 @@ def _check_names(config: DictConfig, keys: dict[str, Kind], typed: Iterable[Over
             raise UserError(f"{group}={spelled(_plain(node))}: {group} holds keys, such as {inside}{hint}")
     for group in ("callbacks", "logger"):
         for name, node in (OmegaConf.select(config, group) or {}).items():
-            if node is not None and "_target_" not in node:
+            if node is not None and (not isinstance(node, DictConfig) or "_target_" not in node):
                 raise UserError(f"{group}.{name} has no _target_: name the class that it is, or ~{group}.{name}")
 
 

@@ -88,7 +88,7 @@ def _read(path: Path) -> None:
         torch.load(path, weights_only=True, map_location="cpu")["state_dict"]
     elif path.suffix == ".json":
         json.loads(path.read_text())
-    elif path.suffix == ".yaml" and path.stat().st_size == 0:
+    elif path.suffix == ".yaml" and path.stat().st_size == 0 and path.name != "multirun.yaml":  # Hydra's, for nobody
         raise ValueError("it is empty")
     elif path.suffix == ".npy":
         index = json.loads((path.parent / "index.json").read_text())
