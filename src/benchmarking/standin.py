@@ -37,9 +37,10 @@ def data_overrides(data: str, root: Path, folder: Path) -> tuple[list[str], str]
     if (root / NAMES[data]).is_dir():
         return [f"data.root={quoted(there)}", *options], data
     if data == "chest_xray":
-        options = [f"data.cache_dir={quoted(folder / 'cache')}"]
+        options = [f"data.cache_dir={quoted(folder / 'cache')}", "data.published=[]"]
         write_jpegs(made / "train" / "NORMAL", JPEGS, (224, 224))
     else:
+        options += ["data.checksum=null"]
         _write_idx(made / NAMES[data] / "raw")
     return [f"data.root={quoted(made)}", *options], "random images"
 
