@@ -203,7 +203,7 @@ def cases(settings: Settings, table: Table) -> Iterator[Case]:
 
     stopped = 0
     for found in at_once(settings.jobs, work, starts):
-        stopped += sum(bool(case.output) for case in found)
+        stopped += sum(bool(case.output) and not case.faults for case in found)
         table.note("numbers", f"{stopped} were stopped, and ended well once what was named was mended")
         yield from found
 
