@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from src.errors import DISK_FULL, DIVERGED
-from src.files import quoted
+from src.files import quoted, remove_unfinished
 from src.locks import HELD, lock
 from src.resuming import other_setting
 from src.sweeps.plan import Plan, plan_in, point_name
@@ -114,6 +114,7 @@ class Point:
             if error.errno in DISK_FULL:
                 raise
             return self._refuse(f"{error.strerror}: {error.filename}")
+        remove_unfinished(self.folder)
         if self.finished_before():
             self._unlock()
             return False
