@@ -25,7 +25,7 @@ from tests.helpers import MODELS, ROOT, built, cli, composed, examples
 def batch_of(model_name: str):
     size = {"conv_dropout": 32, "lstm": 28}.get(model_name, 16)
     datamodule, model = built(f"model={model_name}", f"data.image_size={size}", "model.latent_dim=4")
-    return model, examples(datamodule, "train", 8)
+    return model, examples(datamodule, "train", 16)
 
 
 def loss_and_gradients(model, x, network=None):

@@ -37,7 +37,7 @@ def data_overrides(data: str, root: Path, folder: Path) -> tuple[list[str], str]
     if (root / NAMES[data]).is_dir():
         return [f"data.root={quoted(there)}", *options], data
     if data == "chest_xray":
-        options = [f"data.cache_dir={quoted(folder / 'cache')}", "data.published=[]"]
+        options = [f"data.cache_dir={quoted(folder / 'cache')}", "data.published=[]", "data.group_pattern=null"]
         write_jpegs(made / "train" / "NORMAL", JPEGS, (224, 224))
     else:
         options += ["data.checksum=null"]

@@ -18,7 +18,7 @@ from PIL import Image
 
 from src.figures import looks, sweeps
 from src.figures.sheets import contact_sheet
-from src.files import readable, whole_file
+from src.files import readable, remove_unfinished, whole_file
 from src.reporting.results import SEED, Results, short
 from src.reporting.statistics import configurations, pareto, verdict
 from src.reporting.words import (
@@ -76,6 +76,7 @@ def write_report(results: Results) -> Path:
     """
     folder = results.folder / "report"
     folder.mkdir(exist_ok=True)
+    remove_unfinished(folder)
     table = results.table
     # What processes on GPUs are short of is the GPUs' memory; it compares with no other.
     on_gpus = not table.devices.dropna().astype(str).str.contains("cpu").any()
