@@ -45,7 +45,7 @@ def assert_same(one, other):
     torch.testing.assert_close(one[0], other[0], rtol=1e-5, atol=0)
     whole = torch.stack([gradient.norm() for gradient in one[1].values()]).norm()
     for name, gradient in one[1].items():  # that of a bias in front of batch norm is nothing but rounding
-        assert (gradient - other[1][name]).norm() < 1e-2 * gradient.norm() + 1e-5 * whole, name
+        assert (gradient - other[1][name]).norm() < 3e-2 * gradient.norm() + 1e-5 * whole, name
 
 
 def kernels_of(model):
