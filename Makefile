@@ -34,7 +34,7 @@ train: setup     ## train on the embedded digits, or on what ARGS says
 test: setup      ## run the tests; ARGS goes to pytest
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder --cov --cov-report=term --durations=15 $(ARGS)
 
-torture: setup   ## kill runs, fill disks, feed nonsense, a quarter of an hour; ARGS='--only kills --seed 3' ...
+torture: setup   ## kill runs, fill disks, feed nonsense, 20 minutes; ARGS='--only kills --seed 3' ...
 	$(PY) -m tests.torture $(ARGS)
 
 lint: setup      ## check style and format

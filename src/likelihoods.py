@@ -6,6 +6,7 @@ pixels for which its log-probability is one of the data: see :class:`Pixels`.
 """
 
 import math
+from abc import ABC, abstractmethod
 from enum import StrEnum
 
 import torch
@@ -25,16 +26,16 @@ class Pixels(StrEnum):
     DEQUANTIZED = "dequantized"  # (level + uniform noise) / 256: a sample of a density on [0, 1]
 
 
-class Likelihood(nn.Module):
+class Likelihood(nn.Module, ABC):
     """What all likelihoods state: their name and the pixels whose probability (or density) they are."""
 
     name: str
     supports: Pixels
     parameters_per_pixel = 1
 
+    @abstractmethod
     def forward(self, raw: Tensor) -> Distribution:
         """Decoder output ``[..., C, H, W]`` to a distribution with that batch shape and event ``[C, H, W]``."""
-        raise NotImplementedError
 
     def is_pseudo(self, pixels: Pixels) -> bool:
         """Whether log p(x|z) is only a pseudo-likelihood: no probability and no density of such pixels.

@@ -20,8 +20,9 @@ from src.acceleration import lay_out
 from src.checkpoints import fingerprint_in, hash_of, read_checkpoint, weights_of
 from src.data.base import ImageDataModule
 from src.errors import UserError, one_line
+from src.metrics_file import read_record
 from src.models.base import BaseVAE
-from src.runs import RunFolder, git_commit, read_record
+from src.runs import RunFolder, git_commit
 from src.subject import Subject
 from src.system.keys import READER, check
 from src.trust import read_saved_config, resolved
@@ -94,12 +95,7 @@ def load_run(
     if broken := [name for name, w in weights.items() if not w.isfinite().all()]:
         raise UserError(f"the weights {broken[0]} in {file} are not finite: the training diverged")
     model.load_state_dict(weights)
-    hashed, expected = hash_of(file), record.get("checkpoints", {}).get(file.name)
-    if expected not in (None, hashed):
-        raise UserError(
-            f"{file} is not the file that its training ended with (hash {hashed[:8]}, then {str(expected)[:8]}): it is "
-            f"damaged or exchanged; bring it back, or take {folder.metrics.name} away if that is meant to be"
-        )
+    hashed = _checked_hash(file, record)
     then = record.get("data", {}).get("fingerprint") or fingerprint_in(held, datamodule)
     _check_fingerprint(folder, then, datamodule, other_data)
     epochs = _epochs(folder.last, held)
@@ -207,6 +203,17 @@ def _check_fingerprint(folder: RunFolder, then: Any, datamodule: ImageDataModule
             f"{datamodule.fingerprint[:8]}, then {str(then)[:8]}): its test images may be ones it has trained on. "
             "Set data.root to the right folder, or other_data=true to go on"
         )
+
+
+def _checked_hash(file: Path, record: dict[str, Any]) -> str:
+    """The hash of a checkpoint, once it is seen to be the one that its training has recorded, if it has."""
+    hashed, expected = hash_of(file), record.get("checkpoints", {}).get(file.name)
+    if expected not in (None, hashed):
+        raise UserError(
+            f"{file} is not the file that its training ended with (hash {hashed[:8]}, then {str(expected)[:8]}): it is "
+            "damaged or exchanged; bring it back, or take metrics.json away if that is meant to be"
+        )
+    return hashed
 
 
 # ---- what the config names -----------------------------------------------------------------------------------------

@@ -15,8 +15,9 @@ from src.callbacks.resume import BestCheckpoint
 from src.data.base import ImageDataModule
 from src.errors import UserError
 from src.loading import LoadedRun
+from src.metrics_file import locked, read_record, write_json
 from src.models.base import BaseVAE
-from src.runs import RunFolder, flatten, git_commit, read_record, write_json
+from src.runs import RunFolder, flatten, git_commit
 from src.subject import Subject
 
 UNIT = "nats per image: summed over pixels, averaged over the images of the split"
@@ -181,7 +182,7 @@ class EvaluationRecord:
 
     def keep(self, name: str, figures: dict[str, Any]) -> None:
         """Write one part."""
-        with self.folder.metrics_locked():
+        with locked(self.folder.path):
             with contextlib.suppress(UserError):  # another evaluation, or a training, may have written meanwhile
                 self.record = read_record(self.folder.metrics)
             evaluation = self.record.get("evaluation", {})

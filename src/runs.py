@@ -4,12 +4,11 @@
 ``tensorboard/`` and the log. It is the unit of reload: nothing else is needed to use a run.
 """
 
-import contextlib
-import json
 import logging
 import os
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -25,9 +24,10 @@ from src.callbacks.resume import StepLimit
 from src.callbacks.show import Dashboard
 from src.checkpoints import WholeCheckpoints, fingerprint_in, first_readable, hash_of, read_checkpoint
 from src.data.base import ImageDataModule
-from src.errors import Busy, UserError, one_line
+from src.errors import Busy, UserError
 from src.files import as_typed, readable, remove_unfinished, whole_file
 from src.locks import is_held_for_us, lock
+from src.metrics_file import BEFORE, put_aside, readable_record, write_record
 from src.models.base import BaseVAE
 from src.resuming import other_setting
 from src.trust import read_saved_config, resolved, saved_value
@@ -58,7 +58,7 @@ class RunFolder:
         self.last = self.path / "checkpoints" / "last.ckpt"
         self.best = self.path / "checkpoints" / "best.ckpt"
         self.metrics = self.path / "metrics.json"
-        self.before = self.path / "metrics.before.json"  # of an earlier end of a run that goes on
+        self.before = self.path / BEFORE
         self.figures = self.path / "figures"
         self.tensorboard = self.path / "tensorboard"
         self._lock: IO[str] | None = None
@@ -139,7 +139,7 @@ class RunFolder:
                 )
             return
         for record in (self.metrics, self.before):  # of versions whose checkpoints do not say
-            then = then or _readable_record(record).get("data", {}).get("fingerprint")
+            then = then or readable_record(record).get("data", {}).get("fingerprint")
         if then == datamodule.fingerprint or (then is None and datamodule.as_published):
             return
         was = f"then {str(then)[:8]}" if then else "not recorded by the version that trained it"
@@ -162,41 +162,9 @@ class RunFolder:
                 f"overrides ({self.path}/.hydra/overrides.yaml), or start a new run"
             )
 
-    def put_aside_metrics(self) -> None:
-        """Call ``metrics.json`` those of before: the weights that they are of are about to be replaced.
-
-        What was evaluated of a training that has not ended joins the record of its earlier end.
-        """
-        if not self.metrics.exists():
-            return
-        with self.metrics_locked():
-            now = _readable_record(self.metrics)
-            if "steps" in now or not self.before.exists():
-                self.metrics.replace(self.before)
-                return
-            earlier = _readable_record(self.before)
-            if now:
-                evaluation = _merged(earlier.get("evaluation", {}), now.get("evaluation", {}))
-                write_json(self.before, earlier | {"evaluation": evaluation})
-            self.metrics.unlink(missing_ok=True)
-
     def write_record(self, record: dict[str, Any]) -> None:
-        """Write what a training has ended with, and of what was evaluated before all that is of the same weights."""
-        hashes = {path.name: hash_of(path) for path in (self.best, self.last) if path.is_file()}
-        with self.metrics_locked():
-            found = [_readable_record(path).get("evaluation", {}) for path in (self.before, self.metrics)]
-            kept = {
-                split: same
-                for split, parts in _merged(*found).items()
-                if (same := {name: of for name, of in parts.items() if of.get("checkpoint") in hashes.values()})
-            }
-            write_json(self.metrics, record | {"checkpoints": hashes} | ({"evaluation": kept} if kept else {}))
-
-    @contextlib.contextmanager
-    def metrics_locked(self) -> Iterator[None]:
-        """Keep other processes from writing ``metrics.json`` meanwhile: it is read, changed and written."""
-        with lock(self.path, ".metrics.lock", patience=None) or contextlib.nullcontext():
-            yield
+        """Write what a training has ended with into ``metrics.json``, with the hashes of its checkpoints."""
+        write_record(self.path, record, {path.name: hash_of(path) for path in (self.best, self.last) if path.is_file()})
 
     @property
     def way_on(self) -> str:
@@ -204,62 +172,6 @@ class RunFolder:
         if self.last.exists() or self.best.exists():
             return f"go on with the same overrides, hydra.run.dir={as_typed(self.path)} and ckpt_path=last"
         return f"no epoch was complete: delete {self.path} and start again"
-
-
-def write_json(path: Path, record: dict[str, Any]) -> None:
-    """Write a record: whole, or not at all."""
-    with whole_file(path) as file:
-        file.write_text(json.dumps(record, indent=2) + "\n")
-
-
-def _readable_record(path: Path) -> dict[str, Any]:
-    """As :func:`read_record`, empty where it is damaged."""
-    try:
-        return read_record(path)
-    except UserError:
-        return {}
-
-
-def _merged(*evaluations: dict[str, Any]) -> dict[str, Any]:
-    """Evaluations of the same splits together; the later ones have the last word."""
-    merged: dict[str, Any] = {}
-    for split, parts in (item for evaluation in evaluations for item in evaluation.items()):
-        merged[split] = merged.get(split, {}) | parts
-    return merged
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    """A run's ``metrics.json``, empty where there is none.
-
-    Raises:
-        UserError: it is damaged.
-    """
-    if not path.exists():
-        return {}
-    try:
-        record = json.loads(path.read_text())
-    except (ValueError, OSError, RecursionError) as error:
-        raise UserError(f"{path} is damaged ({one_line(error)}): delete it and evaluate again") from error
-    if not _is_record(record):
-        raise UserError(f"{path} is not the record of a run: delete it and evaluate again")
-    return record
-
-
-def _is_record(record: Any) -> bool:
-    """Whether mappings are where a record has mappings."""
-    if not isinstance(record, dict):
-        return False
-    evaluation = record.get("evaluation", {})
-    mappings = [record.get(key, {}) for key in ("data", "checkpoints", "names")] + [evaluation]
-    if all(isinstance(mapping, dict) for mapping in mappings):
-        mappings = list(evaluation.values())
-        mappings += [part for split in mappings if isinstance(split, dict) for part in split.values()]
-    return all(isinstance(mapping, dict) for mapping in mappings) and is_count(record.get("steps", 0))
-
-
-def is_count(value: Any) -> bool:
-    """Whether a value is a number of things that TensorBoard can take for a step."""
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -329,7 +241,7 @@ def build_trainer(cfg: DictConfig) -> L.Trainer:
         _convert_="all",
     )
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # not one that the user or a strategy brought
-        trainer.strategy.checkpoint_io = WholeCheckpoints(RunFolder(cfg.run_dir).put_aside_metrics)
+        trainer.strategy.checkpoint_io = WholeCheckpoints(partial(put_aside, RunFolder(cfg.run_dir).path))
     return trainer
 
 

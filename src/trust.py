@@ -27,11 +27,7 @@ def read_saved_config(path: Path) -> DictConfig:
             that stand for more than they say.
     """
     try:
-        if path.stat().st_size > LARGEST:
-            raise ValueError(f"it has more than {LARGEST:,} bytes")
-        text = path.read_text()
-        _check_events(text)
-        if not isinstance(tree := yaml.load(text, LOADER), dict):
+        if not isinstance(tree := read_yaml(path), dict):
             raise ValueError("it holds no keys")
         if math.prod(value.count("${") for value in _texts(tree) if "${" in value) > LONGEST:
             raise ValueError("its values take too much from each other")
@@ -41,6 +37,19 @@ def read_saved_config(path: Path) -> DictConfig:
         return config
     except (yaml.YAMLError, OmegaConfBaseException, OSError, ValueError, TypeError, RecursionError) as error:
         raise damaged(path, error) from error
+
+
+def read_yaml(path: Path) -> Any:
+    """What a small YAML file holds, if that is no more than it says.
+
+    Raises:
+        yaml.YAMLError, OSError, ValueError, RecursionError: it cannot be read, is too large, too deep, or has anchors.
+    """
+    if path.stat().st_size > LARGEST:
+        raise ValueError(f"it has more than {LARGEST:,} bytes")
+    text = path.read_text(encoding="utf-8")
+    _check_events(text)
+    return yaml.load(text, LOADER)
 
 
 def resolved(config: DictConfig, path: Path) -> dict[str, Any]:

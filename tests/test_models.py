@@ -191,6 +191,8 @@ def test_warm_up_follows_the_optimizer_steps():
         (["model.depth=0"], "depth=0"),
         (["model.latent_dim=two"], "model.latent_dim=two: give a whole number"),
         (["model.kl_weight=much"], "model.kl_weight=much: give a number"),
+        (["model._target_=src.models.base.BaseVAE"], "abstract class BaseVAE"),
+        (["model.likelihood._target_=src.likelihoods.Likelihood"], "abstract class Likelihood"),
         (["model=lstm", "data.image_size=8"], "28 and above"),
         (["model=conv_dropout", "data.image_size=28"], "32 and above"),
     ],

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from src.locks import lock
 from src.reporting.report import write_report
 from src.reporting.results import plain, read_results
 from src.reporting.statistics import configurations
@@ -114,3 +115,21 @@ def test_numbers_of_different_kinds_are_kept_apart_and_it_is_said_why(tmp_path):
     assert "Not all of these numbers may be compared" in page
     assert "no best point over all" in page
     assert page.count('<div class="best">') == 2
+
+
+def test_a_run_that_trains_is_running_and_a_config_that_has_no_end_is_none(tmp_path):
+    levels = "".join(f"b{i}: &b{i} [{', '.join([f'*b{i - 1}'] * 9)}]\n" for i in range(1, 12))
+    for name in ("trains", "stopped"):
+        (tmp_path / name / ".hydra").mkdir(parents=True)
+        (tmp_path / name / ".hydra" / "overrides.yaml").write_text("- model=lstm\n")
+        (tmp_path / name / ".hydra" / "config.yaml").write_text(f"b0: &b0 [x, x]\n{levels}")
+    single_run(tmp_path / "done", ["model=conv_tiny"], {"model": "conv_tiny"})
+    held = lock(tmp_path / "trains")
+    results = read_results(tmp_path)
+    held.close()
+    assert dict(zip(results.table.point, results.table.status, strict=True)) == {
+        "done": "finished",
+        "stopped": "interrupted",
+        "trains": "running",
+    }
+    assert write_report(results).exists()

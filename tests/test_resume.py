@@ -18,7 +18,8 @@ from src.checkpoints import WholeCheckpoints, check_resumable, first_readable, r
 from src.errors import UserError
 from src.files import remove_unfinished, whole_file
 from src.locks import HELD, lock
-from src.runs import RunFolder, write_json
+from src.metrics_file import put_aside, write_json
+from src.runs import RunFolder
 from tests.helpers import PLAIN, QUICK, WARM, assert_one_line_error, built, cli
 
 
@@ -147,9 +148,9 @@ def test_a_resume_keeps_what_was_evaluated_of_the_same_weights(run):
     record["evaluation"] = {"test": {"elbo": {"checkpoint": hashes["best.ckpt"]}, "bound": {"checkpoint": "another"}}}
     (run / "metrics.json").write_text(json.dumps(record))
     folder = RunFolder(run)
-    folder.put_aside_metrics()
+    put_aside(run)
     write_json(folder.metrics, {"evaluation": {"test": {"latents": {"checkpoint": hashes["last.ckpt"]}}}})  # meanwhile
-    folder.put_aside_metrics()  # killed, and resumed again
+    put_aside(run)  # killed, and resumed again
     assert json.loads(folder.before.read_text())["steps"] == record["steps"]
     folder.write_record({"steps": 1})
     assert json.loads(folder.metrics.read_text()) == {

@@ -142,8 +142,8 @@ def _components(pool: ImagePool) -> tuple[_Groups, list[str]]:
     graph = coo_array((np.ones(len(rows), dtype=np.int8), (rows, columns)), shape=(offset, offset))
     of = connected_components(graph, directed=False)[1][:count]
     names: dict[int, bytes] = {}
-    for group, name in zip(of.tolist(), pool.digests if pool.groups is None else pool.groups, strict=True):
-        name = name if isinstance(name, bytes) else os.fsencode(name)  # noqa: PLW2901
+    own = pool.digests if pool.groups is None else [os.fsencode(group) for group in pool.groups]
+    for group, name in zip(of.tolist(), own, strict=True):
         names[group] = min(names.get(group, name), name)
     return _Groups(of, [names.get(group, b"") for group in range(of.max() + 1)]), notes
 

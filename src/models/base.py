@@ -1,6 +1,7 @@
 """What every VAE shares: inference, generation, the ELBO's bookkeeping, and the optimizer."""
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -41,7 +42,7 @@ class Schedule(NamedTuple):
         return make(optimizer, **options, **({} if given is None else {"mode": given}))
 
 
-class BaseVAE(L.LightningModule):
+class BaseVAE(L.LightningModule, ABC):
     """A variational autoencoder with a diagonal Gaussian posterior and a standard normal prior.
 
     ``log p(x) >= E_q(z|x)[log p(x|z)] - KL(q(z|x) || p(z))`` (Kingma & Welling 2014, arXiv 1312.6114;
@@ -132,9 +133,9 @@ class BaseVAE(L.LightningModule):
         """p(x|z) for ``num_images`` draws of z from the prior."""
         return self.decode(self.prior().sample((num_images,)))
 
+    @abstractmethod
     def objective(self, x: Tensor, inference: Inference, terms: ElboTerms) -> Tensor:
         """Loss of every image ``[B]``, in nats; ``terms`` are the ELBO's, already computed."""
-        raise NotImplementedError
 
     @property
     def current_kl_weight(self) -> float:

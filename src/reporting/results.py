@@ -14,6 +14,7 @@ from src.locks import is_locked
 from src.sweeps.plan import Plan, point_name, short_names
 from src.sweeps.records import Record, read_metrics
 from src.system.directions import natural_mode
+from src.trust import read_yaml
 
 SEED = "seed"
 NOT_SETTINGS = ("ckpt_path", "tags", "sweep")
@@ -185,7 +186,7 @@ def _row(folder: Path, run: Path) -> dict[str, Any]:
     error = record.error if record else None
     if not metrics and (run / "metrics.json").exists():
         error = "metrics.json is damaged, or an evaluation's alone"
-    status = "finished" if metrics else "failed" if error else record.status if record else "interrupted"
+    status = "finished" if metrics else "failed" if error else record.status if record else "running"
     typed = record.overrides if record else _yaml(run / ".hydra" / "overrides.yaml")
     best = metrics.get("best") if isinstance(metrics.get("best"), dict) else {}
     monitor = next(iter(best), None)
@@ -216,8 +217,8 @@ def _number(value: Any) -> float | int | None:
 
 def _yaml(path: Path) -> Any:
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        return read_yaml(path)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return None
 
 
