@@ -8,7 +8,7 @@ READY  := $(VENV)/.ready
 ARGS   ?=
 LOGDIR ?= outputs
 
-.PHONY: help setup train test torture lint format bench tensorboard clean
+.PHONY: help setup train test coverage torture lint format bench tensorboard clean
 
 help:            ## list the targets
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 14
@@ -32,7 +32,10 @@ train: setup     ## train on the embedded digits, or on what ARGS says
 
 # Most tests start commands whose time is imports: a process a core does that, with one thread each.
 test: setup      ## run the tests; ARGS goes to pytest
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder --cov --cov-report=term --durations=15 $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder --durations=15 $(ARGS)
+
+coverage: setup  ## run the tests and say which lines they reach; that takes half as long again and more
+	$(MAKE) test ARGS="--cov --cov-report=term $(ARGS)"
 
 torture: setup   ## kill runs, fill disks, feed nonsense, 20 minutes; ARGS='--only kills --seed 3' ...
 	$(PY) -m tests.torture $(ARGS)
