@@ -124,15 +124,20 @@ def check_resumable(path: Path, checkpoint: Mapping[str, Any], model: BaseVAE) -
             "hydra.run.dir begins a new run with its weights"
         )
     weights_of(path, checkpoint, model)
-    parameters = dict(enumerate(model.named_parameters()))
     states = checkpoint["optimizer_states"]
-    if not isinstance(states, list) or not all(
-        isinstance(s, dict) and isinstance(s.get("state"), dict) for s in states
-    ):
+    if not isinstance(states, list) or not all(map(_is_state, states)):
         raise UserError(f"the optimizer's state in {path} is none: it is damaged or from elsewhere")
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    groups = [[names[p] for p in group["params"]] for group in model.new_optimizer().param_groups]
     for state in states:
-        for number, values in state["state"].items():
-            name, weight = parameters.get(number, (f"parameter {number}", torch.empty(0)))
+        then, now = ([len(group) for group in of] for of in ([g["params"] for g in state["param_groups"]], groups))
+        if then != now:
+            raise UserError(
+                f"the optimizer's state in {path} is of another kind or another version of the code (weights in groups "
+                f"of {then}, here {now}): ckpt_path={path} with another hydra.run.dir begins a new run with its weights"
+            )
+        for number, name in enumerate(name for group in groups for name in group):
+            weight, values = model.get_parameter(name), state["state"].get(number)
             for what in MIRRORS & values.keys() if isinstance(values, dict) else ():
                 value = values[what]
                 if isinstance(value, Tensor) and value.shape != weight.shape:
@@ -140,6 +145,14 @@ def check_resumable(path: Path, checkpoint: Mapping[str, Any], model: BaseVAE) -
                         f"the optimizer's state in {path} is another model's: {what} of {name} is {list(value.shape)} "
                         f"there and {list(weight.shape)} here"
                     )
+
+
+def _is_state(state: Any) -> bool:
+    """Whether it looks like what an optimizer saves."""
+    if not (isinstance(state, dict) and isinstance(state.get("state"), dict)):
+        return False
+    groups = state.get("param_groups")
+    return isinstance(groups, list) and all(isinstance(g, dict) and isinstance(g.get("params"), list) for g in groups)
 
 
 def first_readable(paths: Sequence[Path]) -> tuple[Path, dict[str, Any], list[str]]:

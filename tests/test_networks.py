@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from src.errors import UserError
-from src.networks.blocks import ConvGeometry, DrawingLayer, ResidualConv, WideLinear
+from src.networks.blocks import ConvGeometry, DrawingLayer, ResidualConv
 from src.networks.conv import ConvDecoder, ConvEncoder
 from src.networks.lstm import LSTMEncoder
 from tests.helpers import built
@@ -111,24 +111,6 @@ def test_lstm_reads_rows_in_both_directions():
     )
     torch.testing.assert_close(encoder(backwards)[:, 3:], encoder(x)[:, :3])  # one direction reads as the other does
     assert LSTMEncoder((3, 40, 7), 2, hidden=3)(torch.rand(2, 3, 40, 7)).shape == (2, 6)
-
-
-def test_wide_linear_starts_as_linear_and_moves_no_further_than_a_narrow_one():
-    torch.manual_seed(0)
-    narrow, wide = WideLinear(256, 1), WideLinear(16_384, 1)
-    assert narrow.multiplier == 1
-    x = torch.rand(512, 16_384)
-    fresh = wide(x)
-    assert fresh.std().item() == pytest.approx(nn.Linear(16_384, 1)(x).std().item(), rel=0.5)
-    moves = {}
-    for name, layer in (("wide", wide), ("plain", nn.Linear(16_384, 1))):
-        before = layer(x).detach()
-        optimizer = torch.optim.Adam(layer.parameters(), lr=1e-3)
-        layer(x).sum().backward()
-        optimizer.step()
-        moves[name] = float((layer(x) - before).abs().mean())
-    assert moves["plain"] > 5  # one Adam step: the documents' spike
-    assert moves["wide"] == pytest.approx(1e-3 * 256 * 0.5, rel=0.05)  # what 256 inputs of mean 1/2 would move
 
 
 def test_drawing_layer_starts_at_the_scale_of_its_input():

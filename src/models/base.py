@@ -17,6 +17,7 @@ from src.metrics.means import ExampleMean
 from src.metrics.posterior import ACTIVE_VARIANCE
 from src.networks.blocks import WideLinear
 from src.objectives import ElboTerms, Inference, elbo_terms, linear_warmup, soft_bound
+from src.optimizers import lay_out_state, optimizer_of
 from src.priors import StandardNormal
 from src.system.directions import mode_of
 from src.system.keys import require
@@ -171,18 +172,10 @@ class BaseVAE(L.LightningModule, ABC):
                 "model without it, such as model=conv_shallow"
             )
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Lay the optimizer's state out as the weights are: fused kernels walk both as they lie in memory.
-
-        The layout depends on precision and device (:func:`src.acceleration.lay_out`): the file's may be another.
-        """
-        parameters = list(self.parameters())
-        for optimizer in checkpoint.get("optimizer_states", []):
-            for number, state in optimizer["state"].items():
-                like = parameters[number]
-                for name, value in state.items():
-                    if isinstance(value, Tensor) and value.shape == like.shape:
-                        state[name] = torch.empty_like(like, dtype=value.dtype, device=value.device).copy_(value)
+    def on_train_start(self) -> None:
+        """A resumed optimizer's state lies as its weights do."""
+        for optimizer in self.trainer.optimizers:
+            lay_out_state(optimizer)
 
     def _step(self, batch: Batch, stage: str) -> tuple[Tensor, Tensor]:
         """Loss per image, and what was added to the stage's means: loss, distortion, rate, and of each latent."""
@@ -259,13 +252,21 @@ class BaseVAE(L.LightningModule, ABC):
         else:
             nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
 
+    def new_optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer of all parameters, with its state empty.
+
+        Raises:
+            UserError: it refuses its settings.
+        """
+        return _made("optimizer", optimizer_of, self, self._make_optimizer)
+
     def configure_optimizers(self) -> Any:
         """The optimizer, and its learning-rate schedule where there is one.
 
         Raises:
             UserError: one of them refuses its settings.
         """
-        optimizer = _made("optimizer", self._make_optimizer, self.parameters())
+        optimizer = self.new_optimizer()
         if self._schedule is None:
             return optimizer
         scheduler = _made("schedule", self._schedule.scheduler, optimizer)
@@ -278,5 +279,5 @@ class BaseVAE(L.LightningModule, ABC):
 def _made(what: str, make: Callable[..., Any], *args: Any) -> Any:
     try:
         return make(*args)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise UserError(f"the {what} refuses its settings: {error}") from error

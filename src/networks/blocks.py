@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -77,24 +77,27 @@ class DrawingLayer(nn.ConvTranspose2d):
 
 
 class WideLinear(nn.Linear):
-    """A linear layer whose output moves equally far per Adam step whatever its fan-in.
+    """A linear layer that asks for shorter steps the more inputs it has: by ``step_factor = base / in_features``.
 
     Adam moves every weight by about the learning rate, so the first step can move the output of a layer with
     ``n`` inputs by ``n * lr``: for 16,384 inputs enough to throw a log-variance head, and with it the loss, two
-    orders of magnitude off. Above ``base`` inputs the weight is stored ``n / base`` times larger and its product
-    scaled back, which leaves the function at initialisation unchanged and divides the effective learning rate
-    by ``n / base`` (maximal update parametrization, Yang et al. 2022, arXiv 2203.03466, table 8).
+    orders of magnitude off. With its learning rate divided by ``n / base`` the output moves no further than that of
+    a layer with ``base`` inputs (maximal update parametrization, Yang et al. 2022, arXiv 2203.03466, table 8).
+    :func:`src.optimizers.optimizer_of` sees to that where steps have a fixed length.
     """
+
+    _version = 2  # version 1 kept the weight divided by step_factor, and multiplied the product
 
     def __init__(self, in_features: int, out_features: int, base: int = 256) -> None:
         super().__init__(in_features, out_features)
-        self.multiplier = min(1.0, base / in_features)
-        with torch.no_grad():
-            self.weight.div_(self.multiplier)
+        self.step_factor = min(1.0, base / in_features)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``[B, in_features] -> [B, out_features]``."""
-        return nn.functional.linear(x * self.multiplier, self.weight, self.bias)
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
+    ) -> None:
+        if local_metadata.get("version") == 1 and f"{prefix}weight" in state_dict:
+            state_dict[f"{prefix}weight"] = state_dict[f"{prefix}weight"] * self.step_factor
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
 
 def per_stage(value: int | Sequence[int], stages: int, name: str) -> list[int]:

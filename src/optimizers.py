@@ -1,0 +1,91 @@
+"""The optimizer of a model: weights of layers with many inputs take shorter steps where steps have a fixed length."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from src.networks.blocks import WideLinear
+
+FACTORS = "factors"  # of a parameter group: what its settings are multiplied by during a step
+STEPS = 10  # until what an optimizer remembers has settled
+
+
+def optimizer_of(model: nn.Module, make: Callable[..., Optimizer]) -> Optimizer:
+    """An optimizer of all parameters of a model, which moves the output of a wide layer as far as a narrow one's.
+
+    A step of Adam and its like moves every weight by about the learning rate, whatever the gradient: the weight of a
+    :class:`WideLinear` gets a parameter group whose learning rate is multiplied by ``step_factor``; it decays as others
+    do. Steps that are proportional to the gradient, such as SGD's, are left alone.
+    Groups differ during a step only, so schedules and what shows the learning rate see one.
+
+    Args:
+        model: that.
+        make: called with the parameters, or with groups of them.
+    """
+    wide = {m.weight: m.step_factor for m in model.modules() if isinstance(m, WideLinear) and m.step_factor < 1}
+    if not wide or follows_gradient(make):
+        return make(model.parameters())
+    groups: list[dict[str, Any]] = [{"params": [p for p in model.parameters() if p not in wide]}]
+    decoupled = decays_apart(make)
+    for factor in sorted(set(wide.values())):
+        factors = {"lr": factor, **({"weight_decay": 1 / factor} if decoupled else {})}
+        groups.append({"params": [p for p, of in wide.items() if of == factor], FACTORS: factors})
+    optimizer = make(groups)
+    optimizer.register_step_pre_hook(_multiply)
+    optimizer.register_step_post_hook(_put_back)
+    return optimizer
+
+
+def follows_gradient(make: Callable[..., Optimizer]) -> bool:
+    """Whether steps grow with the gradient, as SGD's do; those of Adam have about the same length for any gradient.
+
+    Found out by steps of a single weight, which those that search along a line, such as LBFGS, do not take: True.
+    """
+    step = make([nn.Parameter(torch.zeros(1, 1))]).step
+    if any(
+        p.default is p.empty for p in inspect.signature(step).parameters.values()
+    ):  # it wants the loss as a function
+        return True
+    return _moved(make, weight=0.0, gradient=8.0) > 2 * _moved(make, weight=0.0, gradient=1.0)
+
+
+def decays_apart(make: Callable[..., Optimizer]) -> bool:
+    """Whether weights decay in proportion to themselves, as AdamW's do; Adam adds the decay to the gradient."""
+    return _moved(make, weight=200.0, gradient=0.0) > 1.5 * _moved(make, weight=100.0, gradient=0.0)
+
+
+def _moved(make: Callable[..., Optimizer], weight: float, gradient: float) -> float:
+    """How far a step moves a weight: the last of some, as RAdam's first ones are of another kind."""
+    parameter = nn.Parameter(torch.full((1, 1), weight, dtype=torch.float64))
+    optimizer = make([{"params": [parameter], "lr": 1e-3}])
+    for _ in range(STEPS):
+        before = parameter.item()
+        parameter.grad = torch.full_like(parameter, gradient)
+        optimizer.step()
+    return abs(before - parameter.item())
+
+
+def _multiply(optimizer: Optimizer, *_: Any) -> None:
+    for group in optimizer.param_groups:
+        group |= {key: group[key] * factor for key, factor in group.get(FACTORS, {}).items()}
+
+
+def _put_back(optimizer: Optimizer, *_: Any) -> None:
+    ordinary = optimizer.param_groups[0]
+    for group in optimizer.param_groups[1:]:
+        group |= {key: ordinary[key] for key in group.get(FACTORS, {})}
+
+
+def lay_out_state(optimizer: Optimizer) -> None:
+    """Lay the state of each weight out as the weight is: fused kernels walk both as they lie in memory.
+
+    The layout depends on precision and device (:func:`src.acceleration.lay_out`): that in a checkpoint may be another.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
