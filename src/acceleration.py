@@ -28,7 +28,13 @@ def fill_precision(cfg: DictConfig, recorded: Path | None = None) -> None:
 
     Before anything is recorded, so that the record names what was trained in. A resume takes what is ``recorded``: the
     path of the run's config.
+
+    Raises:
+        UserError: float16 on a CPU, where Lightning would take bfloat16 in its place.
     """
+    cpu = cfg.trainer.accelerator == "cpu" or (cfg.trainer.accelerator == "auto" and not on_gpu(cfg))
+    if cpu and cfg.trainer.precision in (16, "16", "16-mixed"):
+        raise UserError(f"trainer.precision={cfg.trainer.precision} is for GPUs: choose bf16-mixed or 32-true")
     if cfg.trainer.precision != "auto":
         return
     if recorded is not None and cfg.ckpt_path == "last" and recorded.exists():

@@ -1,5 +1,6 @@
 """Checkpoints: written whole or not at all, and read without unpickling code once nothing in them is damaged."""
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -36,7 +37,8 @@ class WholeCheckpoints(TorchCheckpointIO):
     """Lightning's checkpoint files, each written beside the one that it replaces, which stays until it is whole.
 
     Lightning writes them in the folder of temporary files, and then copies them over the old ones; it still does where
-    the path is a URL.
+    the path is a URL. A checkpoint that holds what the one before it holds, as ``last`` does after a new ``best``, is
+    another name of that file: none is ever written into.
 
     Args:
         before_first: called once, before the first is written.
@@ -45,6 +47,7 @@ class WholeCheckpoints(TorchCheckpointIO):
     def __init__(self, before_first: Callable[[], None] | None = None) -> None:
         super().__init__()
         self._before_first = before_first
+        self._latest: tuple[Path, int, Any] | None = None  # the one before: its path, its inode, marks of its content
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write one.
@@ -57,16 +60,46 @@ class WholeCheckpoints(TorchCheckpointIO):
         if self._before_first is not None:
             self._before_first()
             self._before_first = None
+        marks, path = _marks(checkpoint), Path(path)
         try:
-            with whole_file(Path(path)) as temporary, temporary.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
+            if not self._linked(path, marks):
+                with whole_file(path) as temporary, temporary.open("wb") as file:
+                    torch.save(checkpoint, file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                self._latest = (path, path.stat().st_ino, marks)
         except (OSError, RuntimeError) as error:  # torch turns the system's error into one of its own
             cause = error if isinstance(error, OSError) else error.__context__
             if not isinstance(cause, OSError):
                 raise
             raise OSError(cause.errno or errno.EIO, cause.strerror, str(path)) from error
+
+    def _linked(self, path: Path, marks: Any) -> bool:
+        """Whether the checkpoint before this one holds the same and could be given its name too."""
+        if self._latest is None or self._latest[2] != marks:
+            return False
+        twin, inode, _ = self._latest
+        with contextlib.suppress(OSError):  # it is gone, or the file system has no links
+            if twin != path and twin.stat().st_ino == inode:
+                with whole_file(path) as temporary:
+                    temporary.unlink()
+                    os.link(twin, temporary)
+                return True
+        return False
+
+
+def _marks(tree: Any) -> Any:
+    """Of what a checkpoint holds: equal where that is, told without looking at the weights.
+
+    A tensor's version changes with every operation that writes into it.
+    """
+    if isinstance(tree, Tensor):
+        return tree.data_ptr(), tree._version, tree.shape, tree.dtype
+    if isinstance(tree, Mapping):
+        return {key: _marks(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_marks(value) for value in tree]
+    return tree
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

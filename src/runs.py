@@ -15,6 +15,7 @@ from typing import IO, Any, NamedTuple
 import lightning as L
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
+from lightning.pytorch.accelerators import MPSAccelerator
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
@@ -221,7 +222,11 @@ def build_model(cfg: DictConfig, datamodule: ImageDataModule) -> BaseVAE:
 
 
 def build_trainer(cfg: DictConfig) -> L.Trainer:
-    """The trainer that a config describes, with its callbacks and loggers."""
+    """The trainer that a config describes, with its callbacks and loggers.
+
+    Raises:
+        UserError: it would train on Apple's GPU, which does not compute in float64, as means over a split need.
+    """
     made = instantiate(cfg.get("callbacks") or {}, _convert_="all")
     callbacks = {name: callback for name, callback in made.items() if callback is not None}  # null leaves one out
     for dashboard in (c for c in callbacks.values() if isinstance(c, Dashboard)):
@@ -240,6 +245,11 @@ def build_trainer(cfg: DictConfig) -> L.Trainer:
         default_root_dir=cfg.run_dir,
         _convert_="all",
     )
+    if isinstance(trainer.accelerator, MPSAccelerator):
+        raise UserError(
+            f"trainer.accelerator={cfg.trainer.accelerator} is Apple's GPU here (MPS), which has no float64: choose "
+            "trainer=cpu"
+        )
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # not one that the user or a strategy brought
         trainer.strategy.checkpoint_io = WholeCheckpoints(partial(put_aside, RunFolder(cfg.run_dir).path))
     return trainer

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.precision import MixedPrecision
 from omegaconf import open_dict
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
@@ -175,7 +176,7 @@ def test_throughput_does_not_depend_on_when_validation_comes():
 
 
 @pytest.mark.parametrize("algorithm", ["norm", "value"])
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
 def test_gradients_are_clipped_in_every_precision(precision, algorithm):
     datamodule, model = built(*SMALL)
     largest = []
@@ -188,7 +189,14 @@ def test_gradients_are_clipped_in_every_precision(precision, algorithm):
                 largest.append((torch.nn.utils.get_total_norm(gradients) if algorithm == "norm" else biggest).item())
 
     clipping = {"gradient_clip_val": 0.5, "gradient_clip_algorithm": algorithm}
-    fit(model, datamodule, Listen(), precision=precision, limit_train_batches=4, limit_val_batches=0, **clipping)
+    # Lightning would take bfloat16 on a CPU.
+    half = (
+        [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=64.0))]
+        if precision == "16-mixed"
+        else []
+    )
+    computing = {"plugins": half} if half else {"precision": precision}
+    fit(model, datamodule, Listen(), limit_train_batches=4, limit_val_batches=0, **clipping, **computing)
     assert largest
     assert max(largest) == pytest.approx(0.5, rel=1e-3)
 
@@ -227,6 +235,61 @@ def test_history_and_throughput_survive_a_checkpoint():
     later.load_state_dict(history.state_dict())
     assert other.images_per_second == throughput.images_per_second
     assert later.epochs == history.epochs
+
+
+def test_epochs_without_a_validation_have_none_of_its_figures(tmp_path, caplog):
+    """Lightning keeps the figures of the last one: they stood as those of every epoch since."""
+    plateau = ("schedule=plateau", "schedule.factory.patience=0", "+schedule.factory.threshold=1e6")
+    plateau += ("+schedule.factory.threshold_mode=abs",)
+    places = (f"run_dir={tmp_path}", "~logger", "~callbacks.dashboard", "~callbacks.figures", "~callbacks.progress_bar")
+    every = ("trainer.check_val_every_n_epoch=3", "trainer.max_epochs=7", "trainer.limit_train_batches=2")
+    cfg = composed(*SMALL, *plateau, *places, *every)
+    datamodule, model = built(*SMALL, *plateau, *every)
+    trainer = runs.build_trainer(cfg)
+    saved = []
+
+    class Listen(Checkpoint):
+        def on_train_epoch_end(self, trainer, pl_module):
+            saved.append((tmp_path / "checkpoints" / "best.ckpt").exists())
+
+    trainer.callbacks.append(Listen())
+    with caplog.at_level("INFO"):
+        trainer.fit(model, datamodule)
+    history = next(c for c in trainer.callbacks if isinstance(c, History))
+    assert ["val/elbo" in epoch for epoch in history.epochs] == [False, False, True] * 2 + [False]
+    assert all("train/elbo" in epoch for epoch in history.epochs)
+    told = [record.message for record in caplog.records if record.message.startswith("epoch ")]
+    assert ["val" in line for line in told] == [False, False, True] * 2 + [False]
+    assert saved == [False, False, *[True] * 5]
+    # The plateau's schedule looks when there is something new: two validations, of which the second is no better.
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(cfg.optimizer.lr / 2)
+
+
+def test_a_new_best_checkpoint_is_written_once(tmp_path):
+    """What is written as best and then as last is one file with two names; the next last leaves the best alone."""
+    places = (f"run_dir={tmp_path}", "~logger", "~callbacks.dashboard", "~callbacks.figures", "~callbacks.progress_bar")
+    cfg = composed(*SMALL, *places, "trainer.max_epochs=4", "trainer.limit_train_batches=4")
+    datamodule, model = built(*SMALL)
+    best, last = (tmp_path / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
+    seen = []
+
+    class Listen(Checkpoint):
+        def on_train_epoch_start(self, trainer, pl_module):
+            if trainer.current_epoch == 3:  # the last epoch is no better
+                trainer.optimizers[0].param_groups[0]["lr"] = 10.0
+
+        def on_train_epoch_end(self, trainer, pl_module):
+            held = {path: torch.load(path, weights_only=True) for path in (best, last)}
+            assert held[last]["epoch"] == trainer.current_epoch
+            for name, weights in pl_module.state_dict().items():
+                assert torch.equal(weights, held[last]["state_dict"][name])
+            seen.append((held[best]["epoch"], best.samefile(last)))
+
+    trainer = runs.build_trainer(cfg)
+    trainer.callbacks.append(Listen())
+    trainer.fit(model, datamodule)
+    # In the first epoch the callback that keeps the last one has another state before and after.
+    assert seen == [(0, False), (1, True), (2, True), (2, False)]
 
 
 def test_a_run_with_a_step_limit_goes_on_as_far_as_that_allows(tmp_path):

@@ -162,6 +162,20 @@ def test_an_overflow_under_float16_is_left_to_the_scaler():
     assert any(not torch.equal(then, now) for then, now in zip(before, model.parameters(), strict=True))
 
 
+def test_gradients_under_float16_are_shown_unscaled():
+    """Those of a scaled loss are 65,536 times larger; with a fused optimizer the guard saw them."""
+    norms = {}
+    for name, options in (
+        ("full", {"precision": "32-true"}),
+        ("half", {"plugins": [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=64.0))]}),
+    ):
+        datamodule, model = built(*SMALL)
+        fit(model, datamodule, NonFiniteGuard(), **{**BATCHES, "limit_train_batches": 1}, **options)
+        norms[name] = model.step_grad_norm.item()
+        assert any(group.get("fused") for group in model.trainer.optimizers[0].param_groups)
+    assert norms["half"] == pytest.approx(norms["full"], rel=0.05)
+
+
 def test_float16_that_cannot_hold_the_gradients_is_named():
     datamodule, model = built(*SMALL, "model.kl_weight=1")
     model.posterior_head.weight.register_hook(lambda gradient: gradient * math.inf)

@@ -6,6 +6,7 @@ import lightning as L
 import pytest
 import torch
 from hydra.errors import InstantiationException
+from lightning.pytorch.accelerators import MPSAccelerator
 
 from src import runs
 from src.checkpoints import read_weights
@@ -201,6 +202,13 @@ def test_impossible_models_are_refused(overrides, words):
     with pytest.raises((UserError, InstantiationException)) as caught:
         built(*overrides)
     assert words in explain(caught.value)
+
+
+def test_apples_gpu_is_refused(monkeypatch, tmp_path):
+    """It has no float64; where there is one, Lightning takes it for trainer=gpu."""
+    monkeypatch.setattr(MPSAccelerator, "is_available", staticmethod(lambda: True))
+    with pytest.raises(UserError, match=r"trainer.accelerator=mps is Apple's GPU here .* trainer=cpu"):
+        runs.build_trainer(composed("trainer.accelerator=mps", "~callbacks", "~logger", f"run_dir={tmp_path}"))
 
 
 def test_sgd_and_schedules_build():

@@ -20,7 +20,7 @@ class Throughput(Callback):
     def __init__(self) -> None:
         self.images = 0
         self.seconds = 0.0
-        self._elapsed_before = 0.0
+        self._elapsed_before = self._elapsed_then = 0.0
         self._created = time.perf_counter()
         self._since: float | None = None
 
@@ -57,34 +57,47 @@ class Throughput(Callback):
     ) -> None:
         """Count the images of all processes."""
         self.images += len(batch.x) * trainer.world_size
+        self._elapsed_then = self.elapsed
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: BaseVAE) -> None:
         """The clock stands."""
         self._stop()
+        self._elapsed_then = self.elapsed
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run goes on from."""
-        return {"images": self.images, "seconds": self.seconds, "elapsed": self.elapsed}
+        """What a resumed run goes on from; the same for all checkpoints of a step."""
+        return {"images": self.images, "seconds": self.seconds, "elapsed": self._elapsed_then}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there."""
         self.images, self.seconds = state_dict["images"], state_dict["seconds"]
-        self._elapsed_before = state_dict["elapsed"]
+        self._elapsed_before = self._elapsed_then = state_dict["elapsed"]
 
 
 class History(Checkpoint):
     """Metrics of every epoch, kept in the checkpoint so that a resumed run has all of them.
 
-    A ``Checkpoint`` only because Lightning calls those after the module has logged its epoch. Where no progress bar
-    is shown it prints a line an epoch.
+    Those of the validation only where there was one: Lightning keeps the last one's. A ``Checkpoint`` only because
+    Lightning calls those after the module has logged its epoch. Where no progress bar is shown it prints a line an
+    epoch.
     """
 
     def __init__(self) -> None:
         self.epochs: list[dict[str, float]] = []
+        self._validated = False
+
+    def on_validation_end(self, trainer: Trainer, pl_module: BaseVAE) -> None:
+        """This epoch has one."""
+        self._validated = True
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: BaseVAE) -> None:
         """Add the epoch."""
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        metrics = {
+            name: float(value)
+            for name, value in trainer.callback_metrics.items()
+            if self._validated or not name.startswith("val/")
+        }
+        self._validated = False
         self.epochs.append({"epoch": trainer.current_epoch, **metrics})
         if trainer.is_global_zero and not sys.stderr.isatty():
             names = pl_module.metric_names(trainer.datamodule.pixels)

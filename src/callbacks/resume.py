@@ -99,6 +99,18 @@ class BestCheckpoint(ModelCheckpoint):
     def __init__(self, monitor: str | None = None, mode: str | None = None, **options: Any) -> None:
         mode = "min" if monitor is None else mode_of(monitor, mode, "checkpoint.mode")
         super().__init__(monitor=monitor, mode=mode, **options)
+        self._validated = False
+
+    def on_validation_end(self, trainer: Trainer, pl_module: BaseVAE) -> None:
+        """There is something to choose by."""
+        self._validated = True
+        super().on_validation_end(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: BaseVAE) -> None:
+        """Look at the epoch, unless it is to be judged by a validation and had none."""
+        if self._validated or not str(self.monitor).startswith("val/"):
+            super().on_train_epoch_end(trainer, pl_module)
+        self._validated = False
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remember this folder's file, wherever the folder was when it was written."""

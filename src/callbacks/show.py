@@ -101,17 +101,21 @@ class Dashboard(Callback):
 class Figures(Callback):
     """Writes the run's pictures: reconstructions, samples, loss curves, and a small strip for a sweep's contact sheet.
 
-    With validation images when training ends; with test images and the tested weights when it has been tested.
+    With test images and the tested weights, or where no test is to come with validation images when training ends.
 
     Args:
         folder: where the PNG files go.
+        tested: whether a test follows the training.
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, tested: bool = True) -> None:
         self.folder = Path(folder)
+        self.tested = tested
 
     def on_fit_end(self, trainer: Trainer, pl_module: BaseVAE) -> None:
         """Draw with the last weights."""
+        if self.tested:
+            return
         training = pl_module.training
         pl_module.eval()
         self._draw(trainer, pl_module, "val")

@@ -27,11 +27,12 @@ MAX_LOG_VARIANCE = 12.0  # posterior standard deviations stay within exp(+-6)
 
 
 class Schedule(NamedTuple):
-    """A learning-rate schedule: its factory, how often it steps, and the metric it may watch."""
+    """A learning-rate schedule: its factory, when it steps (every so many epochs or steps), the metric it may watch."""
 
     factory: Callable[[torch.optim.Optimizer], Any]
     interval: str  # "epoch" or "step"
     monitor: str | None = None
+    frequency: int | None = None
 
     def scheduler(self, optimizer: torch.optim.Optimizer) -> Any:
         """The scheduler of an optimizer; one that watches a metric in a ``mode`` is told which, see :func:`mode_of`."""
@@ -239,15 +240,14 @@ class BaseVAE(L.LightningModule, ABC):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip as ``trainer.gradient_clip_val`` says, also with a fused optimizer under bf16.
+        """Clip as ``trainer.gradient_clip_val`` says, also with a fused optimizer.
 
-        Lightning refuses a fused optimizer under any mixed precision because of float16's loss scaler; bf16 has none.
+        Lightning refuses those under any mixed precision, as they may unscale float16's gradients themselves; ours
+        never do, see :meth:`configure_optimizers`.
         """
         if not gradient_clip_val:
             return
-        if self.trainer.precision == "16-mixed":
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        elif gradient_clip_algorithm == "value":
+        if gradient_clip_algorithm == "value":
             nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
         else:
             nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
@@ -267,10 +267,17 @@ class BaseVAE(L.LightningModule, ABC):
             UserError: one of them refuses its settings.
         """
         optimizer = self.new_optimizer()
+        # Else Lightning leaves it to a fused optimizer to unscale float16's gradients in its step: too late for the
+        # guard, which would take scaled ones for diverged, and for clipping.
+        optimizer._step_supports_amp_scaling = False
         if self._schedule is None:
             return optimizer
         scheduler = _made("schedule", self._schedule.scheduler, optimizer)
-        schedule = {"scheduler": scheduler, "interval": self._schedule.interval}
+        schedule = {
+            "scheduler": scheduler,
+            "interval": self._schedule.interval,
+            "frequency": self._schedule.frequency or 1,
+        }
         if self._schedule.monitor:
             schedule["monitor"] = self._schedule.monitor
         return {"optimizer": optimizer, "lr_scheduler": schedule}
