@@ -50,6 +50,12 @@ def on_gpu(cfg: DictConfig) -> bool:
     return cfg.trainer.accelerator != "cpu" and torch.cuda.is_available()
 
 
+def on_apples_gpu(cfg: DictConfig) -> bool:
+    """Whether Lightning would take Apple's GPU for that trainer."""
+    asked = cfg.trainer.accelerator
+    return torch.backends.mps.is_available() and (asked == "mps" or (asked in ("gpu", "auto") and not on_gpu(cfg)))
+
+
 def lay_out(model: BaseVAE, precision: str, on_gpu: bool) -> BaseVAE:
     """The model, its convolutions' weights laid out as they are multiplied fastest; values and shapes stay the same.
 

@@ -15,12 +15,11 @@ from typing import IO, Any, NamedTuple
 import lightning as L
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from lightning.pytorch.accelerators import MPSAccelerator
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from src.acceleration import NoProfiler, lay_out, on_gpu
+from src.acceleration import NoProfiler, lay_out, on_apples_gpu, on_gpu
 from src.callbacks.resume import StepLimit
 from src.callbacks.show import Dashboard
 from src.checkpoints import WholeCheckpoints, fingerprint_in, first_readable, hash_of, read_checkpoint
@@ -227,6 +226,11 @@ def build_trainer(cfg: DictConfig) -> L.Trainer:
     Raises:
         UserError: it would train on Apple's GPU, which does not compute in float64, as means over a split need.
     """
+    if on_apples_gpu(cfg):
+        raise UserError(
+            f"trainer.accelerator={cfg.trainer.accelerator} is Apple's GPU here (MPS), which has no float64: choose "
+            "trainer=cpu"
+        )
     made = instantiate(cfg.get("callbacks") or {}, _convert_="all")
     callbacks = {name: callback for name, callback in made.items() if callback is not None}  # null leaves one out
     for dashboard in (c for c in callbacks.values() if isinstance(c, Dashboard)):
@@ -245,11 +249,6 @@ def build_trainer(cfg: DictConfig) -> L.Trainer:
         default_root_dir=cfg.run_dir,
         _convert_="all",
     )
-    if isinstance(trainer.accelerator, MPSAccelerator):
-        raise UserError(
-            f"trainer.accelerator={cfg.trainer.accelerator} is Apple's GPU here (MPS), which has no float64: choose "
-            "trainer=cpu"
-        )
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # not one that the user or a strategy brought
         trainer.strategy.checkpoint_io = WholeCheckpoints(partial(put_aside, RunFolder(cfg.run_dir).path))
     return trainer

@@ -6,7 +6,6 @@ import lightning as L
 import pytest
 import torch
 from hydra.errors import InstantiationException
-from lightning.pytorch.accelerators import MPSAccelerator
 
 from src import runs
 from src.checkpoints import read_weights
@@ -204,11 +203,13 @@ def test_impossible_models_are_refused(overrides, words):
     assert words in explain(caught.value)
 
 
-def test_apples_gpu_is_refused(monkeypatch, tmp_path):
-    """It has no float64; where there is one, Lightning takes it for trainer=gpu."""
-    monkeypatch.setattr(MPSAccelerator, "is_available", staticmethod(lambda: True))
-    with pytest.raises(UserError, match=r"trainer.accelerator=mps is Apple's GPU here .* trainer=cpu"):
-        runs.build_trainer(composed("trainer.accelerator=mps", "~callbacks", "~logger", f"run_dir={tmp_path}"))
+@pytest.mark.parametrize("accelerator", ["mps", "auto"])
+def test_apples_gpu_is_refused(accelerator, monkeypatch):
+    """It has no float64; where there is one, Lightning takes it."""
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=rf"trainer.accelerator={accelerator} is Apple's GPU here .* trainer=cpu"):
+        runs.build_trainer(composed(f"trainer.accelerator={accelerator}"))
 
 
 def test_sgd_and_schedules_build():
