@@ -16,17 +16,17 @@ from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Overrid
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from src.errors import UserError
 from src.locks import lock
-from src.system.directions import mode_of
+from src.system.directions import natural_mode
 
 STUDY = "sweep"
 
 
 class OptunaSweeper(Sweeper):
-    """Tree-structured Parzen estimator on the best monitored value, kept in ``optuna.db`` in the sweep's folder.
+    """Tree-structured Parzen estimator on what runs are compared by, kept in ``optuna.db`` in the sweep's folder.
 
     The same command goes on with the study: points that were cut off or failed are tried again. A point that diverged
     counts as pruned. Several points are asked for at a time, one for each of the launcher's slots.
@@ -80,10 +80,10 @@ class OptunaSweeper(Sweeper):
     def _asked(self, arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         """The search space and the fixed overrides."""
         space, fixed = search_space(self.params, arguments)
-        monitor = OmegaConf.select(self.config, "callbacks.checkpoint.monitor") or ""
-        if monitor.endswith("/loss") and "model.kl_weight" in space:
+        if self.config.compare_by.endswith("/loss") and "model.kl_weight" in space:
             raise UserError(
-                f"{monitor} has another meaning at every model.kl_weight: search by val/elbo, or fix the weight"
+                f"compare_by={self.config.compare_by} has another meaning at every model.kl_weight: take val/elbo, or "
+                "fix the weight"
             )
         return space, fixed
 
@@ -98,13 +98,13 @@ class OptunaSweeper(Sweeper):
             load_if_exists=True,
             direction=direction_of(self.config),
         )
-        monitor = OmegaConf.select(self.config, "callbacks.checkpoint.monitor") or "val/elbo"
-        then = study.user_attrs.get("monitor", monitor)
-        if then != monitor or f"{study.direction.name.lower()}" != direction_of(self.config):
+        metric = self.config.compare_by
+        then = study.user_attrs.get("monitor", metric)
+        if then != metric or f"{study.direction.name.lower()}" != direction_of(self.config):
             raise UserError(
                 f"the search in {folder} was begun for another metric ({then}): choose another hydra.sweep.dir"
             )
-        study.set_user_attr("monitor", monitor)
+        study.set_user_attr("monitor", metric)
         # With the same seed a search that goes on would draw its first points again.
         seed = self.seed + len(study.trials)
         study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=self.startup, constant_liar=True)
@@ -152,10 +152,8 @@ class OptunaSweeper(Sweeper):
 
 
 def direction_of(config: DictConfig) -> str:
-    """Which way the search goes: as the metric that chooses checkpoints gets better."""
-    checkpoint = OmegaConf.select(config, "callbacks.checkpoint") or {}
-    mode = mode_of(checkpoint.get("monitor") or "val/elbo", checkpoint.get("mode"), "callbacks.checkpoint.mode")
-    return f"{mode}imize"
+    """Which way the search goes: as the metric that runs are compared by gets better."""
+    return f"{natural_mode(config.compare_by)}imize"
 
 
 @contextmanager

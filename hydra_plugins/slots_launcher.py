@@ -62,7 +62,7 @@ class SlotsLauncher(Launcher):
         return len(self._slots())
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run the points; the value of each is its best monitored metric, None where it failed."""
+        """Run the points; the value of each is what it is compared by, None where it failed."""
         sweep = Path(self.config.hydra.sweep.dir)
         try:
             plan, program = plan_in(sweep), program_of(self.config.hydra)

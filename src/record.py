@@ -70,9 +70,11 @@ def _classes(datamodule: ImageDataModule) -> list[str]:
 
 
 def best(trainer: L.Trainer) -> dict[str, float]:
-    """Name and value of the monitored metric at the best epoch; empty where none was kept."""
+    """The monitored metric at the best epoch, and what else was validated there; empty where none was kept."""
     kept = [c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint) and c.best_model_score is not None]
-    return {c.monitor: float(c.best_model_score) for c in kept}
+    return {
+        name: value for c in kept for name, value in ({c.monitor: float(c.best_model_score)} | c.best_metrics).items()
+    }
 
 
 def tested_images(trainer: L.Trainer, datamodule: ImageDataModule) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 # How long, where and on what it trains, not what is trained.
 FREE_TO_CHANGE = re.compile(
-    r"(ckpt_path|compile|run_dir|tags|test|callbacks|logger"
+    r"(ckpt_path|compile|compare_by|run_dir|tags|test|callbacks(?!\.checkpoint\.monitor$)|logger"
     r"|schedule\.factory\.mode|data\.(root|cache_dir|where_to_get|download|checksum|published)"
     r"|trainer\.(max_epochs|max_steps|accelerator|devices|num_nodes|strategy|log_every_n_steps|limit_test_batches))\b"
 )

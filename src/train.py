@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 @command("train")
 def main(cfg: DictConfig) -> float | None:
-    """Run one training; return the best monitored value, for whoever optimises it."""
+    """Run one training; return what it is compared by at the best epoch, for whoever optimises that."""
     if HydraConfig.get().mode is RunMode.MULTIRUN:
         return run_here()
     name = HydraConfig.get().runtime.choices.get("model", cfg.model._target_)
@@ -60,7 +60,7 @@ def main(cfg: DictConfig) -> float | None:
         training.say(f"beginning with the weights of {start.weights}")
     run.claim(cfg)
     training.run_to_its_end(run, cfg, trainer, model, datamodule, start)
-    return next(iter(record.best(trainer).values()), None)
+    return record.best(trainer).get(cfg.compare_by)
 
 
 if __name__ == "__main__":

@@ -133,7 +133,7 @@ def test_a_value_that_a_key_cannot_have_is_answered_with_what_it_must_be(word, l
         ("trainer.max_steps=0", "trainer.max_steps=0: give a whole number of at least 1"),
         ("trainer.limit_train_batches=0", "trainer.limit_train_batches=0: give a share above 0.0, or how many"),
         ("trainer.limit_test_batches=0", "test=false leaves the test out"),
-        ("trainer.limit_val_batches=0", "no val/elbo for callbacks.early_stopping to watch: ~callbacks.early_stopping"),
+        ("trainer.limit_val_batches=0", "no val/loss for callbacks.early_stopping to watch: ~callbacks.early_stopping"),
         ("+trainer.overfit_batches=2", "give 0, or in its place trainer.limit_train_batches"),
         ("trainer.use_distributed_sampler=true", "trainer.use_distributed_sampler=true: give one of false"),
         ("trainer.accumulate_grad_batches=-1", "trainer.accumulate_grad_batches=-1: give a whole number of at least 1"),
@@ -149,7 +149,8 @@ def test_a_value_that_a_key_cannot_have_is_answered_with_what_it_must_be(word, l
             "callbacks.checkpoint.monitor=val/loss callbacks.checkpoint.mode=max",
             "val/loss is the better the smaller; give callbacks.checkpoint.mode=min",
         ),
-        ("callbacks.early_stopping.mode=min", "the better the larger; give callbacks.early_stopping.mode=max"),
+        ("callbacks.early_stopping.mode=max", "the better the smaller; give callbacks.early_stopping.mode=min"),
+        ("compare_by=val/elbow", "compare_by=val/elbow: give one of val/elbo"),
         (
             "schedule=plateau schedule.monitor=val/rate schedule.factory.mode=max",
             "val/rate is the better the smaller; give schedule.factory.mode=min",

@@ -183,6 +183,19 @@ def test_warm_up_follows_the_optimizer_steps():
     assert seen == pytest.approx([2 * min(1, step / 10) for step in range(13)], abs=1e-3)
 
 
+def test_losses_of_a_validation_carry_the_final_weight():
+    """Under a warm-up they rose with it, and the first epochs looked best."""
+    datamodule, model = built("model=conv_tiny", "data.image_size=8", "model.kl_weight=2", "model.kl_warmup_steps=1000")
+    trainer = L.Trainer(
+        accelerator="cpu", max_epochs=1, limit_train_batches=3, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+    )  # fmt: skip
+    trainer.fit(model, datamodule)
+    assert model.train().current_kl_weight == pytest.approx(2 * 3 / 1000)
+    of = {name.removeprefix("val/"): float(value) for name, value in trainer.callback_metrics.items()}
+    assert of["loss"] == pytest.approx(of["distortion"] + 2 * of["rate"], rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
@@ -218,6 +231,6 @@ def test_sgd_and_schedules_build():
     assert isinstance(made["optimizer"], torch.optim.SGD)
     assert made["lr_scheduler"]["interval"] == "epoch"
     _, model = built("schedule=plateau")
-    assert model.configure_optimizers()["lr_scheduler"]["monitor"] == "val/elbo"
+    assert model.configure_optimizers()["lr_scheduler"]["monitor"] == "val/loss"
     _, model = built("schedule=warmup")
     assert model.configure_optimizers()["lr_scheduler"]["interval"] == "step"

@@ -91,6 +91,21 @@ def test_the_loss_of_different_kl_weights_chooses_nothing(tmp_path):
     assert '<div class="best">' not in page
 
 
+def test_points_are_compared_by_what_they_say_at_the_epoch_they_kept(tmp_path):
+    """As by versions that had one metric for both, whose records hold that alone."""
+
+    def figures(typed):
+        loss = {0.5: 60.0, 1.0: 100.0}[typed["model.kl_weight"]]
+        best = {"val/loss": loss, "val/elbo": {0.5: -102.0, 1.0: -100.0}[typed["model.kl_weight"]]}
+        return {"kl_weight": typed["model.kl_weight"], "best": best, "config": {"compare_by": "val/elbo"}}
+
+    write_grid(tmp_path, {"model.kl_weight": [0.5, 1.0]}, figures)
+    results = read_results(tmp_path)
+    assert results.table.value.tolist() == [-102, -100]
+    assert results.table.maximize.all()
+    assert "Next: kl_weight = 0.5." in write_report(results).read_text().split("Chosen by val/elbo:")[1]
+
+
 def test_memory_is_that_of_the_gpu_only_where_all_points_were_on_gpus(tmp_path):
     peak = {"peak_memory_mib": {"process": 900.0, "gpu": 300.0}}
     devices = {0: "1 x cpu", 1: "1 x cuda"}

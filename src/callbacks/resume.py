@@ -99,6 +99,7 @@ class BestCheckpoint(ModelCheckpoint):
     def __init__(self, monitor: str | None = None, mode: str | None = None, **options: Any) -> None:
         mode = "min" if monitor is None else mode_of(monitor, mode, "checkpoint.mode")
         super().__init__(monitor=monitor, mode=mode, **options)
+        self.best_metrics: dict[str, float] = {}  # of the validation at the best epoch
         self._validated = False
 
     def on_validation_end(self, trainer: Trainer, pl_module: BaseVAE) -> None:
@@ -112,9 +113,20 @@ class BestCheckpoint(ModelCheckpoint):
             super().on_train_epoch_end(trainer, pl_module)
         self._validated = False
 
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        if filepath == self.best_model_path:
+            metrics = trainer.callback_metrics.items()
+            self.best_metrics = {name: float(value) for name, value in metrics if name.startswith("val/")}
+        super()._save_checkpoint(trainer, filepath)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run goes on from."""
+        return {**super().state_dict(), "best_metrics": self.best_metrics}
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remember this folder's file, wherever the folder was when it was written."""
         best = str(Path(self.dirpath) / Path(state_dict["best_model_path"]).name)
         if Path(best).is_file():
             moved = {"dirpath": self.dirpath, "best_model_path": best, "kth_best_model_path": best}
             super().load_state_dict({**state_dict, **moved, "best_k_models": {best: state_dict["best_model_score"]}})
+            self.best_metrics = dict(state_dict.get("best_metrics", {}))

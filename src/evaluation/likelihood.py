@@ -39,7 +39,7 @@ def tested(trainer: L.Trainer, model: BaseVAE, datamodule: ImageDataModule) -> d
 def elbo(subject: Subject) -> dict[str, Any]:
     """ELBO, distortion and rate over the whole split: the figures that training ended with, from the run folder.
 
-    Without the loss, whose KL weight may have been warming up.
+    Without the loss, which is the training's own.
     """
     trainer = L.Trainer(
         accelerator="gpu" if subject.device.type == "cuda" else "cpu",

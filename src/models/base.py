@@ -141,8 +141,11 @@ class BaseVAE(L.LightningModule, ABC):
 
     @property
     def current_kl_weight(self) -> float:
-        """KL weight at this optimizer step; a function of the step alone, so a resumed run continues it."""
-        return self.kl_weight * linear_warmup(self.global_step, self.kl_warmup_steps)
+        """KL weight at this optimizer step; a function of the step alone, so a resumed run continues it.
+
+        In evaluation the final one: losses of different epochs compare.
+        """
+        return self.kl_weight * (linear_warmup(self.global_step, self.kl_warmup_steps) if self.training else 1)
 
     def metric_names(self, pixels: Pixels) -> dict[str, str]:
         """What to call ``elbo`` and ``distortion`` before people: a pseudo-likelihood gives a pseudo-elbo."""

@@ -49,7 +49,7 @@ class Section:
         title: of the section; empty where it is the only one.
         keys: the swept keys that differ between them.
         metric: what to call the elbo.
-        monitor: the metric that chose the weights.
+        compared_by: the metric that tells which is best.
         points: rows of the table of points.
         configurations: rows of the table over seeds; empty with one seed.
         doubt: why none is called the best; empty where one is.
@@ -60,7 +60,7 @@ class Section:
     title: str
     keys: list[str]
     metric: str
-    monitor: str
+    compared_by: str
     doubt: str
     best: dict[str, Any] | None
     points: list[dict[str, Any]]
@@ -170,7 +170,7 @@ def _sections(results: Results, folder: Path) -> Iterator[Section]:
             title=title,
             keys=keys,
             metric=metric,
-            monitor=str(first.monitor),
+            compared_by=str(first.compared_by),
             doubt=doubt,
             best=best_in_words(results, points, results.swept, means, chosen) if chosen else None,
             points=[{**_point(row), "id": i} for i, row in points.iterrows()],
@@ -187,10 +187,10 @@ def _sections(results: Results, folder: Path) -> Iterator[Section]:
 
 def _why_no_best(points: pd.DataFrame) -> str:
     """The loss of one KL weight does not compare with that of another."""
-    monitor = str(points.monitor.iloc[0])
-    if not monitor.endswith("/loss") or points.kl_weight.nunique() < 2:
+    metric = str(points.compared_by.iloc[0])
+    if not metric.endswith("/loss") or points.kl_weight.nunique() < 2:
         return ""
-    return f"{monitor} has another meaning at every KL weight, so it chooses no best point: monitor val/elbo"
+    return f"{metric} has another meaning at every KL weight, so it chooses no best point: compare_by=val/elbo does"
 
 
 def _figures(

@@ -12,7 +12,7 @@ import yaml
 from src.errors import UserError
 from src.locks import is_locked
 from src.sweeps.plan import Plan, point_name, short_names
-from src.sweeps.records import Record, read_metrics
+from src.sweeps.records import Record, compared, read_metrics
 from src.system.directions import natural_mode
 from src.trust import read_yaml
 
@@ -48,6 +48,7 @@ FACTS = {
     "git_commit": "git_commit",
     "tested_batches": "config.trainer.limit_test_batches",
     "validated_batches": "config.trainer.limit_val_batches",
+    "kept_by": "config.callbacks.checkpoint.monitor",
 }
 # Numbers are of the same kind where all of these are equal; what each difference means.
 SAME_KIND = {
@@ -57,7 +58,8 @@ SAME_KIND = {
     "pseudo_likelihood": "whether the likelihood is one of the data",
     "tested_batches": "trainer.limit_test_batches",
     "validated_batches": "trainer.limit_val_batches",
-    "monitor": "the metric that chose the weights",
+    "compared_by": "compare_by",
+    "kept_by": "callbacks.checkpoint.monitor",
 }
 
 
@@ -69,7 +71,8 @@ class Results:
         folder: it.
         plan: the sweep's command; empty for runs that were started one by one.
         table: a row a point, in grid order: ``point``, ``status``, ``error``, ``path``, the swept keys (with dots, or
-            as ``seed``), ``value`` (the monitored metric at the best epoch) and the columns of FIGURES and FACTS.
+            as ``seed``), ``value`` (of the metric ``compared_by``, at the epoch that was kept), and the columns of
+            FIGURES and FACTS.
         swept: keys whose values differ, without the seed.
         overrides: command line of each point, by its name.
     """
@@ -188,8 +191,7 @@ def _row(folder: Path, run: Path) -> dict[str, Any]:
         error = "metrics.json is damaged, or an evaluation's alone"
     status = "finished" if metrics else "failed" if error else record.status if record else "running"
     typed = record.overrides if record else _yaml(run / ".hydra" / "overrides.yaml")
-    best = metrics.get("best") if isinstance(metrics.get("best"), dict) else {}
-    monitor = next(iter(best), None)
+    metric, value = compared(metrics)
     config = metrics.get("config") or _yaml(run / ".hydra" / "config.yaml")
     return {
         "point": str(run.relative_to(folder)) if run != folder else run.name,
@@ -198,9 +200,9 @@ def _row(folder: Path, run: Path) -> dict[str, Any]:
         "status": "interrupted" if status == "running" and not is_locked(run) else status,
         "error": None if metrics else error,
         "attempts": record.attempts if record else 1,
-        "monitor": monitor,
-        "maximize": (natural_mode(str(monitor)) or select(config, "callbacks.checkpoint.mode")) != "min",
-        "value": _number(best.get(monitor)),
+        "compared_by": metric,
+        "maximize": (natural_mode(str(metric)) or select(config, "callbacks.checkpoint.mode")) != "min",
+        "value": _number(value),
         **{column: _number(select(metrics, path)) for column, path in FIGURES.items()},
         **{column: select({**metrics, "config": config}, path) for column, path in FACTS.items()},
         "overrides": [o for o in typed if isinstance(o, str)] if isinstance(typed, list) else [],

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 
 from src.errors import UserError, explain
 from src.files import quoted
@@ -36,9 +36,8 @@ class Sweep(Callback):
             config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(folder)}")
         try:
             plan.save(folder)
-            monitor = OmegaConf.select(config, "callbacks.checkpoint.monitor")
             keys = dict.fromkeys([*plan.swept, *(["tags"] if config.tags else [])])
-            name_columns(folder, keys, dict.fromkeys(["test/elbo", *([monitor] if monitor else [])]))
+            name_columns(folder, keys, dict.fromkeys(["test/elbo", config.compare_by]))
         except OSError as error:
             sys.exit(f"error: {explain(error)}")
 

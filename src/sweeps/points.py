@@ -23,7 +23,7 @@ from src.files import quoted, remove_unfinished
 from src.locks import HELD, lock
 from src.resuming import other_setting
 from src.sweeps.plan import Plan, plan_in, point_name
-from src.sweeps.records import RECORD, Record, Status, read_metrics
+from src.sweeps.records import RECORD, Record, Status, compared, read_metrics
 from src.system.processes import Cold, Process, Starter
 
 log = logging.getLogger(__name__)
@@ -77,9 +77,9 @@ class Point:
 
     @property
     def value(self) -> float | None:
-        """Best monitored value; NaN for a training that diverged, None for one that failed otherwise."""
+        """What it is compared by; NaN for a training that diverged, None for one that failed otherwise."""
         if self.record.status == "finished":
-            return next(iter(self.metrics.get("best", {}).values()), None)
+            return compared(self.metrics)[1]
         return float("nan") if self.record.diverged else None
 
     def finished_before(self) -> bool:

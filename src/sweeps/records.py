@@ -52,6 +52,15 @@ class Record:
             file.write_text(json.dumps(asdict(self), indent=2) + "\n")
 
 
+def compared(metrics: dict[str, Any]) -> tuple[str | None, Any]:
+    """The metric by which a run wants to be compared, and its value at the epoch that was kept; None where none was."""
+    best = metrics["best"] if isinstance(metrics.get("best"), dict) else {}
+    config = metrics["config"] if isinstance(metrics.get("config"), dict) else {}
+    name = config.get("compare_by")  # of versions that have no such key, what they kept the epoch by
+    name = name if isinstance(name, str) and name in best else next(iter(best), None)
+    return name, best.get(name)
+
+
 def read_metrics(folder: Path) -> dict[str, Any]:
     """What a training left when it ended well; empty where it has not, or where that cannot be read."""
     try:

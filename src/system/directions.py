@@ -5,6 +5,7 @@ from src.errors import UserError
 # By the last part of a metric's name, as in val/elbo.
 BETTER_BELOW = ("loss", "distortion", "rate", "bits_per_dim")
 BETTER_ABOVE = ("elbo", "active_latents")
+COMPARABLE = tuple(f"val/{name}" for name in (*BETTER_ABOVE, *BETTER_BELOW))
 
 
 def natural_mode(metric: str) -> str | None:

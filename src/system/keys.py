@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from src.errors import UserError
+from src.system.directions import COMPARABLE
 from src.system.kinds import (
     FLAG,
     Anything,
@@ -50,6 +51,7 @@ TRAIN: dict[str, Kind] = {
     "seed": or_null(SEED),
     "tags": ListOf(Either((Text(), Number(), FLAG), "a word or a number")),
     "compile": Choice((True, False, "auto")),
+    "compare_by": Choice(COMPARABLE),
     "test": FLAG,
     "ckpt_path": or_null(PATH),
     "run_dir": PATH,
