@@ -111,8 +111,13 @@ class RunFolder:
 
     @rank_zero_only
     def claim(self, cfg: DictConfig) -> None:
-        """Record the config: from now on the folder is this run's."""
+        """Record the config: from now on the folder is this run's.
+
+        That of a resumed run keeps saying which weights it began with.
+        """
         hydra = HydraConfig.get()
+        if cfg.ckpt_path == "last" and self.config.exists():
+            cfg.ckpt_path = read_saved_config(self.config).get("ckpt_path")
         self.config.parent.mkdir(parents=True, exist_ok=True)
         for folder in (self.config.parent, self.last.parent, self.figures):
             remove_unfinished(folder)

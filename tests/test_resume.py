@@ -20,6 +20,7 @@ from src.files import remove_unfinished, whole_file
 from src.locks import HELD, lock
 from src.metrics_file import put_aside, write_json
 from src.runs import RunFolder
+from src.trust import saved_value
 from tests.helpers import PLAIN, QUICK, WARM, assert_one_line_error, built, cli
 
 
@@ -130,7 +131,11 @@ def test_a_path_gives_the_weights_and_the_command_all_else(run, tmp_path):
     trained = dict(model.named_parameters()).keys()
     then, now = (read_checkpoint(p)["state_dict"] for p in (start, tmp_path / "new" / "checkpoints" / "last.ckpt"))
     assert all(torch.equal(then[name], now[name]) for name in trained)
-    assert json.loads((tmp_path / "new" / "metrics.json").read_text())["epochs"] == 1
+    still = (*still, "trainer.max_epochs=2", "ckpt_path=last")
+    assert cli(*QUICK, *PLAIN, *still, f"hydra.run.dir={tmp_path}/new").returncode == 0
+    record = json.loads((tmp_path / "new" / "metrics.json").read_text())
+    assert (record["epochs"], record["config"]["ckpt_path"]) == (2, str(start))  # it still says where it began
+    assert saved_value(tmp_path / "new" / ".hydra" / "config.yaml", "ckpt_path") == str(start)
 
 
 def test_a_run_that_takes_no_step_has_no_result(run, tmp_path):
@@ -202,6 +207,21 @@ def test_an_optimizer_state_that_is_none_is_not_resumed(run, states):
     checkpoint = read_checkpoint(path) | {"optimizer_states": states}
     with pytest.raises(UserError, match="the optimizer's state in .* is none"):
         check_resumable(path, checkpoint, built(*QUICK)[1])
+
+
+def test_an_optimizer_state_of_an_earlier_version_is_not_resumed(run):
+    """It had one group of parameters, and wide layers' weights of another size."""
+    path = run / "checkpoints" / "last.ckpt"
+    _, model = built(*QUICK, "model=conv_shallow")
+    optimizer = torch.optim.Adam(model.parameters())
+    checkpoint = read_checkpoint(path) | {
+        "state_dict": model.state_dict(),
+        "optimizer_states": [optimizer.state_dict()],
+    }
+    with pytest.raises(
+        UserError, match=rf"another version of the code \(weights in groups of \[{len(list(model.parameters()))}\]"
+    ):
+        check_resumable(path, checkpoint, model)
 
 
 def test_an_optimizer_state_in_factors_is_resumed(tmp_path):
