@@ -211,7 +211,8 @@ def decode_all(
             refuse(i, bad[i])
             return
         take(i, decoded)
-        facts[i] = decoded._replace(pixels=np.empty(0))  # the images may be more than the memory holds
+        if decoded.largest is not None or decoded.brightest is not None or decoded.transparent or decoded.frames:
+            facts[i] = decoded._replace(pixels=None, digest=b"")  # the images may be more than the memory holds
 
     with warnings.catch_warnings(action="ignore"):  # Pillow's, of large pictures and odd EXIF, a page of them
         in_threads(lambda i: work(i, first), range(len(paths)), "decoding images")

@@ -17,12 +17,13 @@ from torch import Tensor
 
 from src.errors import UserError
 
+DIGEST = 16  # bytes of a content's hash
 TENTH = 0.1  # of the images, for validation where nobody says otherwise
 
 
 def content_digest(data: bytes) -> bytes:
     """16 bytes that are equal for equal content, everywhere."""
-    return blake2b(data, digest_size=16).digest()
+    return blake2b(data, digest_size=DIGEST).digest()
 
 
 @dataclass
