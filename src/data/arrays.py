@@ -34,16 +34,16 @@ def array_pool(images: Tensor, labels: Tensor, classes: list[str], published: np
 
 
 @contextmanager
-def _downloading(name: str, root: Path, where_to_get: str) -> Iterator[None]:
-    """Let one process at a time download into ``root``; a log line says when this one waits.
+def _downloading(name: str, root: Path, where_to_get: str) -> Iterator[bool]:
+    """Let one process at a time download into ``root``, as :func:`src.locks.turn` does.
 
     Raises:
         UserError: whatever has gone wrong with the download.
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with turn(root, DOWNLOADING, f"{name}: waiting for another process, which downloads into {root}"):
-            yield
+        with turn(root, DOWNLOADING, f"{name}: waiting for another process, which downloads into {root}") as alone:
+            yield alone
     except UserError:
         raise
     except Exception as error:
@@ -184,7 +184,7 @@ class BinarizedMNISTDataModule(ImageDataModule):
 
     def __init__(self, root: str, download: bool = True, **common: Any) -> None:
         super().__init__(**common)
-        self.folder = Path(root) / "binarized_mnist"
+        self.folder = Path(root).expanduser() / "binarized_mnist"
         self.download = download
 
     @property
@@ -231,11 +231,12 @@ class BinarizedMNISTDataModule(ImageDataModule):
         advice = f"Put binarized_mnist_{{train,valid,test}}.amat (or .amat.gz) from {self.URL} into {self.folder}"
         if not self.download:
             raise UserError(f"{self.name}: there is no {path} and data.download is false. {advice}")
-        with _downloading(self.name, self.folder.parent.expanduser(), advice):
+        with _downloading(self.name, self.folder.parent, advice) as alone:
             text = self._found(path)
             if text is not None:
                 return text
-            remove_unfinished(self.folder)
+            if alone:
+                remove_unfinished(self.folder)
             url = f"{self.URL}/{path.name}"
             with whole_file(path) as file:
                 with urlopen(url, timeout=STALLED) as page, file.open("wb") as written:

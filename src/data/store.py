@@ -20,6 +20,7 @@ from src.files import readable
 OnBadImage = Literal["raise", "skip"]
 FORMAT = 5  # raise it when decoding or the cache's files change, so that old caches are not read
 PIECES, PIECE = 4, 256  # of each file, and their bytes: what a cache knows the file's content by
+ASKING = 32  # threads that wait for a disk, which may be at the other end of a network
 
 
 class Paths(Sequence[str]):
@@ -103,7 +104,7 @@ def _up_to_date(folder: Path, shape: tuple[int, ...], times: str, paths: Sequenc
 
 
 def _facts(paths: Sequence[str]) -> Facts:
-    """What the files are known by: each is opened once, as every question to a network's disk takes its time.
+    """What the files are known by; each is opened once, as every question to a disk takes its time.
 
     Raises:
         OSError: a file has gone.
@@ -115,7 +116,7 @@ def _facts(paths: Sequence[str]) -> Facts:
         facts.sizes[i], facts.times[i], sample = _size_time_sample(paths[i])
         facts.marks[i] = np.frombuffer(content_digest(os.fsencode(paths.files[i]) + b"\0" + sample), np.uint8)
 
-    in_threads(look, range(count), "looking at images")
+    in_threads(look, range(count), "looking at images", ASKING)
     return facts
 
 
