@@ -58,7 +58,8 @@ def readable(name: str | Path) -> str:
 
     Names need not be UTF-8; Python keeps such bytes as lone surrogates, which can be neither printed nor written.
     """
-    return str(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    text = str(name)
+    return text if text.isascii() else text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _umask() -> int:

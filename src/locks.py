@@ -2,10 +2,14 @@
 
 import contextlib
 import fcntl
+import logging
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
+
+log = logging.getLogger(__name__)
 
 LOCK = ".lock"
 HELD = "IMAGE_VAE_LOCKED"  # names the folder that a process was started to work in, locked by its starter
@@ -43,6 +47,41 @@ def lock(folder: Path, name: str = LOCK, patience: float | None = PATIENCE) -> I
             return None
         file.close()
         time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def turn(folder: Path, name: str, waiting: str | None = None) -> Iterator[bool]:
+    """Do what one process at a time does in a folder; the lock's file is gone afterwards.
+
+    Yields whether no other process is at it: that cannot be known where the file system knows no locks, or where the
+    lock's file cannot be made.
+
+    Args:
+        folder: that; it exists.
+        name: of the lock's file.
+        waiting: what is logged before waiting for another process; without it nobody waits.
+
+    Raises:
+        BlockingIOError: another process is at it, and ``waiting`` is None.
+    """
+    held, ours = None, True
+    try:
+        held = lock(folder, name, 0 if waiting is None else PATIENCE)
+    except BlockingIOError:
+        if waiting is None:
+            raise
+        log.info(waiting)
+        held = lock(folder, name, None)
+    except OSError:  # the folder is read-only, or another user's
+        ours = False
+    try:
+        yield held is not None
+    finally:
+        if ours:
+            with contextlib.suppress(OSError):
+                (folder / name).unlink()  # while it is held: who waits for it sees that, and makes a new one
+        if held is not None:
+            held.close()
 
 
 def is_held_for_us(folder: Path) -> bool:
