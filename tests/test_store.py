@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from src.data import cache as caches
-from src.data import decoding
+from src.data import decoding, store
 from src.data.store import Store, open_store
 from src.errors import UserError, explain
 from src.record import describe_data
@@ -74,6 +74,28 @@ def test_a_folder_with_the_same_names_sizes_and_times_has_its_own_images(picture
     assert stores[0].digests == stores[2].digests != stores[1].digests == stores[3].digests
     assert not torch.equal(stores[0].images, stores[1].images)
     assert torch.equal(stores[1].images, stores[3].images)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.002])
+def test_a_far_disk_is_asked_by_many_at_once(seconds, tmp_path, monkeypatch):
+    """And a near one by one: the facts are the same."""
+    monkeypatch.setattr(store, "TRIED", 20)
+    for i in range(200):
+        (tmp_path / f"{i}.png").write_bytes(bytes([i]) * (10 * i))
+    paths, asking, real = store.Paths(tmp_path, [f"{i}.png" for i in range(200)]), set(), store._size_time_sample
+    alone = [real(path) for path in paths]
+
+    def slowly(path: str) -> tuple[int, int, bytes]:
+        asking.add(threading.get_ident())
+        time.sleep(seconds)
+        return real(path)
+
+    monkeypatch.setattr(store, "FAR", 1e-3 if seconds else 1.0)
+    monkeypatch.setattr(store, "_size_time_sample", slowly)
+    facts = store._facts(paths)
+    assert [*zip(facts.sizes, facts.times, strict=True)] == [fact[:2] for fact in alone]
+    assert len({bytes(mark) for mark in facts.marks}) == 200
+    assert (len(asking) > 3) if seconds else (len(asking) == 2)
 
 
 def test_an_edit_between_the_samples_is_seen_by_its_time(picture_folder, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -20,7 +21,8 @@ from src.files import readable
 OnBadImage = Literal["raise", "skip"]
 FORMAT = 5  # raise it when decoding or the cache's files change, so that old caches are not read
 PIECES, PIECE = 4, 256  # of each file, and their bytes: what a cache knows the file's content by
-ASKING = 32  # threads that wait for a disk, which may be at the other end of a network
+TRIED, FAR = 256, 2e-4  # files, and seconds a file that they take where the disk is slow or at the end of a network
+ASKING = 32  # threads that wait for such a disk; one that is near only makes threads wait for each other
 
 
 class Paths(Sequence[str]):
@@ -116,7 +118,11 @@ def _facts(paths: Sequence[str]) -> Facts:
         facts.sizes[i], facts.times[i], sample = _size_time_sample(paths[i])
         facts.marks[i] = np.frombuffer(content_digest(os.fsencode(paths.files[i]) + b"\0" + sample), np.uint8)
 
-    in_threads(look, range(count), "looking at images", ASKING)
+    tried, began = min(count, TRIED), time.perf_counter()
+    for i in range(tried):
+        look(i)
+    far = time.perf_counter() - began > FAR * tried
+    in_threads(look, range(tried, count), "looking at images", ASKING if far else 1)
     return facts
 
 
