@@ -7,6 +7,8 @@ from hydra.errors import InstantiationException
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+# torch.OutOfMemoryError is a RuntimeError, and so is what is raised for the machine's memory or a library's.
+NO_MEMORY = re.compile(r"out of memory|can't allocate memory|(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED", re.IGNORECASE)
 DIVERGED = 3  # exit status of a training whose loss was no longer a number
 
 
@@ -14,10 +16,6 @@ class UserError(Exception):
     """Bad input: one line that says what is wrong and what to do about it."""
 
     exit_status = 1
-
-
-class Busy(UserError):
-    """Another process works in the folder: nothing in it is ours."""
 
 
 class Diverged(UserError):
@@ -44,6 +42,11 @@ def explain(error: BaseException) -> str | None:
             return one_line(link)
     if (full := disk_full(error)) is not None:
         return f"{full}: free some, and try again"
+    if (full := memory_full(error)) is not None:
+        return (
+            f"{full}: lower data.batch_size or the model's size; in a sweep run fewer points at a time "
+            "(hydra.launcher.slots, per_gpu); evaluate and explore take device=cpu"
+        )
     for link in causes:
         if isinstance(link, OSError) and link.filename and link.strerror:
             return f"{link.strerror}: {link.filename}"
@@ -56,6 +59,19 @@ def disk_full(error: BaseException) -> str | None:
     while link is not None:
         if isinstance(link, OSError) and link.errno in DISK_FULL:
             return f"the disk is full ({link.filename or 'while writing'})"
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+    return None
+
+
+def memory_full(error: BaseException) -> str | None:
+    """What to say of an error that came of too little memory, of a GPU or of the machine; None for any other."""
+    link: BaseException | None = error
+    while link is not None:
+        text = one_line(link)
+        if isinstance(link, MemoryError) or (isinstance(link, RuntimeError) and NO_MEMORY.search(text)):
+            where = "the GPU's memory" if re.search("CUDA|CUBLAS|CUDNN", text) else "memory"
+            wanted = re.search(r"allocate ([\d.]+ ?\w+)", text)
+            return f"{where} is full" + (f" ({wanted[1]} more were asked for)" if wanted else "")
         link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
     return None
 

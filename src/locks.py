@@ -2,12 +2,15 @@
 
 import contextlib
 import fcntl
+import functools
 import logging
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
+
+from src.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -42,11 +45,18 @@ def lock(folder: Path, name: str = LOCK, patience: float | None = PATIENCE) -> I
             if until is not None and time.monotonic() > until:
                 file.close()
                 raise
-        except OSError:  # no locks here
+        except OSError as error:
             file.close()
+            _say_that_there_are_none(error.strerror)
             return None
         file.close()
         time.sleep(0.05)
+
+
+@functools.cache
+def _say_that_there_are_none(why: str) -> None:
+    """Once is enough."""
+    log.warning("this file system has no locks (%s): see to it that two processes never work in one folder", why)
 
 
 @contextlib.contextmanager
@@ -82,6 +92,25 @@ def turn(folder: Path, name: str, waiting: str | None = None) -> Iterator[bool]:
                 (folder / name).unlink()  # while it is held: who waits for it sees that, and makes a new one
         if held is not None:
             held.close()
+
+
+def lock_for_training(folder: Path) -> IO[str] | None:
+    """Keep other trainings out of a run's folder for as long as the file that is returned is open.
+
+    None where the process that started this one has locked it, or the file system knows no locks.
+
+    Raises:
+        UserError: another training is in it.
+    """
+    ranks = [os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")]
+    if is_held_for_us(folder) or any(rank.isdecimal() and int(rank) > 0 for rank in ranks):
+        return None
+    try:
+        return lock(folder)
+    except BlockingIOError as error:
+        raise UserError(
+            f"another process trains in {folder}: stop it, wait for it, or choose another hydra.run.dir"
+        ) from error
 
 
 def is_held_for_us(folder: Path) -> bool:

@@ -37,7 +37,6 @@ def main(cfg: DictConfig) -> float | None:
     hush_libraries()
     keep_pages()
     run = runs.RunFolder(cfg.run_dir)
-    run.lock()
     runs.fill_seed(cfg, run)
     acceleration.fill_precision(cfg, run.config)
     start = run.start(cfg)

@@ -80,6 +80,10 @@ def test_a_failed_point_has_the_reason_that_it_printed(tmp_path, point):
     assert not point(tmp_path, "value=1", "fail=the disk is full").finished_before()
 
 
+def test_a_point_that_crashed_has_what_its_traceback_came_of(tmp_path, point):
+    assert finish(point(tmp_path, "value=1", "raise=CUDA error")).error == "RuntimeError: CUDA error"
+
+
 def test_a_point_that_diverged_has_the_value_nan(tmp_path, point):
     gone = point(tmp_path, "value=1", "fail=the loss is not finite", "exit=3")
     assert finish(gone).diverged

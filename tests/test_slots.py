@@ -12,13 +12,14 @@ import pytest
 
 from src.errors import UserError
 from src.locks import is_locked
+from src.sweeps import slots
 from src.sweeps.slots import run_all, slots_of
 from tests.helpers import ROOT
 from tests.points import WORKER, point
 
 
-def threads(slots):
-    return [slot["OMP_NUM_THREADS"] for slot in slots]
+def threads(of):
+    return [slot["OMP_NUM_THREADS"] for slot in of]
 
 
 def test_processors_are_divided_among_slots():
@@ -28,6 +29,38 @@ def test_processors_are_divided_among_slots():
     assert threads(slots_of("auto", 1, [], 2, slots=4)) == ["1"] * 4
     assert threads(slots_of("cpu", 1, ["0"], 8, slots=1, threads=3)) == ["3"]
     assert all("CUDA_VISIBLE_DEVICES" not in slot for slot in slots_of("cpu", 1, ["0", "1"], 8))
+
+
+LISTED = """\
+GPU 0: NVIDIA H100 PCIe (UUID: GPU-5d5ba0d6-d33d-2b2c-524d-9e3d8d2b8a77)
+  MIG 1g.10gb     Device  0: (UUID: MIG-c6d4f1ef-42e4-5de3-91c7-45d71c87eb3f)
+  MIG 3g.40gb     Device  1: (UUID: MIG-cba663e8-9bed-5b25-b243-5985ef7c9beb)
+GPU 1: NVIDIA A100-SXM4-40GB (UUID: GPU-e86cb44c-6756-fd30-cd4a-1e6da3caf9b0)
+GPU 2: Tesla V100-SXM2-16GB (UUID: GPU-1d8b8b1c-7f4e-1fd4-3a4b-7cbb7a0a1f11)
+"""
+
+
+@pytest.mark.parametrize(
+    ("script", "found"),
+    [
+        (f"cat <<'END'\n{LISTED}END", ["MIG-c6d4f1ef-42e4-5de3-91c7-45d71c87eb3f",
+                                      "MIG-cba663e8-9bed-5b25-b243-5985ef7c9beb", "1", "2"]),
+        ("echo No devices were found", []),
+        ("echo 'NVIDIA-SMI has failed because it could not communicate with the NVIDIA driver.'; exit 9", []),
+        ("exec sleep 60", []),
+    ],
+)  # fmt: skip
+def test_gpus_are_those_that_the_driver_lists(script, found, tmp_path, monkeypatch):
+    """The instances of a divided card in its place; a driver that is broken never answers."""
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(slots, "DRIVER_PATIENCE", 0.5)
+    assert slots.visible_gpus() == found
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-a, 1")
+    assert slots.visible_gpus() == ["MIG-a", "1"]
 
 
 def test_each_slot_sees_its_gpus_alone():

@@ -219,7 +219,13 @@ class Point:
         lines = (self.folder / OUTPUT).read_text(errors="replace").splitlines()[-200:]
         told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
         said = [line.strip() for line in lines if line.strip()]
-        return (told or said or [f"exit status {code}"])[-1]
+        return (told or _raised(lines) or said or [f"exit status {code}"])[-1]
+
+
+def _raised(lines: Sequence[str]) -> list[str]:
+    """The first line of what the last traceback has come of; empty where there is none."""
+    begun = [i for i, line in enumerate(lines) if line.startswith("Traceback (most recent call last)")]
+    return [line for line in lines[begun[-1] + 1 :] if line.strip() and not line[0].isspace()][:1] if begun else []
 
 
 def run_here() -> float | None:

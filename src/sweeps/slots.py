@@ -1,7 +1,9 @@
 """As many points at a time as this machine has slots: its GPUs, or its processors, divided among them."""
 
 import contextlib
+import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,21 +19,37 @@ from src.interrupts import interrupt_on
 from src.sweeps.points import GRACE, Point
 from src.system.keys import require
 
+log = logging.getLogger(__name__)
+
 Slot = dict[str, str]  # the variables that pin a process to its part of the machine
 LOOK_EVERY = 0.2  # seconds
+DRIVER_PATIENCE = 20.0  # seconds; a driver that is broken never answers
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def visible_gpus() -> list[str]:
-    """Names of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES counts them; torch is not imported."""
+    """Names of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES takes them; torch is not imported.
+
+    Of a card that is divided (MIG), its instances.
+    """
     if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return [name.strip() for name in named.split(",") if name.strip() not in ("", "-1")]
     if shutil.which("nvidia-smi") is None:
         return []
-    listed = subprocess.run(
-        ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True, check=False
-    )
-    return listed.stdout.split() if listed.returncode == 0 else []
+    try:
+        listed = subprocess.run(
+            ["nvidia-smi", "-L"], capture_output=True, text=True, errors="replace", check=False, timeout=DRIVER_PATIENCE
+        )
+    except subprocess.TimeoutExpired:
+        log.warning("nvidia-smi does not answer within %g s: no GPU is counted on", DRIVER_PATIENCE)
+        return []
+    gpus: list[tuple[str, list[str]]] = []
+    for line in listed.stdout.splitlines() if listed.returncode == 0 else ():
+        if card := re.match(r"GPU (\d+):", line):
+            gpus.append((card[1], []))
+        elif gpus and (instance := re.match(r"\s+MIG .*\(UUID: (MIG-[^)]+)\)", line)):
+            gpus[-1][1].append(instance[1])
+    return [name for card, instances in gpus for name in instances or [card]]
 
 
 def slots_of(
