@@ -122,6 +122,7 @@ def subject_of(run: LoadedRun, split: str, seed: int | None, device: str, cache_
     if device == "cuda" and not here:
         raise UserError(f"device={device}: choose cpu, there is no GPU here")
     on_gpu = here and device != "cpu"
+    torch.backends.cudnn.allow_tf32 = False  # what is judged is computed in float32, see in_float32
     return Subject(
         model=lay_out(run.model, "32-true", on_gpu).to("cuda" if on_gpu else "cpu"),
         datamodule=run.datamodule,
