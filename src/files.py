@@ -3,11 +3,14 @@
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from src.errors import UserError, one_line
+
 UNFINISHED = ".part"
+MOST_FILES = 100_000  # of a run
 
 
 @contextmanager
@@ -34,6 +37,28 @@ def whole_file(path: Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def refuse_links_out(folder: Path, parts: Iterable[str]) -> None:
+    """See that nothing below some parts of a folder leads out of it: what is written or removed there is inside.
+
+    Raises:
+        UserError: a link does, or there is no end to what is there.
+    """
+    inside, seen = folder.resolve(), 0
+    for part in parts:
+        waiting = [folder / part]
+        while waiting:
+            path = waiting.pop()
+            try:
+                if path.is_symlink() and not path.resolve(strict=True).is_relative_to(inside):
+                    raise UserError(f"{path} leads out of {folder}: take that link away")
+                if path.is_dir() and not path.is_symlink():
+                    waiting += path.iterdir()
+            except (OSError, RuntimeError) as error:  # a link to itself or to nothing; a folder that cannot be listed
+                raise UserError(f"{path} cannot be followed ({one_line(error)}): take it away") from error
+            if (seen := seen + 1) > MOST_FILES:
+                raise UserError(f"{folder} holds more than {MOST_FILES:,} files: it is none that a run has left")
 
 
 def remove_unfinished(folder: Path) -> None:

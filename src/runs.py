@@ -25,7 +25,7 @@ from src.callbacks.show import Dashboard
 from src.checkpoints import WholeCheckpoints, fingerprint_in, first_readable, hash_of, read_checkpoint
 from src.data.base import ImageDataModule
 from src.errors import UserError
-from src.files import as_typed, readable, remove_unfinished, whole_file
+from src.files import as_typed, readable, refuse_links_out, remove_unfinished, whole_file
 from src.metrics_file import BEFORE, put_aside, readable_record, write_record
 from src.models.base import BaseVAE
 from src.resuming import other_setting
@@ -37,6 +37,11 @@ log = logging.getLogger(__name__)
 CHOICES = ("experiment", "model", "data", "likelihood@model.likelihood", "optimizer", "schedule", "trainer")
 # Keys of the data that name places, not properties of the images.
 ELSEWHERE = ("root", "cache_dir", "where_to_get", "dataset", "download", "checksum", "published", "name")
+# What a run folder holds.
+OURS = (
+    *(".hydra", "checkpoints", "embedding", "figures", "tensorboard", "metrics.json", BEFORE, "train.log"),
+    *(".lock", ".metrics.lock"),
+)
 
 
 class Start(NamedTuple):
@@ -80,6 +85,7 @@ class RunFolder:
         if named is not None and not named.is_file():
             raise UserError(f"there is no checkpoint {named}: check ckpt_path")
         if resumes and rank_zero_only.rank == 0:
+            refuse_links_out(self.path, OURS)
             self._refuse_other_settings(cfg)
         elif self.config.exists() and rank_zero_only.rank == 0:
             way = "resume it with ckpt_path=last" if kept else "delete it (no epoch of it was completed)"
