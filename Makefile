@@ -8,10 +8,10 @@ READY  := $(VENV)/.ready
 ARGS   ?=
 LOGDIR ?= outputs
 
-.PHONY: help setup train test coverage torture lint format bench tensorboard clean
+.PHONY: help setup train test coverage torture gpu-check lint format bench tensorboard clean
 
 help:            ## list the targets
-	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 14
+	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
 setup: $(READY)  ## make .venv and install everything into it
 
@@ -39,6 +39,9 @@ coverage: setup  ## run the tests and say which lines they reach; that takes hal
 
 torture: setup   ## kill runs, fill disks, feed nonsense, 20 minutes; ARGS='--only kills --seed 3' ...
 	$(PY) -m tests.torture $(ARGS)
+
+gpu-check: setup ## check all that needs a GPU, on one; ARGS='--on cpu --slow 5' rehearses it
+	$(PY) -m tests.gpu_check $(ARGS)
 
 lint: setup      ## check style and format
 	$(PY) -m ruff check src hydra_plugins tests

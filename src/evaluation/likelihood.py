@@ -22,7 +22,7 @@ LIKELIHOODS_IMAGES = 8  # its parameters, and what is computed of them
 
 log = logging.getLogger(__name__)
 
-BYTES_AT_ONCE = 2**28  # of the decoder's largest layer, for the codes that are decoded at once for the importance bound
+BYTES_AT_ONCE = 2**26  # of the decoder's largest layer, for the codes that are decoded at once for the importance bound
 
 
 def tested(trainer: L.Trainer, model: BaseVAE, datamodule: ImageDataModule) -> dict[str, float | int]:
