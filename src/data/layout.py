@@ -121,7 +121,9 @@ def arrange(root: Path, files: Sequence[str]) -> Layout:
     Raises:
         UserError: two folders mean the same split, or there are splits within what would be a class.
     """
-    counts = Counter(os.path.dirname(file) for file in files)  # of a million files there are few folders
+    known: dict[str, str] = {}  # of a million files there are few folders
+    homes = [known.setdefault(home, home) for home in (file[: max(file.rfind("/"), 0)] for file in files)]
+    counts = Counter(homes)
     folders = {folder: folder.split("/") if folder else [] for folder in counts}
     steps, notes = _wrapper([*folders.values()]), []
     around = "".join(f"{folder}/" for folder in next(iter(folders.values()))[:steps])
@@ -152,10 +154,9 @@ def arrange(root: Path, files: Sequence[str]) -> Layout:
     _refuse_splits_below(root, below.values())
 
     places = {folder: _place(path, splits) for folder, path in below.items()}
-    kept = [(file, place) for file in files if (place := places.get(os.path.dirname(file)))]
-    return Layout(
-        [file for file, _ in kept], [place.split for _, place in kept], [place.name for _, place in kept], notes
-    )
+    kept = [i for i, home in enumerate(homes) if home in places]
+    found = [places[homes[i]] for i in kept]
+    return Layout([files[i] for i in kept], [place.split for place in found], [place.name for place in found], notes)
 
 
 class _Place(NamedTuple):
