@@ -30,9 +30,10 @@ $(READY): pyproject.toml
 train: setup     ## train on the embedded digits, or on what ARGS says
 	$(PY) -m src.train $(ARGS)
 
-# Most tests start commands whose time is imports: a process a core does that, with one thread each.
+# Most tests start commands whose time is imports, or wait for them: one process more than cores, of one thread each.
+WORKERS := $(shell $(PYTHON) -c 'import os; print(min(4, os.cpu_count() + 1))')
 test: setup      ## run the tests; ARGS goes to pytest
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder --durations=15 $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist=loadfile --no-loadscope-reorder --durations=15 $(ARGS)
 
 coverage: setup  ## run the tests and say which lines they reach; that takes half as long again and more
 	$(MAKE) test ARGS="--cov --cov-report=term $(ARGS)"
