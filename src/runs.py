@@ -29,6 +29,7 @@ from src.files import as_typed, readable, refuse_links_out, remove_unfinished, w
 from src.metrics_file import BEFORE, put_aside, readable_record, write_record
 from src.models.base import BaseVAE
 from src.resuming import other_setting
+from src.sweeps.records import PLAN
 from src.trust import read_saved_config, resolved, saved_value
 
 log = logging.getLogger(__name__)
@@ -230,6 +231,7 @@ def build_trainer(cfg: DictConfig) -> L.Trainer:
     for dashboard in (c for c in callbacks.values() if isinstance(c, Dashboard)):
         dashboard.config = OmegaConf.to_yaml(cfg)
         dashboard.hyperparameters = hyperparameters(cfg)
+        dashboard.in_a_sweep = (Path(cfg.run_dir).parent / PLAN).exists()
     steps = cfg.trainer.get("max_steps", -1)
     if isinstance(steps, int) and steps >= 0:
         callbacks["step_limit"], steps = StepLimit(steps), -1
