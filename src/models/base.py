@@ -234,9 +234,8 @@ class BaseVAE(L.LightningModule, ABC):
         bits = self.likelihood.bits_per_dim(distortion + rate, torch.Size(self.image_shape).numel(), pixels)
         if bits is not None:
             named["bits_per_dim"] = bits
-        bar = tag != "test"
         for name, value in named.items():
-            self.log(f"{tag}/{name}", value, prog_bar=bar and name == "elbo", sync_dist=True)  # equal in all processes
+            self.log(f"{tag}/{name}", value, sync_dist=True)  # equal in all processes
 
     def configure_gradient_clipping(
         self,
