@@ -5,7 +5,6 @@ import signal
 import sys
 
 import lightning as L
-import torch
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
@@ -13,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from src import record
 from src.checkpoints import read_weights, restoring
 from src.data.base import ImageDataModule
-from src.errors import UserError, disk_full, one_line
+from src.errors import UserError, disk_full, memory_full, one_line
 from src.evaluation.likelihood import tested
 from src.models.base import BaseVAE
 from src.runs import RunFolder, Start
@@ -57,7 +56,7 @@ def fit(trainer: L.Trainer, model: BaseVAE, datamodule: ImageDataModule, start: 
     try:
         trainer.fit(model, datamodule, ckpt_path=start.resume, weights_only=True)
     except Exception as error:
-        if isinstance(error, UserError | OSError | torch.OutOfMemoryError) or not restoring(error):
+        if isinstance(error, UserError | OSError) or memory_full(error) or not restoring(error):
             raise
         raise UserError(
             f"cannot take up the state in {start.resume} ({type(error).__name__}: {one_line(error)}): it is "

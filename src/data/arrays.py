@@ -15,7 +15,7 @@ from torch import Tensor
 from src.data.base import ImageDataModule
 from src.data.splits import ImagePool, content_digest
 from src.data.store import resize_images
-from src.errors import UserError, one_line
+from src.errors import UserError, memory_full, one_line
 
 
 def array_pool(images: Tensor, labels: Tensor, classes: list[str], published: np.ndarray, size: int) -> ImagePool:
@@ -92,6 +92,8 @@ class TorchvisionDataModule(ImageDataModule):
         try:
             return self.dataset(root=self.root, train=train, download=False)
         except Exception as error:  # whatever reading them raises
+            if memory_full(error):
+                raise
             if not (isinstance(error, RuntimeError) and "not found" in str(error)):
                 raise self._damaged(f"damaged: {one_line(error)}") from error
             # They are not there: the next lines fetch them, or say where they belong.
