@@ -2,14 +2,23 @@
 
 import errno
 import re
+from collections.abc import Iterator
 
 from hydra.errors import InstantiationException
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-# torch.OutOfMemoryError is a RuntimeError, and so is what is raised for the machine's memory or a library's.
-NO_MEMORY = re.compile(r"out of memory|can't allocate memory|(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED", re.IGNORECASE)
 DIVERGED = 3  # exit status of a training whose loss was no longer a number
+# How torch, CUDA, cuDNN, cuBLAS and C++ say that memory is full, where they do not say it with a class of its own.
+MEMORY_FULL = re.compile(r"out of memory|can(no|')t allocate memory|(CUDNN|CUBLAS)_STATUS_ALLOC_FAILED|bad_alloc", re.I)
+# What each command can do with less of it.
+LESS_MEMORY = {
+    "train": "lower data.batch_size or the size of the model; in a sweep hydra.launcher.per_gpu or slots",
+    "evaluate": "lower samples.images and representation.train_images, or name fewer parts=",
+    "explore": "name fewer figures= at a time, or fewer pictures of your own in images=",
+    "benchmark": "name fewer parts=, or smaller steps.experiments",
+    "report": "report a part of the sweep's folder at a time",
+}
 
 
 class UserError(Exception):
@@ -29,10 +38,11 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def explain(error: BaseException) -> str | None:
+def explain(error: BaseException, command: str = "train") -> str | None:
     """One line for an error that the user can mend, None for one that is ours.
 
-    Follows causes, as libraries wrap what a constructor raises.
+    Follows causes, as libraries wrap what a constructor raises. ``command`` is the one that failed: what needs less
+    memory is another setting in each.
     """
     causes = [error]
     while causes[-1].__cause__ is not None:
@@ -43,10 +53,8 @@ def explain(error: BaseException) -> str | None:
     if (full := disk_full(error)) is not None:
         return f"{full}: free some, and try again"
     if (full := memory_full(error)) is not None:
-        return (
-            f"{full}: lower data.batch_size or the model's size; in a sweep run fewer points at a time "
-            "(hydra.launcher.slots, per_gpu); evaluate and explore take device=cpu"
-        )
+        device = ", or device=cpu" if "GPU" in full and command in ("evaluate", "explore", "benchmark") else ""
+        return f"{full}: {LESS_MEMORY[command]}{device}"
     for link in causes:
         if isinstance(link, OSError) and link.filename and link.strerror:
             return f"{link.strerror}: {link.filename}"
@@ -55,25 +63,39 @@ def explain(error: BaseException) -> str | None:
 
 def disk_full(error: BaseException) -> str | None:
     """What to say of an error that a full disk has caused, with the file that was written; None for any other."""
-    link: BaseException | None = error
-    while link is not None:
+    for link in _links(error):
         if isinstance(link, OSError) and link.errno in DISK_FULL:
             return f"the disk is full ({link.filename or 'while writing'})"
-        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
     return None
 
 
 def memory_full(error: BaseException) -> str | None:
-    """What to say of an error that came of too little memory, of a GPU or of the machine; None for any other."""
+    """What to say of an error that full memory has caused, with what was asked for; None for any other."""
+    for link in _links(error):
+        system = isinstance(link, MemoryError) or (isinstance(link, OSError) and link.errno == errno.ENOMEM)
+        text = one_line(link)
+        if system or (isinstance(link, RuntimeError) and MEMORY_FULL.search(text)):
+            where = "the GPU's memory" if re.search("CUDA|CUDNN|CUBLAS", text, re.I) else "the memory"
+            asked = re.search(r"allocate (\d[\d.]*) ?(bytes|[KMGTPE]?i?B)\b", text)
+            return f"{where} is full" + (f" ({_size(float(asked[1]), asked[2])} more were asked for)" if asked else "")
+    return None
+
+
+def _size(number: float, unit: str) -> str:
+    """``4000000000 bytes`` as ``3.73 GiB``; other units stay."""
+    units = iter(("KiB", "MiB", "GiB", "TiB", "PiB"))
+    if unit == "bytes":
+        while number >= 1024:
+            number, unit = number / 1024, next(units)
+    return f"{number:.4g} {unit}"
+
+
+def _links(error: BaseException) -> Iterator[BaseException]:
+    """An error, and those that have led to it."""
     link: BaseException | None = error
     while link is not None:
-        text = one_line(link)
-        if isinstance(link, MemoryError) or (isinstance(link, RuntimeError) and NO_MEMORY.search(text)):
-            where = "the GPU's memory" if re.search("CUDA|CUBLAS|CUDNN", text) else "memory"
-            wanted = re.search(r"allocate ([\d.]+ ?\w+)", text)
-            return f"{where} is full" + (f" ({wanted[1]} more were asked for)" if wanted else "")
+        yield link
         link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
-    return None
 
 
 def _library_error(error: BaseException, root: BaseException) -> str | None:

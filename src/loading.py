@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from src.acceleration import lay_out
 from src.checkpoints import fingerprint_in, hash_of, read_checkpoint, weights_of
 from src.data.base import ImageDataModule
-from src.errors import UserError, one_line
+from src.errors import UserError, memory_full, one_line
 from src.files import refuse_links_out
 from src.metrics_file import read_record
 from src.models.base import BaseVAE
@@ -223,6 +223,8 @@ def _built(folder: RunFolder, key: str, node: dict[str, Any], advice: str) -> An
     except UserError:
         raise
     except Exception as error:  # whatever values that no run has make a constructor raise
+        if memory_full(error):
+            raise
         raise UserError(f"the {key} of {folder.config} cannot be built ({one_line(error)}): {advice}") from error
     if not isinstance(thing, BUILT[key]):
         raise _refusal(folder, f"{key}._target_", node["_target_"])

@@ -13,6 +13,7 @@ from src.files import quoted
 from src.locks import is_locked
 from src.sweeps.plan import Plan
 from src.sweeps.points import Point, unfinished
+from src.sweeps.reasons import reason
 from src.sweeps.records import Record
 from src.sweeps.slots import run_all
 from tests.points import point as started_point
@@ -80,8 +81,52 @@ def test_a_failed_point_has_the_reason_that_it_printed(tmp_path, point):
     assert not point(tmp_path, "value=1", "fail=the disk is full").finished_before()
 
 
-def test_a_point_that_crashed_has_what_its_traceback_came_of(tmp_path, point):
-    assert finish(point(tmp_path, "value=1", "raise=CUDA error")).error == "RuntimeError: CUDA error"
+def test_a_crashed_point_has_the_first_line_of_its_exception(tmp_path, point):
+    crashed = point(tmp_path, "value=1", "raise=CUDA error: an illegal memory access was encountered")
+    assert finish(crashed).error == "RuntimeError: CUDA error: an illegal memory access was encountered"
+
+
+CRASH = """\
+Error executing job with overrides: ['model=lstm']
+Traceback (most recent call last):
+  File "a.py", line 1, in <module>
+    raise ValueError("first")
+ValueError: first
+
+During handling of the above exception, another exception occurred:
+
+Traceback (most recent call last):
+  File "a.py", line 3, in <module>
+    raise torch.AcceleratorError("CUDA error: unspecified launch failure")
+torch.AcceleratorError: CUDA error: unspecified launch failure
+Search for `cudaErrorLaunchFailure' in the documentation for more information.
+
+Set the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace.
+"""
+LATER = """\
+Exception ignored in: <function Store.__del__ at 0x7f0>
+Traceback (most recent call last):
+  File "b.py", line 1, in __del__
+AttributeError: 'NoneType' object has no attribute 'close'
+"""
+
+
+@pytest.mark.parametrize(
+    ("output", "why"),
+    [
+        (CRASH, "torch.AcceleratorError: CUDA error: unspecified launch failure"),
+        (CRASH + LATER, "torch.AcceleratorError: CUDA error: unspecified launch failure"),
+        (
+            "".join(f"[rank1]: {line}\n" for line in CRASH.splitlines()),
+            "torch.AcceleratorError: CUDA error: unspecified launch failure",
+        ),
+        ("error: the disk is full\n" + LATER, "the disk is full"),
+        ("OpenBLAS error: giving up.\n\n", "OpenBLAS error: giving up."),
+        ("", "exit status 1"),
+    ],
+)
+def test_the_reason_is_what_ended_the_process(output, why):
+    assert reason(1, output) == why
 
 
 def test_a_point_that_diverged_has_the_value_nan(tmp_path, point):
@@ -101,7 +146,9 @@ def test_an_interrupted_point_is_resumed_if_it_has_a_checkpoint(tmp_path, point)
         os.kill(cut.record.pid, signal.SIGKILL)
         while not cut.ended():
             time.sleep(0.02)
-        assert cut.record.error.startswith("killed by SIGKILL")
+        assert cut.record.error.startswith(
+            "killed by SIGKILL (by the system, if memory was full: lower data.batch_size"
+        )
         again = point(tmp_path / str(resumed), "value=1", *options, "trainer.max_steps=0")
         assert finish(again).status == "finished"
         assert again.record.attempts == 2

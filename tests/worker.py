@@ -1,6 +1,6 @@
 """A short-lived stand-in for a training, to try how points are started, stopped and recorded in seconds.
 
-``python tests/worker.py value=3 seconds=0.1 [fail=word] [raise=word] [exit=3] [ckpt_path=last] hydra.run.dir='...'``
+``python tests/worker.py value=3 seconds=0.1 [fail=word] [exit=3] [raise=words] [ckpt_path=last] hydra.run.dir='...'``
 """
 
 import json
@@ -20,12 +20,9 @@ if "children" in options and os.fork() == 0:
 time.sleep(float(options.get("seconds", options.get("trainer.max_steps", 0))))
 if options.get("trainer.max_epochs") == "13":
     options["fail"] = "unlucky"
+if "raise" in options:
+    raise RuntimeError(f"{options['raise']}\nCompile with TORCH_USE_CUDA_DSA to enable device-side assertions.\n")
 if "fail" in options:
     print(f"Traceback (most recent call last)\nerror: {options['fail']}")
     sys.exit(int(options.get("exit", 1)))
-if "raise" in options:
-    try:
-        raise ValueError("the first")
-    except ValueError:
-        raise RuntimeError(f"{options['raise']}\nand more of it") from None
 (folder / "metrics.json").write_text(json.dumps({"best": {"val/elbo": float(options["value"])}}))

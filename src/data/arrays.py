@@ -18,7 +18,7 @@ from src.console import progress
 from src.data.base import ImageDataModule
 from src.data.splits import ImagePool, content_digest
 from src.data.store import resize_images
-from src.errors import UserError, one_line
+from src.errors import UserError, memory_full, one_line
 from src.files import remove_unfinished, whole_file
 from src.locks import turn
 
@@ -125,6 +125,8 @@ class TorchvisionDataModule(ImageDataModule):
         try:
             return self.dataset(root=self.root, train=train, download=False)
         except Exception as error:
+            if memory_full(error):
+                raise
             if not self.download:
                 raise self._unusable(error) from error
         with _downloading(self.name, Path(self.root).expanduser(), self.where_to_get):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
 from src.data.batches import Batch
-from src.errors import UserError
+from src.errors import UserError, memory_full
 from src.likelihoods import Likelihood, Pixels
 from src.metrics.means import ExampleMean
 from src.metrics.posterior import ACTIVE_VARIANCE
@@ -303,4 +303,6 @@ def _made(what: str, make: Callable[..., Any], *args: Any) -> Any:
     try:
         return make(*args)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        if memory_full(error):
+            raise
         raise UserError(f"the {what} refuses its settings: {error}") from error

@@ -23,6 +23,7 @@ from src.files import quoted, remove_unfinished
 from src.locks import HELD, lock
 from src.resuming import other_setting
 from src.sweeps.plan import Plan, plan_in, point_name
+from src.sweeps.reasons import reason
 from src.sweeps.records import RECORD, Record, Status, compared, read_metrics
 from src.system.processes import Cold, Process, Starter
 
@@ -169,7 +170,7 @@ class Point:
             self._end("finished")
         else:
             self.record.diverged = code == DIVERGED
-            self._end("failed", self._reason(code))
+            self._end("failed", reason(code, (self.folder / OUTPUT).read_text(errors="replace")))
         return True
 
     def wait(self) -> None:
@@ -209,23 +210,6 @@ class Point:
         for name in LEFT_BY_A_RUN:
             path = self.folder / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-
-    def _reason(self, code: int) -> str:
-        """Why the process failed, from the end of its output."""
-        if code < 0:
-            known = {number.value: number.name for number in signal.Signals}
-            name = known.get(-code, f"signal {-code}")
-            return f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
-        lines = (self.folder / OUTPUT).read_text(errors="replace").splitlines()[-200:]
-        told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-        said = [line.strip() for line in lines if line.strip()]
-        return (told or _raised(lines) or said or [f"exit status {code}"])[-1]
-
-
-def _raised(lines: Sequence[str]) -> list[str]:
-    """The first line of what the last traceback has come of; empty where there is none."""
-    begun = [i for i, line in enumerate(lines) if line.startswith("Traceback (most recent call last)")]
-    return [line for line in lines[begun[-1] + 1 :] if line.strip() and not line[0].isspace()][:1] if begun else []
 
 
 def run_here() -> float | None:

@@ -130,7 +130,7 @@ class Check(Callback):
     def on_run_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """An error that the user can mend is one line; a run that never began leaves nothing behind."""
         error = job_return._return_value
-        if job_return.status is not JobStatus.FAILED or (line := explain(error)) is None or _wants_traceback():
+        if job_return.status is not JobStatus.FAILED or (line := self._explain(error)) is None:
             return  # Hydra raises the error, and it comes to :func:`command`
         (log.error if logging.root.handlers else print_error)(readable(f"error: {line}"))  # logging may be turned off
         self._remove_empty(Path(config.hydra.runtime.output_dir))
@@ -146,12 +146,15 @@ class Check(Callback):
                 with contextlib.suppress(OSError):  # another process has begun to use it
                     folder.rmdir()
 
+    def _explain(self, error: Exception) -> str | None:
+        return None if _wants_traceback() else explain(error, self.command)
+
     def _check(self, check: Callable[[DictConfig, str], None], config: DictConfig) -> None:
         try:
             check(config, self.command)
             expand_home(config, self.command)
         except Exception as error:  # Hydra makes warnings of what its callbacks raise, but for SystemExit
-            if (line := explain(error)) is None or _wants_traceback():
+            if (line := self._explain(error)) is None:
                 traceback.print_exc()
             else:
                 print_error(f"error: {line}")

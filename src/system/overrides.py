@@ -80,7 +80,8 @@ def refusal(error: Exception, folder: Path, config: str, words: Sequence[str]) -
         return line
     if isinstance(error, HydraException) and not isinstance(error, InstantiationException):
         return _composition(error, folder, config, overrides)
-    return explain(error) or (f"these overrides give no config ({str(error).splitlines()[0]})" if composing else None)
+    unknown = f"these overrides give no config ({str(error).splitlines()[0]})" if composing else None
+    return explain(error, config) or unknown
 
 
 def _overrides(words: Sequence[str]) -> list[str]:
