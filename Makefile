@@ -8,6 +8,13 @@ READY  := $(VENV)/.ready
 ARGS   ?=
 LOGDIR ?= outputs
 
+# Overrides that are given to make itself would be ignored: `make train model=lstm` would train another model.
+TYPED := $(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(v)))),$(v)))
+STRAY := $(filter-out ARGS PYTHON VENV LOGDIR WORKERS -% MAKE%,$(TYPED))
+ifneq ($(STRAY),)
+$(error put overrides into ARGS: make $(MAKECMDGOALS) ARGS='$(foreach v,$(STRAY),$(v)=$($(v)))')
+endif
+
 .PHONY: help setup train test coverage torture gpu-check lint format bench tensorboard clean
 
 help:            ## list the targets
