@@ -10,7 +10,12 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 DIVERGED = 3  # exit status of a training whose loss was no longer a number
 # How torch, CUDA, cuDNN, cuBLAS and C++ say that memory is full, where they do not say it with a class of its own.
-MEMORY_FULL = re.compile(r"out of memory|can(no|')t allocate memory|(CUDNN|CUBLAS)_STATUS_ALLOC_FAILED|bad_alloc", re.I)
+# oneDNN's last words are of its scratch memory; a layer that it does not know ends in "... a primitive descriptor".
+MEMORY_FULL = re.compile(
+    r"out of memory|can(no|')t allocate memory|(CUDNN|CUBLAS)_STATUS_ALLOC_FAILED|bad_alloc"
+    r"|could not create a primitive(?! descriptor)",
+    re.I,
+)
 # What each command can do with less of it.
 LESS_MEMORY = {
     "train": "lower data.batch_size or the size of the model; in a sweep hydra.launcher.per_gpu or slots",

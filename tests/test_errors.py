@@ -61,4 +61,6 @@ def test_each_library_says_it_in_its_own_words():
     ):
         assert explain(error).startswith("the GPU's memory is full")
         assert explain(error, "evaluate").endswith("or device=cpu")
+    assert explain(RuntimeError("could not create a primitive")).startswith("the memory is full")
+    assert explain(RuntimeError("could not create a primitive descriptor for the LSTM forward propagation")) is None
     assert explain(RuntimeError("CUDA error: an illegal memory access was encountered")) is None
