@@ -2,20 +2,26 @@
 
 import contextlib
 import fcntl
+import logging
 import os
 import time
 from pathlib import Path
 from typing import IO
 
+from src.files import readable
+
+log = logging.getLogger(__name__)
+
 LOCK = ".lock"
 HELD = "IMAGE_VAE_LOCKED"  # names the folder that a process was started to work in, locked by its starter
 PATIENCE = 0.5  # seconds: who only looks whether a folder is locked holds its lock for an instant
+_LOCKLESS: list[Path] = []  # folders that could not be locked
 
 
 def lock(folder: Path, name: str = LOCK, patience: float | None = PATIENCE) -> IO[str] | None:
     """Lock a folder for as long as the file that is returned is open, here or in a process that has inherited it.
 
-    None where the file system knows no locks.
+    None where the file system knows no locks, as some network disks do not: a warning says so, once a process.
 
     Args:
         folder: that.
@@ -38,11 +44,22 @@ def lock(folder: Path, name: str = LOCK, patience: float | None = PATIENCE) -> I
             if until is not None and time.monotonic() > until:
                 file.close()
                 raise
-        except OSError:  # no locks here
+        except OSError as error:  # no locks here
             file.close()
+            _warn(folder, error)
             return None
         file.close()
         time.sleep(0.05)
+
+
+def _warn(folder: Path, error: OSError) -> None:
+    if not _LOCKLESS:
+        log.warning(
+            "the disk of %s has no locks (%s): see to it that no two commands work in one folder at a time",
+            readable(folder),
+            error.strerror,
+        )
+    _LOCKLESS.append(folder)
 
 
 def is_held_for_us(folder: Path) -> bool:

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -97,6 +98,13 @@ def test_a_second_run_does_not_overwrite_the_first(finished):
     done = cli(*QUICK, "seed=5", f"hydra.run.dir={run}")
     assert_one_line_error(done, "already holds a run", "ckpt_path=last")
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != "train.log"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can be told to refuse locks")
+def test_where_the_disk_has_no_locks_a_run_says_so_once_and_goes_on(tmp_path):
+    done = cli("src.train", *QUICK, *PLAIN, "trainer=debug", f"hydra.run.dir={tmp_path}", module="tests.lockless")
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.count("has no locks (No locks available)") == 1
 
 
 def test_resume_refuses_other_settings(finished):

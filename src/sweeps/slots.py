@@ -1,10 +1,7 @@
 """As many points at a time as this machine has slots: its GPUs, or its processors, divided among them."""
 
 import contextlib
-import os
-import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections import deque
@@ -14,24 +11,13 @@ from tqdm import tqdm
 
 from src.errors import UserError
 from src.interrupts import interrupt_on
+from src.sweeps.gpus import INSTANCE
 from src.sweeps.points import GRACE, Point
 from src.system.keys import require
 
 Slot = dict[str, str]  # the variables that pin a process to its part of the machine
 LOOK_EVERY = 0.2  # seconds
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-
-
-def visible_gpus() -> list[str]:
-    """Names of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES counts them; torch is not imported."""
-    if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return [name.strip() for name in named.split(",") if name.strip() not in ("", "-1")]
-    if shutil.which("nvidia-smi") is None:
-        return []
-    listed = subprocess.run(
-        ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True, check=False
-    )
-    return listed.stdout.split() if listed.returncode == 0 else []
 
 
 def slots_of(
@@ -48,7 +34,7 @@ def slots_of(
     Args:
         accelerator: ``trainer.accelerator`` of the points.
         devices: ``trainer.devices`` of the points: GPUs, or processes on a CPU, that each of them takes.
-        gpus: names of the GPUs here.
+        gpus: names of the GPUs here, see :func:`src.sweeps.gpus.visible_gpus`.
         processors: how many there are here.
         slots: how many slots; None for one a group of GPUs (times ``per_gpu``), or one a processor without them.
         per_gpu: points that share a GPU.
@@ -66,9 +52,12 @@ def slots_of(
     on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and bool(gpus))
     pins: list[Slot] = [{}]
     if on_gpu:
-        groups = [gpus[i : i + each] for i in range(0, len(gpus) - each + 1, each)]
+        # CUDA shows a process one instance at most.
+        whole = [name for name in gpus if each == 1 or not name.startswith(INSTANCE)]
+        groups = [whole[i : i + each] for i in range(0, len(whole) - each + 1, each)]
         if not groups:
-            raise UserError(f"trainer.devices={each} GPUs a point, and {len(gpus)} are here: choose trainer=cpu")
+            here = f"{len(whole)} are here" + (" besides MIG instances" if len(whole) < len(gpus) else "")
+            raise UserError(f"trainer.devices={each} GPUs a point, and {here}: choose trainer=cpu")
         pins = [{"CUDA_VISIBLE_DEVICES": ",".join(group)} for group in groups]
         count = slots or len(pins) * per_gpu
     else:
