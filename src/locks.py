@@ -8,12 +8,14 @@ import time
 from pathlib import Path
 from typing import IO
 
+from src.errors import Busy
 from src.files import readable
 
 log = logging.getLogger(__name__)
 
 LOCK = ".lock"
 HELD = "IMAGE_VAE_LOCKED"  # names the folder that a process was started to work in, locked by its starter
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # where Lightning looks for a process's number
 PATIENCE = 0.5  # seconds: who only looks whether a folder is locked holds its lock for an instant
 _LOCKLESS: list[Path] = []  # folders that could not be locked
 
@@ -62,9 +64,25 @@ def _warn(folder: Path, error: OSError) -> None:
     _LOCKLESS.append(folder)
 
 
-def is_held_for_us(folder: Path) -> bool:
-    """Whether the process that started this one has locked the folder for it."""
-    return os.environ.get(HELD) == str(folder.resolve())
+def keep_others_out(folder: Path) -> IO[str] | None:
+    """Keep other trainings out of a run's folder for as long as the file that is returned is open.
+
+    None where that is done already, by the process that started this one or by the first of several that train
+    together, or where the disk has no locks.
+
+    Raises:
+        Busy: another one is in it.
+    """
+    first = next((os.environ[name] for name in RANKS if name in os.environ), "0") == "0"
+    if not first or os.environ.get(HELD) == str(folder.resolve()):
+        return None
+    try:
+        return lock(folder)
+    except BlockingIOError as error:
+        where = readable(os.path.relpath(folder))
+        raise Busy(
+            f"another process trains in {where}: stop it, wait for it, or choose another hydra.run.dir"
+        ) from error
 
 
 def is_locked(folder: Path) -> bool:

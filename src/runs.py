@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import lightning as L
 from hydra.core.hydra_config import HydraConfig
@@ -24,9 +24,9 @@ from src.callbacks.resume import StepLimit
 from src.callbacks.show import Dashboard
 from src.checkpoints import WholeCheckpoints, fingerprint_in, first_readable, hash_of, read_checkpoint
 from src.data.base import ImageDataModule
-from src.errors import Busy, UserError
+from src.errors import UserError
 from src.files import as_typed, readable, remove_unfinished, whole_file
-from src.locks import is_held_for_us, lock
+from src.machine import check_processes, processors
 from src.metrics_file import BEFORE, put_aside, readable_record, write_record
 from src.models.base import BaseVAE
 from src.resuming import other_setting
@@ -61,22 +61,6 @@ class RunFolder:
         self.before = self.path / BEFORE
         self.figures = self.path / "figures"
         self.tensorboard = self.path / "tensorboard"
-        self._lock: IO[str] | None = None
-
-    def lock(self) -> None:
-        """Keep other trainings out of the folder for as long as this object lives.
-
-        Raises:
-            UserError: another one is in it.
-        """
-        if rank_zero_only.rank != 0 or is_held_for_us(self.path):
-            return
-        try:
-            self._lock = lock(self.path)
-        except BlockingIOError as error:
-            raise Busy(
-                f"another process trains in {self.path}: stop it, wait for it, or choose another hydra.run.dir"
-            ) from error
 
     def start(self, cfg: DictConfig) -> Start:
         """Where training begins, once it is seen that the folder is free for this run.
@@ -229,7 +213,8 @@ def build_trainer(cfg: DictConfig) -> L.Trainer:
     """The trainer that a config describes, with its callbacks and loggers.
 
     Raises:
-        UserError: it would train on Apple's GPU, which does not compute in float64, as means over a split need.
+        UserError: it would train on Apple's GPU, which does not compute in float64, as means over a split need; or
+            in more processes than there are processors.
     """
     if on_apples_gpu(cfg):
         raise UserError(
@@ -245,6 +230,8 @@ def build_trainer(cfg: DictConfig) -> L.Trainer:
     if isinstance(steps, int) and steps >= 0:
         callbacks["step_limit"], steps = StepLimit(steps), -1
     profiler = cfg.trainer.get("profiler")
+    if not on_gpu(cfg):
+        check_processes(cfg.trainer.devices, processors())
     trainer: L.Trainer = instantiate(
         cfg.trainer,
         max_steps=steps,

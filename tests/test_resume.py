@@ -17,7 +17,7 @@ import torch
 from src.checkpoints import WholeCheckpoints, check_resumable, first_readable, read_checkpoint
 from src.errors import UserError
 from src.files import remove_unfinished, whole_file
-from src.locks import HELD, lock
+from src.locks import HELD, keep_others_out, lock
 from src.metrics_file import put_aside, write_json
 from src.runs import RunFolder
 from src.trust import saved_value
@@ -47,17 +47,20 @@ def change(path: Path, spoil) -> None:
 
 
 def test_one_training_at_a_time_works_in_a_run_folder(run, monkeypatch):
-    first = RunFolder(run)
-    first.lock()
-    before = contents(run)
+    first = keep_others_out(run)
+    before, said = contents(run), (run / "train.log").read_bytes()
     done = cli(*RESUMED, "trainer.max_epochs=3", f"hydra.run.dir={run}")
     assert_one_line_error(done, "another process trains in", "choose another hydra.run.dir")
     assert contents(run) == before
+    assert (run / "train.log").read_bytes() == said
     monkeypatch.setenv(HELD, str(run.resolve()))  # as for a point of a sweep, whose starter has the lock
-    RunFolder(run).lock()
+    assert keep_others_out(run) is None
     monkeypatch.delenv(HELD)
-    del first
-    RunFolder(run).lock()
+    monkeypatch.setenv("LOCAL_RANK", "1")  # as for a process that the first one has started
+    assert keep_others_out(run) is None
+    monkeypatch.delenv("LOCAL_RANK")
+    first.close()
+    keep_others_out(run).close()
 
 
 def test_of_two_trainings_that_begin_at_once_one_is_whole(tmp_path):

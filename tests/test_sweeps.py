@@ -12,6 +12,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from src.machine import processors
 from tests.helpers import PLAIN, QUICK, ROOT, cli, command
 
 pytestmark = pytest.mark.slow
@@ -94,6 +95,7 @@ def test_a_grid_survives_a_failed_and_a_killed_point_and_is_completed_by_the_sam
         assert scalars.Scalars("test/elbo")[-1].value == pytest.approx(run["test"]["elbo"])
 
 
+@pytest.mark.skipif(processors() < 2, reason="one processor trains in one process")
 def test_two_processes_in_a_sweep_train_as_one(tmp_path):
     """A point on two CPU processes ends with the weights of one process on the same global batches.
 

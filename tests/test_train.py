@@ -204,6 +204,7 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
     ("overrides", "words"),
     [
         (["trainer.precision=bf16-true", "data.image_size=16"], ["trainer.precision=bf16-true", "bf16-mixed"]),
+        (["trainer.devices=99", "data.image_size=16"], ["trainer.devices=99 processes on a CPU of", "give at most"]),
         (["callbacks.early_stopping.monitor=val/nothing", "data.image_size=16", "trainer=debug"], ["val/nothing"]),
     ],
 )

@@ -127,8 +127,10 @@ class Check(Callback):
         error = job_return._return_value
         if job_return.status is not JobStatus.FAILED or (line := self._explain(error)) is None:
             return  # Hydra raises the error, and it comes to :func:`command`
-        (log.error if logging.root.handlers else print_error)(readable(f"error: {line}"))  # logging may be turned off
-        if not isinstance(error, Busy):
+        busy = isinstance(error, Busy)  # then the log is another process's, and so is all else in the folder
+        # Logging may be turned off.
+        (print_error if busy or not logging.root.handlers else log.error)(readable(f"error: {line}"))
+        if not busy:
             self._remove_empty(Path(config.hydra.runtime.output_dir))
         sys.exit(_exit_status(error))
 
