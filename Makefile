@@ -8,10 +8,17 @@ READY  := $(VENV)/.ready
 ARGS   ?=
 LOGDIR ?= outputs
 
-.PHONY: help setup train test coverage torture lint format bench tensorboard clean
+# Overrides that are given to make itself would be ignored: `make train model=lstm` would train another model.
+TYPED := $(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(v)))),$(v)))
+STRAY := $(filter-out ARGS PYTHON VENV LOGDIR WORKERS -% MAKE%,$(TYPED))
+ifneq ($(STRAY),)
+$(error put overrides into ARGS: make $(MAKECMDGOALS) ARGS='$(foreach v,$(STRAY),$(v)=$($(v)))')
+endif
+
+.PHONY: help setup train test coverage torture gpu-check lint format bench tensorboard clean
 
 help:            ## list the targets
-	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 14
+	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
 setup: $(READY)  ## make .venv and install everything into it
 
@@ -30,15 +37,19 @@ $(READY): pyproject.toml
 train: setup     ## train on the embedded digits, or on what ARGS says
 	$(PY) -m src.train $(ARGS)
 
-# Most tests start commands whose time is imports: a process a core does that, with one thread each.
+# Most tests start commands whose time is imports, or wait for them: one process more than cores, of one thread each.
+WORKERS := $(shell $(PYTHON) -c 'import os; print(min(4, os.cpu_count() + 1))')
 test: setup      ## run the tests; ARGS goes to pytest
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder --durations=15 $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist=loadfile --no-loadscope-reorder --durations=15 $(ARGS)
 
 coverage: setup  ## run the tests and say which lines they reach; that takes half as long again and more
 	$(MAKE) test ARGS="--cov --cov-report=term $(ARGS)"
 
 torture: setup   ## kill runs, fill disks, feed nonsense, 20 minutes; ARGS='--only kills --seed 3' ...
 	$(PY) -m tests.torture $(ARGS)
+
+gpu-check: setup ## check all that needs a GPU, on one; ARGS='--on cpu --slow 5' rehearses it
+	$(PY) -m tests.gpu_check $(ARGS)
 
 lint: setup      ## check style and format
 	$(PY) -m ruff check src hydra_plugins tests

@@ -40,6 +40,15 @@ def _hush_full_disk(raised: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(raised)
 
 
+class AboveBars(logging.StreamHandler):
+    """Writes to the terminal above the progress bars that stand there."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line."""
+        with tqdm.external_write_mode(file=self.stream):
+            super().emit(record)
+
+
 def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterable[T]:
     """The items, with a progress bar where there is a terminal to show it; ``total`` where they have no length."""
     return tqdm(items, what, total, leave=False, disable=None)

@@ -27,10 +27,6 @@ class UserError(Exception):
     exit_status = 1
 
 
-class Busy(UserError):
-    """Another process works in the folder: nothing in it is ours."""
-
-
 class Diverged(UserError):
     """The training is no longer made of numbers."""
 

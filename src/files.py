@@ -3,11 +3,14 @@
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from src.errors import UserError, one_line
+
 UNFINISHED = ".part"
+MOST_FILES = 100_000  # of a run
 
 
 @contextmanager
@@ -36,6 +39,28 @@ def whole_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def refuse_links_out(folder: Path, parts: Iterable[str]) -> None:
+    """See that nothing below some parts of a folder leads out of it: what is written or removed there is inside.
+
+    Raises:
+        UserError: a link does, or there is no end to what is there.
+    """
+    inside, seen = folder.resolve(), 0
+    for part in parts:
+        waiting = [folder / part]
+        while waiting:
+            path = waiting.pop()
+            try:
+                if path.is_symlink() and not path.resolve(strict=True).is_relative_to(inside):
+                    raise UserError(f"{path} leads out of {folder}: take that link away")
+                if path.is_dir() and not path.is_symlink():
+                    waiting += path.iterdir()
+            except (OSError, RuntimeError) as error:  # a link to itself or to nothing; a folder that cannot be listed
+                raise UserError(f"{path} cannot be followed ({one_line(error)}): take it away") from error
+            if (seen := seen + 1) > MOST_FILES:
+                raise UserError(f"{folder} holds more than {MOST_FILES:,} files: it is none that a run has left")
+
+
 def remove_unfinished(folder: Path) -> None:
     """Remove what processes that were killed have left of whole files in a folder that nobody else writes to."""
     for path in folder.glob(f".*{UNFINISHED}"):
@@ -58,7 +83,8 @@ def readable(name: str | Path) -> str:
 
     Names need not be UTF-8; Python keeps such bytes as lone surrogates, which can be neither printed nor written.
     """
-    return str(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    text = str(name)
+    return text if text.isascii() else text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _umask() -> int:

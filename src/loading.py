@@ -20,9 +20,10 @@ from src.acceleration import lay_out
 from src.checkpoints import fingerprint_in, hash_of, read_checkpoint, weights_of
 from src.data.base import ImageDataModule
 from src.errors import UserError, memory_full, one_line
+from src.files import refuse_links_out
 from src.metrics_file import read_record
 from src.models.base import BaseVAE
-from src.runs import RunFolder, flatten, git_commit
+from src.runs import OURS, RunFolder, flatten, git_commit
 from src.subject import Subject
 from src.system.keys import READER, check, kind_of
 from src.system.kinds import spelled
@@ -33,7 +34,6 @@ log = logging.getLogger(__name__)
 PACKAGES = ("src", "torch", "torchvision", "lightning", "torchmetrics")
 BUILT = {"data": ImageDataModule, "model": BaseVAE}  # the parts of a config that are built here
 GET_CLASS = "hydra.utils.get_class"  # how conf/data/mnist.yaml names a data set class without building it
-OURS = ("figures", "tensorboard", "embedding", "metrics.json", "checkpoints", ".hydra")
 
 
 class LoadedRun(NamedTuple):
@@ -82,6 +82,8 @@ def load_run(
         advice = f"{folder.path} was written by another version of the code" + (f": commit {commit}" if commit else "")
 
     data = config["data"]
+    if "download" in data:
+        data["download"] = False  # wherever the folder comes from, nothing is fetched to wherever it says
     for key, value in (("root", data_root), ("cache_dir", cache_dir)):
         if key in data and value is not None:
             data[key] = value
@@ -123,6 +125,7 @@ def subject_of(run: LoadedRun, split: str, seed: int | None, device: str, cache_
     if device == "cuda" and not here:
         raise UserError(f"device={device}: choose cpu, there is no GPU here")
     on_gpu = here and device != "cpu"
+    torch.backends.cudnn.allow_tf32 = False  # what is judged is computed in float32, see in_float32
     return Subject(
         model=lay_out(run.model, "32-true", on_gpu).to("cuda" if on_gpu else "cpu"),
         datamodule=run.datamodule,
@@ -147,13 +150,7 @@ def _checkpoint_file(folder: RunFolder, name: str) -> Path:
     if not files[name].is_file():
         other = next((f"; checkpoint={n} is there" for n, f in files.items() if f.is_file()), "")
         raise UserError(f"the run {folder.path} is incomplete: it has no checkpoints/{files[name].name}{other}")
-    for part in OURS:
-        try:
-            inside = (folder.path / part).resolve().is_relative_to(folder.path.resolve())
-        except (OSError, RuntimeError):  # a link to itself
-            inside = False
-        if not inside:
-            raise UserError(f"{folder.path / part} leads out of the run folder: a run keeps its files inside")
+    refuse_links_out(folder.path, OURS)
     return files[name]
 
 
@@ -165,7 +162,7 @@ def _read_config(folder: RunFolder) -> dict[str, Any]:
     for key in BUILT:
         if not isinstance(tree.get(key), dict) or "_target_" not in tree[key]:
             raise UserError(f"{folder.config} is not the config of a run: it has no {key}._target_")
-    for key, name in _targets(tree):
+    for key, name in (found for part in BUILT for found in _targets(tree[part], f"{part}.")):  # the rest is not built
         if not isinstance(name, str) or name.split(".")[0] not in PACKAGES:
             raise _refusal(folder, key, name)
     for key, value in flatten({part: tree[part] for part in BUILT}):

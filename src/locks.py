@@ -2,28 +2,27 @@
 
 import contextlib
 import fcntl
+import functools
 import logging
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from src.errors import Busy
-from src.files import readable
+from src.errors import UserError
 
 log = logging.getLogger(__name__)
 
 LOCK = ".lock"
 HELD = "IMAGE_VAE_LOCKED"  # names the folder that a process was started to work in, locked by its starter
-RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # where Lightning looks for a process's number
 PATIENCE = 0.5  # seconds: who only looks whether a folder is locked holds its lock for an instant
-_LOCKLESS: list[Path] = []  # folders that could not be locked
 
 
 def lock(folder: Path, name: str = LOCK, patience: float | None = PATIENCE) -> IO[str] | None:
     """Lock a folder for as long as the file that is returned is open, here or in a process that has inherited it.
 
-    None where the file system knows no locks, as some network disks do not: a warning says so, once a process.
+    None where the file system knows no locks.
 
     Args:
         folder: that.
@@ -46,43 +45,77 @@ def lock(folder: Path, name: str = LOCK, patience: float | None = PATIENCE) -> I
             if until is not None and time.monotonic() > until:
                 file.close()
                 raise
-        except OSError as error:  # no locks here
+        except OSError as error:
             file.close()
-            _warn(folder, error)
+            _say_that_there_are_none(error.strerror)
             return None
         file.close()
         time.sleep(0.05)
 
 
-def _warn(folder: Path, error: OSError) -> None:
-    if not _LOCKLESS:
-        log.warning(
-            "the disk of %s has no locks (%s): see to it that no two commands work in one folder at a time",
-            readable(folder),
-            error.strerror,
-        )
-    _LOCKLESS.append(folder)
+@functools.cache
+def _say_that_there_are_none(why: str) -> None:
+    """Once is enough."""
+    log.warning("this file system has no locks (%s): see to it that two processes never work in one folder", why)
 
 
-def keep_others_out(folder: Path) -> IO[str] | None:
-    """Keep other trainings out of a run's folder for as long as the file that is returned is open.
+@contextlib.contextmanager
+def turn(folder: Path, name: str, waiting: str | None = None) -> Iterator[bool]:
+    """Do what one process at a time does in a folder; the lock's file is gone afterwards.
 
-    None where that is done already, by the process that started this one or by the first of several that train
-    together, or where the disk has no locks.
+    Yields whether no other process is at it: that cannot be known where the file system knows no locks, or where the
+    lock's file cannot be made.
+
+    Args:
+        folder: that; it exists.
+        name: of the lock's file.
+        waiting: what is logged before waiting for another process; without it nobody waits.
 
     Raises:
-        Busy: another one is in it.
+        BlockingIOError: another process is at it, and ``waiting`` is None.
     """
-    first = next((os.environ[name] for name in RANKS if name in os.environ), "0") == "0"
-    if not first or os.environ.get(HELD) == str(folder.resolve()):
+    held, ours = None, True
+    try:
+        held = lock(folder, name, 0 if waiting is None else PATIENCE)
+    except BlockingIOError:
+        if waiting is None:
+            raise
+        log.info(waiting)
+        held = lock(folder, name, None)
+    except OSError:  # the folder is read-only, or another user's
+        ours = False
+    try:
+        yield held is not None
+    finally:
+        if ours:
+            with contextlib.suppress(OSError):
+                (folder / name).unlink()  # while it is held: who waits for it sees that, and makes a new one
+        if held is not None:
+            held.close()
+
+
+def lock_for_training(folder: Path) -> IO[str] | None:
+    """Keep other trainings out of a run's folder for as long as the file that is returned is open.
+
+    None where the process that started this one has locked it, or the file system knows no locks.
+
+    Raises:
+        UserError: another training is in it.
+    """
+    ranks = [os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")]
+    if is_held_for_us(folder) or any(rank.isdecimal() and int(rank) > 0 for rank in ranks):
         return None
     try:
         return lock(folder)
     except BlockingIOError as error:
-        where = readable(os.path.relpath(folder))
-        raise Busy(
-            f"another process trains in {where}: stop it, wait for it, or choose another hydra.run.dir"
+        raise UserError(
+            f"another process trains in {folder}: stop it, wait for it, or choose another hydra.run.dir"
         ) from error
+
+
+def is_held_for_us(folder: Path) -> bool:
+    """Whether the process that started this one has locked the folder for it."""
+    return os.environ.get(HELD) == str(folder.resolve())
 
 
 def is_locked(folder: Path) -> bool:

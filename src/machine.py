@@ -39,18 +39,18 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def check_processes(devices: Any, here: int) -> None:
-    """See that each process of a training on the CPU has a processor.
+def check_processes(devices: Any) -> None:
+    """See that each process of a training on the CPU has a processor; the two of trainer=ddp may be tried anywhere.
 
     Args:
         devices: ``trainer.devices``; of what is no number, Lightning says whether it can be.
-        here: how many processors there are.
 
     Raises:
-        UserError: they are fewer.
+        UserError: there are fewer processors.
     """
+    here = max(2, processors())
     if str(devices).isdecimal() and int(devices) > here:
-        raise UserError(f"trainer.devices={devices} processes on a CPU of {here}: give at most {here}")
+        raise UserError(f"trainer.devices={devices} processes on a CPU: this machine has processors for {here}")
 
 
 def peak_memory() -> float:

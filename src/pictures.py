@@ -18,6 +18,7 @@ from src.exploration import originals_of, whole
 from src.figures import grids
 from src.files import readable
 from src.likelihoods import Pixels
+from src.metrics.reconstruction import psnr
 from src.randomness import stream
 from src.subject import Subject
 
@@ -128,9 +129,10 @@ def _figure(subject: Subject, x: Tensor, names: list[str] | None, noise: float |
         blank = torch.ones(columns - len(x[here]), *x.shape[1:])
         tables.append(torch.stack([torch.cat([images[here], blank]) for _, images in stack]))
         captions.append([_short(name) for name in names[here]] if names else [])
-    title = f"Reconstructions, PSNR {_psnr(drawn, x):.1f} dB"
+    before, after = (f"{psnr(images, x).mean():.1f} dB" for images in (seen, drawn))
+    title = f"Reconstructions, PSNR {after}"
     if noise is not None:
-        title = f"Denoising, noise {noise:g}: PSNR {_psnr(seen, x):.1f} dB before, {_psnr(drawn, x):.1f} dB after"
+        title = f"Denoising, noise {noise:g}: PSNR {before} before, {after} after"
     return grids.captioned(tables, title, [label for label, _ in stack], captions)
 
 
@@ -138,9 +140,3 @@ def _short(name: str) -> str:
     """A file's name, its beginning left out where it is long."""
     name = Path(name).name
     return name if len(name) <= LONGEST else f"…{name[1 - LONGEST :]}"
-
-
-def _psnr(images: Tensor, originals: Tensor) -> float:
-    """Mean peak signal-to-noise ratio over images, in dB."""
-    error = (images.clamp(0, 1) - originals).square().flatten(1).mean(1).clamp_min(1e-10)
-    return (-10 * error.log10()).mean().item()

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import platform
+from shutil import which
 from typing import Any
 
 import lightning as L
@@ -134,9 +135,13 @@ def summarize(
 
 def report(run: RunFolder, metrics: dict[str, Any]) -> str:
     """The table a run ends with."""
-    names = metrics["names"]
-    names = {**names, "active_latents": "active latents"}
-    rows: list[tuple[str, Any]] = [(f"test {names.get(n, n)}", v) for n, v in metrics["test"].items()]
+    names = {**metrics["names"], "active_latents": "active latents", "bits_per_dim": "bits per dimension"}
+    figures = {names.get(name, name): value for name, value in metrics["test"].items() if name != "elbo"}
+    if "elbo" in metrics["test"]:  # as papers print it
+        figures = {f"−{names['elbo']}": -metrics["test"]["elbo"], **figures}
+    if metrics["kl_weight"] == 1:
+        figures.pop("loss", None)  # it is the −elbo
+    rows: list[tuple[str, Any]] = [(f"test {name}", value) for name, value in figures.items()]
     if metrics["train_images_per_second"]:
         speed = f"{metrics['train_images_per_second']:,.0f} images/s"
         rows.append(("training", f"{metrics['epochs']} epochs, {metrics['steps']} steps, {speed}"))
@@ -144,7 +149,8 @@ def report(run: RunFolder, metrics: dict[str, Any]) -> str:
         rows.append(("best checkpoint", run.best))
     rows += [
         ("run folder", run.path),
-        ("look at it", f"tensorboard --logdir {run.path}"),
+        *[("samples", picture) for picture in [run.figures / "samples.png"] if picture.exists()],
+        ("look at it", f"{'tensorboard --logdir ' if which('tensorboard') else 'make tensorboard LOGDIR='}{run.path}"),
     ]
     width = max(len(name) for name, _ in rows)
     lines = [f"  {name:<{width}}  {f'{value:.4f}' if isinstance(value, float) else value}" for name, value in rows]

@@ -25,11 +25,12 @@ from src.callbacks.show import Dashboard
 from src.checkpoints import WholeCheckpoints, fingerprint_in, first_readable, hash_of, read_checkpoint
 from src.data.base import ImageDataModule
 from src.errors import UserError
-from src.files import as_typed, readable, remove_unfinished, whole_file
-from src.machine import check_processes, processors
+from src.files import as_typed, readable, refuse_links_out, remove_unfinished, whole_file
+from src.machine import check_processes
 from src.metrics_file import BEFORE, put_aside, readable_record, write_record
 from src.models.base import BaseVAE
 from src.resuming import other_setting
+from src.sweeps.records import PLAN
 from src.trust import read_saved_config, resolved, saved_value
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,11 @@ log = logging.getLogger(__name__)
 CHOICES = ("experiment", "model", "data", "likelihood@model.likelihood", "optimizer", "schedule", "trainer")
 # Keys of the data that name places, not properties of the images.
 ELSEWHERE = ("root", "cache_dir", "where_to_get", "dataset", "download", "checksum", "published", "name")
+# What a run folder holds.
+OURS = (
+    *(".hydra", "checkpoints", "embedding", "figures", "tensorboard", "metrics.json", BEFORE, "train.log"),
+    *(".lock", ".metrics.lock"),
+)
 
 
 class Start(NamedTuple):
@@ -81,6 +87,7 @@ class RunFolder:
         if named is not None and not named.is_file():
             raise UserError(f"there is no checkpoint {named}: check ckpt_path")
         if resumes and rank_zero_only.rank == 0:
+            refuse_links_out(self.path, OURS)
             self._refuse_other_settings(cfg)
         elif self.config.exists() and rank_zero_only.rank == 0:
             way = "resume it with ckpt_path=last" if kept else "delete it (no epoch of it was completed)"
@@ -226,12 +233,13 @@ def build_trainer(cfg: DictConfig) -> L.Trainer:
     for dashboard in (c for c in callbacks.values() if isinstance(c, Dashboard)):
         dashboard.config = OmegaConf.to_yaml(cfg)
         dashboard.hyperparameters = hyperparameters(cfg)
+        dashboard.in_a_sweep = (Path(cfg.run_dir).parent / PLAN).exists()
     steps = cfg.trainer.get("max_steps", -1)
     if isinstance(steps, int) and steps >= 0:
         callbacks["step_limit"], steps = StepLimit(steps), -1
     profiler = cfg.trainer.get("profiler")
     if not on_gpu(cfg):
-        check_processes(cfg.trainer.devices, processors())
+        check_processes(cfg.trainer.devices)
     trainer: L.Trainer = instantiate(
         cfg.trainer,
         max_steps=steps,

@@ -5,13 +5,11 @@
 
 import logging
 import os
-from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from src.locks import keep_others_out
 from src.sweeps.points import run_here
 from src.system.cli import announce, command
 
@@ -23,7 +21,6 @@ def main(cfg: DictConfig) -> float | None:
     """Run one training; return what it is compared by at the best epoch, for whoever optimises that."""
     if HydraConfig.get().mode is RunMode.MULTIRUN:
         return run_here()
-    _held = keep_others_out(Path(cfg.run_dir))  # before the first word: the log may be another training's
     name = HydraConfig.get().runtime.choices.get("model", cfg.model._target_)
     announce(
         f"{name} with {cfg.model.latent_dim} latents on {cfg.data.name}: "

@@ -22,7 +22,7 @@ from src.benchmarking.settings import checked
 from src.benchmarking.standin import data_overrides, write_jpegs
 from src.benchmarking.startup import startup
 from src.benchmarking.steps import Steps, count_flops, measure
-from src.benchmarking.written import Network
+from src.benchmarking.written import Network, fastest_of_each_kind, variants
 from src.errors import UserError
 from tests import helpers
 from tests.helpers import ROOT, assert_one_line_error, built, cli, composed, data
@@ -44,11 +44,11 @@ def test_steps_and_evaluation_are_measured_without_any_data_set(tmp_path):
     assert done.returncode == 0, done.stdout
     (row,) = rows_of(tmp_path / "out" / "steps.csv")
     assert row["images"] == "random images"
-    for loop in ("tutorial", "bare", "ours"):
+    for loop in ("tutorial", "eager", "ours"):
         speed, step = float(row[f"{loop} images/s"]), float(row[f"{loop} ms/step"])
         assert speed == pytest.approx(128 / step * 1000)
         assert 100 < float(row[f"{loop} peak MiB"]) < 1500
-    for loop in ("tutorial", "bare"):
+    for loop in ("tutorial", "eager"):
         least, middle, most = (float(row[f"ours/{loop}{end}"]) for end in (" least", "", " most"))
         assert 0 < least <= middle <= most
     assert 0 < float(row["of peak"]) < 1
@@ -120,14 +120,27 @@ def test_a_loop_that_cannot_start_says_why():
     assert "there is no tutorial's loop for data=digits" in str(caught.value)
 
 
+def test_a_gpu_is_compared_with_each_kind_of_the_bare_loop():
+    cfg = composed("experiment=mnist_conv_tiny", "trainer=gpu", "trainer.precision=32-true")
+    names = variants(cfg, torch.device("cuda"))
+    assert len(names) == 2 * 2 * 3  # layouts, precisions, kinds
+    seconds = {name: 1.0 + place for place, name in enumerate(names)} | {"channels_last, bf16-mixed, CUDA graph": 0.1}
+    assert fastest_of_each_kind(seconds) == {
+        "eager": "contiguous, 32-true",
+        "compiled": "contiguous, 32-true, compiled",
+        "graph": "channels_last, bf16-mixed, CUDA graph",
+    }
+    assert {name.rpartition(", ")[2] for name in variants(cfg, torch.device("cpu"))} <= {"32-true", "bf16-mixed"}
+
+
 def test_ratios_are_of_the_same_round():
     steps = Steps(
-        "x", 64, "32-true", {"tutorial": [4.0, 40.0, 6.0], "bare": [1.0, 10.0, 1.0], "ours": [2.0, 10.0, 2.0]},
-        dict.fromkeys(("tutorial", "bare", "ours"), 1.0), "contiguous", 10**9,
+        "x", 64, "32-true", {"tutorial": [4.0, 40.0, 6.0], "eager": [1.0, 10.0, 1.0], "ours": [2.0, 10.0, 2.0]},
+        dict.fromkeys(("tutorial", "eager", "ours"), 1.0), {"eager": "contiguous"}, 10**9,
     )  # fmt: skip
     row = steps.row(peak=1e9)
     assert (row["ours/tutorial least"], row["ours/tutorial"], row["ours/tutorial most"]) == (2, 3, 4)
-    assert (row["ours/bare least"], row["ours/bare"], row["ours/bare most"]) == (0.5, 0.5, 1)
+    assert (row["ours/eager least"], row["ours/eager"], row["ours/eager most"]) == (0.5, 0.5, 1)
     assert row["ours images/s"] == 32
     assert row["of peak"] == 0.5
 

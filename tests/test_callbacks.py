@@ -21,6 +21,7 @@ from src.callbacks.resume import BestCheckpoint, PatientEarlyStopping, Reproduci
 from src.errors import UserError
 from src.metrics.means import ExampleMean
 from src.sweeps.callback import Sweep
+from tests.gpu_check.spy import Spy
 from tests.helpers import built, composed, examples, multirun_config
 
 
@@ -161,6 +162,21 @@ def test_best_checkpoint_belongs_to_the_folder_it_is_in(tmp_path):
     assert moved.best_model_score == first.best_model_score
     assert list(moved.best_k_models) == [moved.best_model_path]
     assert (fresh.best_model_path, fresh.best_model_score) == ("", None)
+
+
+def test_the_gpu_checks_spy_sees_what_lies_otherwise():
+    """It goes along with an ordinary training, and stops one whose optimizer's state lies across its weights."""
+    datamodule, model = built(*SMALL)
+    fit(model, datamodule, Spy(), limit_train_batches=2)
+
+    class Spoil(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            for parameter, state in trainer.optimizers[0].state.items():
+                if parameter.dim() == 4 and 1 not in parameter.shape:
+                    state["exp_avg"] = state["exp_avg"].contiguous(memory_format=torch.contiguous_format).clone()
+
+    with pytest.raises(AssertionError, match="the state lies otherwise"):
+        fit(model, datamodule, Spoil(), Spy(), limit_train_batches=2)
 
 
 def test_throughput_does_not_depend_on_when_validation_comes():

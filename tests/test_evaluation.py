@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
 
 from src import record
 from src.errors import UserError
 from src.evaluation.codes import latents, representation
-from src.evaluation.likelihood import bound
+from src.evaluation.likelihood import bound, bytes_a_code, samples_at_once
 from src.evaluation.parts import evaluate, parts_of
 from src.evaluation.samples import memorisation, samples
 from src.loading import load_run, subject_of
@@ -20,6 +21,7 @@ from src.metrics import features
 from src.metrics.features import inception_features, own_features
 from src.subject import Subject
 from tests.helpers import QUICK, assert_one_line_error, built, cli, examples, folder_data
+from tests.linear_gaussian import LATENTS, PIXELS, SHAPE, probabilistic_pca
 
 SMALL = (
     "bound.samples=20",
@@ -118,8 +120,7 @@ def test_parts_are_kept_for_the_same_weights_only(evaluated, tmp_path):
     record.EvaluationRecord(loaded, "test").keep(name, figures)
     assert parts()["bound"]["samples"] == 3
     assert len(parts()) == 6
-    other = load_run(run, "last")
-    assert other.checkpoint_hash != loaded.checkpoint_hash
+    other = loaded._replace(checkpoint_hash="another")
     record.EvaluationRecord(other, "test").keep("elbo", {"checkpoint": other.checkpoint_hash, "data": "x"})
     assert list(parts()) == ["elbo"]
 
@@ -186,7 +187,7 @@ def test_impossible_wishes_are_refused(subject, monkeypatch, tmp_path):
             parts_of(parts)
     with torch.no_grad():
         next(subject.model.decoder.parameters()).fill_(float("nan"))
-    with pytest.raises(UserError, match="is not finite"):
+    with pytest.raises(UserError, match="is not a finite number"):
         list(evaluate(subject, {"reconstruction": {}}))
     with pytest.raises(UserError, match="not finite"):
         samples(subject, 50, 5, 10, None)
@@ -194,6 +195,21 @@ def test_impossible_wishes_are_refused(subject, monkeypatch, tmp_path):
     with pytest.raises(UserError, match=r"samples.inception=true needs .*weights-inception"):
         inception_features(True)
     assert inception_features(None) is None
+
+
+def test_codes_are_decoded_as_many_at_once_as_the_largest_layer_lets():
+    """Counted by the image alone, conv_wide took 7.8 GB: its largest layer holds 250 times its image."""
+    model, _ = probabilistic_pca()
+    images = 8 * PIXELS * 4  # what the likelihood holds
+    assert bytes_a_code(model) == images
+    model.decoder = nn.Sequential(nn.Linear(LATENTS, 10_000), nn.Linear(10_000, PIXELS), nn.Unflatten(1, SHAPE))
+    assert bytes_a_code(model) == (10_000 + PIXELS) * 4
+    assert not model.decoder[0]._forward_hooks
+    assert samples_at_once(2**20, 5_000) == (1, 64)
+    assert samples_at_once(2**12, 1_000) == (8, 2_048)
+    assert samples_at_once(2**40, 5_000) == (1, 1)
+    _, wide = built("model=conv_wide", "data=digits", "data.image_size=28")
+    assert bytes_a_code(wide.eval()) == 2 * 128 * 28 * 28 * 4  # into and out of its last batch norm
 
 
 def test_the_bound_says_beforehand_how_long_it_takes(subject, caplog):

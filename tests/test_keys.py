@@ -165,6 +165,8 @@ def test_a_value_that_a_key_cannot_have_is_answered_with_what_it_must_be(word, l
         # what the documentation of others offers
         ("schedule=null", "~schedule leaves it out"),
         ("callbacks=null", "~callbacks leaves it out"),
+        ("trainer.devices=9999", "trainer.devices=9999 processes on a CPU: this machine has processors for"),
+        ("~compare_by", "compare_by is missing: it may be set, but not left out"),
         ("logger=null", "~logger leaves it out"),
         ("trainer.max_epochs={a:1}", "trainer.max_epochs={a:1}: give a whole number"),
         ("model.latent_dim=0", "model.latent_dim=0: give a whole number of at least 1"),

@@ -146,7 +146,7 @@ def test_a_link_to_itself_and_widths_that_are_none_are_refused(run):
         load_run(run)
     (run / "metrics.json").unlink()
     (run / "metrics.json").symlink_to("metrics.json")
-    with pytest.raises(UserError, match="metrics.json leads out of the run folder"):
+    with pytest.raises(UserError, match="metrics.json cannot be followed"):
         load_run(run)
 
 
@@ -250,7 +250,11 @@ def test_a_config_cannot_run_code(run, tmp_path, key):
 
 HARMLESS = (  # never built: another part of the config, a value that stays text, an argument that is replaced
     "optimizer.lr",
+    "optimizer._args_",
     "model.optimizer",
+    "trap",
+    "callbacks.evil",  # a callback of the user's own, with which it was trained, is one of these too
+    "trainer._target_",
 )
 # A name that is not there; an interpolation that waits for a second reading, which is text and no number.
 STRINGS = ("model.act", "model.kl_weight", "data.seed")
@@ -263,8 +267,40 @@ def test_a_run_cannot_write_outside_of_itself(run, tmp_path):
     change(run, "data.name", "digits")
     shutil.rmtree(run / "tensorboard")
     (run / "tensorboard").symlink_to(tmp_path)
-    with pytest.raises(UserError, match="leads out of the run folder"):
+    with pytest.raises(UserError, match="tensorboard leads out of"):
         load_run(run)
+
+
+@pytest.mark.parametrize("place", ["tensorboard/00000/latents", "embedding/test.npz", ".metrics.lock", "figures/a/b/c"])
+def test_links_out_are_refused_at_any_depth(run, tmp_path, place):
+    """An export to the projector removed what a link there led to, and wrote into it."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "mine").touch()
+    (run / place).parent.mkdir(parents=True, exist_ok=True)
+    (run / place).unlink(missing_ok=True)
+    (run / place).symlink_to(outside)
+    with pytest.raises(UserError, match=f"{place} leads out of"):
+        load_run(run)
+    (run / place).unlink()
+    (run / place).symlink_to(run / "checkpoints")  # inside it may lead where it will
+    load_run(run)
+    assert [*outside.iterdir()] == [outside / "mine"]
+
+
+def test_reading_a_run_downloads_nothing(run, tmp_path):
+    """A foreign one says where to, and would fill any folder that can be written to."""
+    mnist = {
+        "_target_": "src.data.arrays.TorchvisionDataModule",
+        "dataset": {"_target_": "hydra.utils.get_class", "path": "torchvision.datasets.MNIST"},
+        "root": str(tmp_path / "root"),
+        "download": True,
+    }
+    for key, value in mnist.items():
+        change(run, f"data.{key}", value)
+    with pytest.raises(UserError, match="data.download is false"):
+        load_run(run).datamodule.prepare_data()
+    assert not (tmp_path / "root").exists()
 
 
 class Evil:

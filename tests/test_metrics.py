@@ -11,6 +11,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
+from torchmetrics.image import PeakSignalNoiseRatio
 
 from src.metrics import distances, posterior, probes
 from src.metrics.reconstruction import Similarity
@@ -224,9 +225,21 @@ def test_similarity_of_known_errors():
     similarity.update(originals[4:] + 0.01, originals[4:])
     figures = similarity.compute()
     assert figures["psnr"] == pytest.approx((4 * 20 + 2 * 40) / 6, rel=1e-4)  # a mean over images, not over pixels
+    assert (
+        figures["psnr"]
+        == pytest.approx(  # as torchmetrics has it
+            PeakSignalNoiseRatio(data_range=1.0, dim=(1, 2, 3))(
+                torch.cat([originals[:4] + 0.1, originals[4:] + 0.01]), originals
+            ).item()
+        )
+    )
     assert 0 < figures["ssim"] < 1
     assert figures["ms_ssim"] is None
     assert Similarity(8).metrics.keys() == {"psnr"}
+    exact = Similarity(16)  # a black image that is drawn at or below 0 is exact
+    black = torch.zeros(1, 16, 16)
+    exact.update(torch.stack([originals[0] + 0.1, black - 0.1]), torch.stack([originals[0], black]))
+    assert exact.compute()["psnr"] == pytest.approx((20 + 100) / 2, rel=1e-4)
     for side, expected in ((175, None), (176, 1)):
         large = Similarity(side)
         x = torch.rand(2, 1, side, side)

@@ -183,6 +183,29 @@ def test_warm_up_follows_the_optimizer_steps():
     assert seen == pytest.approx([2 * min(1, step / 10) for step in range(13)], abs=1e-3)
 
 
+def test_validation_is_in_float32_and_training_as_it_was(monkeypatch):
+    """On GPUs of Ampere and later convolutions of float32 multiply 10-bit factors unless they are told not to."""
+    datamodule, model = built("model=conv_tiny", "data.image_size=8")
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    seen = {}
+
+    class Listen(torch.nn.Identity):
+        def forward(self, x):
+            seen["train" if model.training else "val"] = (
+                torch.backends.cudnn.allow_tf32,
+                torch.is_autocast_enabled("cpu"),
+            )
+            return x
+
+    model.encoder = torch.nn.Sequential(Listen(), model.encoder)
+    L.Trainer(
+        accelerator="cpu", precision="bf16-mixed", max_epochs=1, limit_train_batches=1, limit_val_batches=1,
+        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        use_distributed_sampler=False, num_sanity_val_steps=0,
+    ).fit(model, datamodule)  # fmt: skip
+    assert seen == {"train": (True, True), "val": (False, False)}
+
+
 def test_losses_of_a_validation_carry_the_final_weight():
     """Under a warm-up they rose with it, and the first epochs looked best."""
     datamodule, model = built("model=conv_tiny", "data.image_size=8", "model.kl_weight=2", "model.kl_warmup_steps=1000")

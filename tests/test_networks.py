@@ -88,6 +88,8 @@ def test_sizes_that_work_are_derived():
 def test_wrong_lists_are_named():
     with pytest.raises(UserError, match=r"stride=\[2, 2\] has 2 entries for 3 widths"):
         ConvEncoder((1, 32, 32), 1, [4, 4, 4], stride=[2, 2])
+    with pytest.raises(UserError, match=r"widths=\[\]: give at least one"):
+        ConvEncoder((1, 32, 32), 1, [])
     with pytest.raises(UserError, match="unknown activation 'relo'"):
         ConvEncoder((1, 32, 32), 1, [4], act="relo")
     with pytest.raises(UserError, match="unknown norm 'middle'"):

@@ -108,6 +108,31 @@ def test_points_with_missing_keys_are_reported_as_far_as_they_go(tmp_path, metri
     assert "5 finished" in page
 
 
+def test_a_picture_that_is_no_strip_costs_its_point_alone(tmp_path):
+    """A picture of 180 million pixels ended the report of all points, and so did one that is cut."""
+    write_grid(tmp_path, {"model.kl_weight": [0.5, 1.0], "seed": [0, 1]}, trade)
+    strips = [path.parent / "figures" / "strip.png" for path in sorted(tmp_path.glob("*/point.json"))]
+    for strip in strips:
+        strip.parent.mkdir(exist_ok=True)
+    Image.new("1", (20_000, 10_000)).save(strips[0])
+    Image.new("1", (1, 60_000)).save(strips[1])
+    strips[2].write_bytes(b"\x89PNG\r\n\x1a\n\0\0")
+    Image.new("L", (64, 16)).save(strips[3])
+    page = write_report(read_results(tmp_path)).read_text()
+    assert page.count("data:image/png;base64") == 1
+    with Image.open(tmp_path / "report" / "contact_sheet.png") as sheet:
+        assert sheet.height < 200
+
+
+def test_a_report_folder_that_leads_out_is_refused(tmp_path):
+    write_grid(tmp_path / "sweep", {"seed": [0]}, trade)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "sweep" / "report").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="report leads out of"):
+        write_report(read_results(tmp_path / "sweep"))
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
 def test_one_point_makes_a_report(tmp_path):
     write_grid(tmp_path, {}, trade)
     page = write_report(read_results(tmp_path)).read_text()

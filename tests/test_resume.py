@@ -1,6 +1,8 @@
 """What a run folder is protected from: other processes, other images, other models, damage, a full disk."""
 
 import contextlib
+import errno
+import fcntl
 import json
 import os
 import resource
@@ -14,11 +16,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from src import locks
 from src.checkpoints import WholeCheckpoints, check_resumable, first_readable, read_checkpoint
 from src.errors import UserError
 from src.files import remove_unfinished, whole_file
-from src.locks import HELD, keep_others_out, lock
-from src.metrics_file import put_aside, write_json
+from src.locks import HELD, lock, lock_for_training
+from src.metrics_file import locked, put_aside, write_json
 from src.runs import RunFolder
 from src.trust import saved_value
 from tests.helpers import PLAIN, QUICK, WARM, assert_one_line_error, built, cli
@@ -47,20 +50,34 @@ def change(path: Path, spoil) -> None:
 
 
 def test_one_training_at_a_time_works_in_a_run_folder(run, monkeypatch):
-    first = keep_others_out(run)
-    before, said = contents(run), (run / "train.log").read_bytes()
+    first = lock_for_training(run)
+    before = contents(run) | {run / "train.log": (run / "train.log").read_bytes()}
     done = cli(*RESUMED, "trainer.max_epochs=3", f"hydra.run.dir={run}")
     assert_one_line_error(done, "another process trains in", "choose another hydra.run.dir")
-    assert contents(run) == before
-    assert (run / "train.log").read_bytes() == said
+    assert contents(run) | {run / "train.log": (run / "train.log").read_bytes()} == before
     monkeypatch.setenv(HELD, str(run.resolve()))  # as for a point of a sweep, whose starter has the lock
-    assert keep_others_out(run) is None
+    assert lock_for_training(run) is None
     monkeypatch.delenv(HELD)
-    monkeypatch.setenv("LOCAL_RANK", "1")  # as for a process that the first one has started
-    assert keep_others_out(run) is None
+    monkeypatch.setenv("LOCAL_RANK", "1")  # as for the second process of that training
+    assert lock_for_training(run) is None
     monkeypatch.delenv("LOCAL_RANK")
+    with pytest.raises(UserError, match="another process trains in"):
+        lock_for_training(run)
     first.close()
-    keep_others_out(run).close()
+    lock_for_training(run).close()
+
+
+def test_where_there_are_no_locks_that_is_said_once(tmp_path, monkeypatch, caplog):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    locks._say_that_there_are_none.cache_clear()
+    assert lock_for_training(tmp_path) is None
+    with locked(tmp_path):
+        assert lock(tmp_path) is None
+    assert len(caplog.records) == 1
+    assert "no locks (No locks available)" in caplog.text
 
 
 def test_of_two_trainings_that_begin_at_once_one_is_whole(tmp_path):

@@ -59,7 +59,10 @@ def test_it_is_said_when_seeds_are_too_few():
 def test_a_configuration_that_lost_its_seeds_leaves_the_others_comparable():
     good = {("a", s): -9.0 - s / 100 for s in range(3)} | {("b", s): -19.0 - s / 90 for s in range(3)}
     chosen = verdict(points({**good, ("c", 0): -12.0}), ["config"], maximize=True)
-    assert chosen.text == "at 95 % better than 1 of 2 others, 1 with one seed cannot be judged"
+    assert chosen.text == (
+        "at 95 % better than 1 of 2 others (each by itself, without correction for choosing among 3), "
+        "1 with one seed cannot be judged"
+    )
     assert chosen.rivals == []
 
 

@@ -1,21 +1,29 @@
 """The store of decoded pictures; what is said of broken data."""
 
 import errno
+import fcntl
 import json
+import logging
 import os
 import shutil
+import signal
+import tempfile
+import threading
+import time
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
 import torch
 
+from src.data import cache as caches
 from src.data import decoding, store
 from src.data.store import Store, open_store
 from src.errors import UserError, explain
-from src.locks import lock
 from src.record import describe_data
-from tests.helpers import data, folder_data, sides
+from src.system.processes import Process
+from tests.helpers import WARM, data, folder_data, sides
 
 
 @pytest.fixture
@@ -68,6 +76,28 @@ def test_a_folder_with_the_same_names_sizes_and_times_has_its_own_images(picture
     assert torch.equal(stores[1].images, stores[3].images)
 
 
+@pytest.mark.parametrize("seconds", [0.0, 0.002])
+def test_a_far_disk_is_asked_by_many_at_once(seconds, tmp_path, monkeypatch):
+    """And a near one by one: the facts are the same."""
+    monkeypatch.setattr(store, "TRIED", 20)
+    for i in range(200):
+        (tmp_path / f"{i}.png").write_bytes(bytes([i]) * (10 * i))
+    paths, asking, real = store.Paths(tmp_path, [f"{i}.png" for i in range(200)]), set(), store._size_time_sample
+    alone = [real(path) for path in paths]
+
+    def slowly(path: str) -> tuple[int, int, bytes]:
+        asking.add(threading.get_ident())
+        time.sleep(seconds)
+        return real(path)
+
+    monkeypatch.setattr(store, "FAR", 1e-3 if seconds else 1.0)
+    monkeypatch.setattr(store, "_size_time_sample", slowly)
+    facts = store._facts(paths)
+    assert [*zip(facts.sizes, facts.times, strict=True)] == [fact[:2] for fact in alone]
+    assert len({bytes(mark) for mark in facts.marks}) == 200
+    assert (len(asking) > 3) if seconds else (len(asking) == 2)
+
+
 def test_an_edit_between_the_samples_is_seen_by_its_time(picture_folder, tmp_path):
     root = picture_folder({"0.bmp": (900, 900)})
     before = load(root, tmp_path / "cache")
@@ -100,16 +130,82 @@ def test_bad_images_are_named_or_skipped(picture_folder, tmp_path):
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
-def test_what_a_killed_decoding_has_left_goes(picture_folder, tmp_path):
+def started(root: Path, cache: Path, output: IO, **env: str) -> Process:
+    """A process that reads a folder."""
+    words = ("data=image_folder", f"data.root={root}", f"data.cache_dir={cache}", "data.image_size=16")
+    return WARM.start("tests.pools", words, {**os.environ, **env}, output)
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_processes_that_start_together_decode_once(locks, picture_folder, tmp_path):
+    """And where the file system knows no locks, each by itself, to the same end."""
+    root, cache = picture_folder({f"{i}.png": (9, 9) for i in range(60)}), tmp_path / "cache"
+    with tempfile.TemporaryFile("w+") as output:
+        env = {"SLOW": "0.05"} if locks else {"SLOW": "0.05", "NO_LOCKS": "1"}
+        both = [started(root, cache, output, **env) for _ in range(2)]
+        assert [process.wait(120) for process in both] == [0, 0]
+        output.seek(0)
+        said = output.read()
+    found = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    assert sorted(one.pop("decoded") for one in found) == ([0, 60] if locks else [60, 60])
+    assert found[0] == found[1]
+    (folder,) = cache.iterdir()
+    assert sorted(path.name for path in folder.iterdir()) == ["digests.npy", "images.npy", "index.json"]
+
+
+def test_who_waits_for_a_decoding_says_so_once(picture_folder, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
     root, cache = picture_folder({"0.png": (9, 9)}), tmp_path / "cache"
-    for name in ("killed", "new", "at work"):
-        (cache / f".decoding-{name}").mkdir(parents=True)
-    held = lock(cache / ".decoding-at work")
+    load(root, cache)
+    (folder,) = cache.iterdir()
+    shutil.rmtree(folder)
+    waiting = threading.Thread(target=load, args=(root, cache))
+    with caches.turn_to_build(folder, "") as alone:
+        assert alone
+        waiting.start()
+        while not caplog.messages:
+            assert waiting.is_alive()
+            time.sleep(0.02)
+        assert not folder.exists()
+    waiting.join()
+    assert caplog.messages == ["x: waiting for another process, which decodes the same images"]
+    assert [*cache.iterdir()] == [folder]
+
+
+@pytest.mark.parametrize("size", [16, 8])
+def test_what_a_killed_decoding_has_left_goes_with_the_next(size, picture_folder, tmp_path):
+    """With the next of the same images, and of others."""
+    root, cache = picture_folder({f"{i}.png": (9, 9) for i in range(60)}), tmp_path / "cache"
+    with tempfile.TemporaryFile("w+") as output:
+        killed = started(root, cache, output, SLOW="5")
+        while not list(cache.glob(".decoding-*/new/images.npy")):
+            assert killed.poll() is None, output.seek(0) or output.read()
+            time.sleep(0.02)
+        open_store(root, ["0.png"], 8, 1, cache, "x", "raise")  # meanwhile others leave it alone
+        assert list(cache.glob(".decoding-*/new/images.npy"))
+        os.kill(killed.pid, signal.SIGKILL)
+        killed.wait(60)
+    assert len(list(cache.glob(".decoding-*"))) == 2  # the folder, and its lock
+    assert len(folder_data(root, tmp_path, f"data.image_size={size}").pool) == 60
+    assert len(list(cache.iterdir())) == 2
+    assert not list(cache.glob(".*"))
+
+
+def test_without_locks_only_what_is_old_was_left(picture_folder, tmp_path, monkeypatch):
+    root, cache = picture_folder({"0.png": (9, 9)}), tmp_path / "cache"
     for name in ("killed", "at work"):
-        os.utime(cache / f".decoding-{name}", (1, 1))
-    open_store(root, ["0.png"], 8, 1, cache, "x", "raise")
-    assert sorted(path.name for path in cache.glob(".*")) == [".decoding-at work", ".decoding-new"]
-    held.close()
+        (cache / f".decoding-{name}").mkdir(parents=True)
+    os.utime(cache / ".decoding-killed", (1, 1))
+
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    load(root, cache)
+    assert [path.name for path in cache.glob(".*")] == [".decoding-at work"]
+    monkeypatch.undo()
+    load(picture_folder({"1.png": (9, 9)}), cache)
+    assert not list(cache.glob(".*"))
 
 
 def test_a_full_disk_leaves_nothing_behind(picture_folder, tmp_path, monkeypatch):
@@ -144,8 +240,11 @@ def other_bits(folder: Path) -> None:
 
 
 def fewer_digests(folder: Path) -> None:
-    index = json.loads((folder / "index.json").read_text())
-    (folder / "index.json").write_text(json.dumps({**index, "digests": index["digests"][1:]}))
+    np.save(folder / "digests.npy", np.load(folder / "digests.npy")[1:])
+
+
+def other_digests(folder: Path) -> None:
+    np.save(folder / "digests.npy", np.load(folder / "digests.npy")[::-1])
 
 
 @pytest.mark.parametrize(
@@ -156,9 +255,11 @@ def fewer_digests(folder: Path) -> None:
         other_shape,
         other_bits,
         fewer_digests,
+        other_digests,
         lambda folder: (folder / "images.npy").unlink(),
         lambda folder: (folder / "images.npy").write_bytes(b""),
         lambda folder: (folder / "index.json").unlink(),
+        lambda folder: (folder / "digests.npy").unlink(),
         *(
             lambda folder, text=text: (folder / "index.json").write_text(text)
             for text in ("{", "{}", "[]", "7", "null")
@@ -200,7 +301,7 @@ def test_space_is_claimed_where_the_system_cannot_promise_it(code, picture_folde
     assert torch.equal(load(root, tmp_path / "written").images, expected)
     (tmp_path / "file").write_bytes(b"head")
     os.truncate(tmp_path / "file", 3 * 2**20)
-    store._claim(tmp_path / "file", 4)
+    caches._claim(tmp_path / "file", 4)
     assert (tmp_path / "file").stat().st_blocks * 512 >= 3 * 2**20
     assert (tmp_path / "file").read_bytes() == b"head".ljust(3 * 2**20, b"\0")
 

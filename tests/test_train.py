@@ -66,8 +66,10 @@ def test_metrics_say_what_was_measured(finished):
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     if commit.returncode == 0:
         assert metrics["git_commit"].startswith(commit.stdout.strip())
-    assert f"test pseudo-elbo        {test['elbo']:.4f}" in done.stdout
-    assert "tensorboard --logdir" in done.stdout
+    assert re.search(rf"test −pseudo-elbo +{-test['elbo']:.4f}\n", done.stdout)  # as papers print it
+    assert "test loss" not in done.stdout  # at a KL weight of 1 it is the same
+    assert re.search(r"epoch 2/2  val −pseudo-elbo [\d.]+ \(best\)  distortion", done.stdout)
+    assert re.search(r"look at it +(tensorboard --logdir |make tensorboard LOGDIR=)\S", done.stdout)
 
 
 def test_tensorboard_shows_everything(finished):
@@ -192,7 +194,7 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
 
     done = cli(*overrides, f"hydra.run.dir={killed}", "ckpt_path=last")
     assert done.returncode == 0, done.stdout
-    assert "epoch 0:" not in done.stdout
+    assert "epoch 1/" not in done.stdout
     expected, resumed = weights(whole), weights(killed)
     assert all(torch.equal(expected[name], resumed[name]) for name in expected)
     results = [json.loads((run / "metrics.json").read_text()) for run in (whole, killed)]
@@ -204,12 +206,24 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
     ("overrides", "words"),
     [
         (["trainer.precision=bf16-true", "data.image_size=16"], ["trainer.precision=bf16-true", "bf16-mixed"]),
-        (["trainer.devices=99", "data.image_size=16"], ["trainer.devices=99 processes on a CPU of", "give at most"]),
+        (["trainer=ddp", "trainer.devices=99", "data.image_size=16"], ["trainer.devices=99 processes on a CPU: this"]),
         (["callbacks.early_stopping.monitor=val/nothing", "data.image_size=16", "trainer=debug"], ["val/nothing"]),
     ],
 )
 def test_bad_input_is_one_line(overrides, words, tmp_path):
     assert_one_line_error(cli(*overrides, f"hydra.run.dir={tmp_path}"), *words)
+
+
+def test_overrides_that_are_given_to_make_itself_are_refused():
+    """It would train the default model, without a word."""
+    for words, advice in ((["model=lstm"], "ARGS='model=lstm'"), (["model.latent_dim=8"], "ARGS='model.latent_dim=8'")):
+        make = ["make", "-n", "train", *words, f"PYTHON={sys.executable}"]
+        done = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode != 0
+        assert f"put overrides into ARGS: make train {advice}" in done.stderr
+    make[3:4] = ["ARGS=model=lstm"]
+    done = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1].endswith("-m src.train model=lstm")
 
 
 def test_a_broken_picture_is_named(picture_folder, tmp_path):

@@ -18,7 +18,8 @@ from src.errors import UserError
 from src.files import quoted
 from src.system.processes import Process, Starter, forking
 
-LOOPS = ("tutorial", "bare", "ours")
+# Kinds of the bare loop and what their variants' names end with; the last captures the compiled step in a CUDA graph.
+BARE = {"eager": "", "compiled": ", compiled", "graph": ", CUDA graph"}
 PATIENCE = 900.0  # seconds a loop may take to start, or for a round
 LOOK_EVERY = 0.2  # seconds
 # All that is measured runs in a process of its own that has imported the same: but for starting, which starts anew.
@@ -26,12 +27,12 @@ WARM = forking([*TRAINING, "src.benchmarking.parts", "src.benchmarking.written"]
 
 
 class Loop:
-    """One of ``LOOPS``; its process lives as long as the ``with`` block, and several start side by side.
+    """A training loop; its process lives as long as the ``with`` block, and several start side by side.
 
     Args:
-        name: ``ours`` is ``python -m src.train`` with one more callback.
+        name: ``tutorial``, ``bare``, or ``ours``, which is ``python -m src.train`` with one more callback.
         command: its overrides.
-        variant: of the bare loop; where it is empty, that tries all and notes which is the fastest.
+        variant: of the bare loop; where it is empty, that tries all and notes which is the fastest of each kind.
         starter: how its process is started.
     """
 
@@ -41,7 +42,7 @@ class Loop:
         self._command = list(command)
         self._starter = starter
         self._door: Connection | None = None
-        self._note: str | None = None
+        self._note: Any = None
 
     def __enter__(self) -> Self:
         """Start it."""
@@ -66,8 +67,8 @@ class Loop:
         self._stack.close()
 
     @property
-    def note(self) -> str:
-        """What it says of itself as it reaches its gate, such as the variant that the bare loop chose.
+    def note(self) -> Any:
+        """What it says of itself as it reaches its gate, such as the variants that the bare loop chose.
 
         Raises:
             UserError: as in :meth:`run`.

@@ -28,6 +28,14 @@ from src.figures.speed import speed_figure
 from src.files import whole_file
 from src.machine import multiplies_bfloat16, processors
 
+NAMES = {  # of the loops, in the order of the table
+    "tutorial": "tutorial",
+    "eager": "bare eager",
+    "compiled": "bare compiled",
+    "graph": "bare CUDA graph",
+    "ours": "ours",
+}
+
 
 class Benchmark:
     """What is measured, and the folder that the figures go to: ``<part>.csv``, ``<part>.md``, ``steps.png``.
@@ -157,20 +165,20 @@ def markdown(rows: Sequence[Mapping[str, str]]) -> str:
 
 def steps_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Ratios first, with their spread over the rounds; then speed, memory, and the share of the machine's peak."""
+    loops = [loop for loop in NAMES if f"{loop} images/s" in rows[0]]
 
     def cells(row: Mapping[str, Any]) -> dict[str, str]:
         def ratio(key: str) -> str:
             return f"{row[key]:.2f} ({row[f'{key} least']:.2f}–{row[f'{key} most']:.2f})"
 
-        speeds = " / ".join(f"{row[f'{loop} images/s']:,.0f}" for loop in ("tutorial", "bare", "ours"))
-        memory = " / ".join(f"{row[f'{loop} peak MiB']:,.0f}" for loop in ("tutorial", "bare", "ours"))
+        speeds = " / ".join(f"{row[f'{loop} images/s']:,.0f}" for loop in loops)
+        memory = " / ".join(f"{row[f'{loop} peak MiB']:,.0f}" for loop in loops)
         return {
             "experiment": row["experiment"],
-            "ours / tutorial": ratio("ours/tutorial"),
-            "ours / bare": ratio("ours/bare"),
-            "images/s: tutorial / bare / ours": speeds,
+            **{f"ours / {NAMES[loop]}": ratio(f"ours/{loop}") for loop in loops[:-1]},
+            f"images/s: {' / '.join(loops)}": speeds,
             "ms a step: ours": f"{row['ours ms/step']:,.1f}",
-            "peak MiB: tutorial / bare / ours": memory,
+            f"peak MiB: {' / '.join(loops)}": memory,
             "GFLOP/s: ours (of matmul peak)": f"{row['GFLOP/s']:,.0f} ({row['of peak']:.0%})",
             "precision": row["precision"],
             "bare": row["bare"],

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from src import runs
 from src.acceleration import fill_precision
 from src.benchmarking.gate import Round
-from src.benchmarking.loops import LOOPS, Loop
+from src.benchmarking.loops import Loop
 from src.benchmarking.settings import composed
 from src.benchmarking.written import Network
 from src.console import progress
@@ -31,7 +31,7 @@ class Steps(NamedTuple):
     precision: str
     seconds: dict[str, list[float]]
     peak_memory_mib: dict[str, float]
-    bare: str  # the variant that the bare loop chose
+    bare: dict[str, str]  # the fastest variant of each kind of the bare loop
     flops: int  # of a step, counted as two a multiplication and addition
 
     def ratio(self, loop: str) -> list[float]:
@@ -41,14 +41,14 @@ class Steps(NamedTuple):
     def row(self, peak: float) -> dict[str, Any]:
         """Medians and spread, for the table; ``peak`` in FLOP/s."""
         row: dict[str, Any] = {"experiment": self.experiment, "precision": self.precision}
-        for loop in ("tutorial", "bare"):
+        for loop in (name for name in self.seconds if name != "ours"):
             ratios = self.ratio(loop)
             row |= {
                 f"ours/{loop}": statistics.median(ratios),
                 f"ours/{loop} least": min(ratios),
                 f"ours/{loop} most": max(ratios),
             }
-        for loop in LOOPS:
+        for loop in self.seconds:
             step = statistics.median(self.seconds[loop])
             row |= {
                 f"{loop} images/s": self.batch_size / step,
@@ -57,11 +57,11 @@ class Steps(NamedTuple):
             }
         row["GFLOP/s"] = self.flops / statistics.median(self.seconds["ours"]) / 1e9
         row["of peak"] = row["GFLOP/s"] * 1e9 / peak
-        return row | {"bare": self.bare, "batch_size": self.batch_size}
+        return row | {"bare": "; ".join(self.bare.values()), "batch_size": self.batch_size}
 
 
 def measure(experiment: str, overrides: Sequence[str], rounds: int, seconds: float) -> Steps:
-    """Steps of the three loops, each in its own process, one after another in each round.
+    """Steps of the tutorial's loop, each kind of the bare one and ours, each in a process, in turns in each round.
 
     Args:
         experiment: a choice of ``experiment=``.
@@ -82,16 +82,19 @@ def measure(experiment: str, overrides: Sequence[str], rounds: int, seconds: flo
     if most < 1:
         raise UserError(f"steps.rounds={rounds}: an epoch of {experiment} has {batches} batches, too few for so many")
     with Loop("bare", command) as trial:  # alone, and in a process that ends: its memory is not the loop's
-        variant = trial.note
+        bare = trial.note
     with ExitStack() as stack:
-        loops = {name: stack.enter_context(Loop(name, command, variant)) for name in LOOPS}
+        loops = {"tutorial": Loop("tutorial", command), **{k: Loop("bare", command, v) for k, v in bare.items()}}
+        loops["ours"] = Loop("ours", command)
+        for loop in loops.values():
+            stack.enter_context(loop)
         warm = {name: [loop.run(1), loop.run(2)][1] for name, loop in loops.items()}
         fastest = min(round_.seconds / round_.steps for round_ in warm.values())
         steps = max(1, min(most, round(seconds / fastest)))
         for loop in loops.values():
             loop.run(steps)  # whatever is still cold
-        taken: dict[str, list[Round]] = {name: [] for name in LOOPS}
-        orders = itertools.cycle(itertools.permutations(LOOPS))  # none always follows the same one
+        taken: dict[str, list[Round]] = {name: [] for name in loops}
+        orders = itertools.cycle(itertools.permutations(loops))  # none always follows the same one
         for _, order in zip(progress(range(rounds), experiment), orders, strict=False):
             for name in order:
                 taken[name].append(loops[name].run(steps))
@@ -101,7 +104,7 @@ def measure(experiment: str, overrides: Sequence[str], rounds: int, seconds: flo
         cfg.trainer.precision,
         {name: [r.seconds / r.steps for r in rounds_] for name, rounds_ in taken.items()},
         {name: rounds_[-1].peak_memory_mib for name, rounds_ in taken.items()},
-        variant,
+        bare,
         flops,
     )
 

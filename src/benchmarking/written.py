@@ -8,7 +8,8 @@ import itertools
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import lightning as L
 import torch
@@ -21,6 +22,7 @@ from torchvision import datasets, transforms
 from src import runs
 from src.acceleration import fill_precision, on_gpu
 from src.benchmarking.gate import Gate
+from src.benchmarking.loops import BARE
 from src.benchmarking.settings import composed
 from src.data.arrays import TorchvisionDataModule
 from src.data.base import ImageDataModule
@@ -84,41 +86,52 @@ def tutorial(cfg: DictConfig, datamodule: ImageDataModule, network: Network, dev
 
 def bare(
     cfg: DictConfig, datamodule: ImageDataModule, network: Network, device: torch.device, variant: str
-) -> Iterator[str]:
+) -> Iterator[Any]:
     """The least that trains: images resident as uint8, one gather a batch, no logging, no guard, no validation.
 
-    Without a ``variant`` all of them are tried for a few steps, to yield the name of the fastest.
+    Without a ``variant`` all of them are tried for a few steps, to yield the fastest of each kind.
     """
     images = datamodule.pool.images[datamodule.splits.train].to(device)
     steps: dict[str, Callable[[], None]] = {}
     for name in [variant] if variant else variants(cfg, device):
-        layout, precision, *compiled = name.split(", ")
+        layout, precision, *how = name.split(", ")
         clone = (network if variant else copy.deepcopy(network)).to(memory_format=getattr(torch, LAYOUTS[layout]))
-        mode = "reduce-overhead" if device.type == "cuda" else "default"  # the former captures CUDA graphs
-        loss = torch.compile(clone, mode=mode) if compiled else clone
+        mode = "reduce-overhead" if how == ["CUDA graph"] else "default"  # the former captures them
+        loss = torch.compile(clone, mode=mode) if how else clone
         mixed = precision == "bf16-mixed"
         steps[name] = _step(loss, clone, images, datamodule.batch_size, cfg.optimizer.lr, mixed)
-    fastest = variant
     if not variant:
         taken: dict[str, list[float]] = {name: [] for name in steps}
         for _ in range(2 * TRIAL_STEPS):  # in turns; the first half warms up
             for name, step in steps.items():
                 taken[name].append(_seconds_of(step, device))
-        fastest = min(steps, key=lambda name: statistics.median(taken[name][TRIAL_STEPS:]))
+        yield fastest_of_each_kind({name: statistics.median(times[TRIAL_STEPS:]) for name, times in taken.items()})
+        return
     while True:
-        steps[fastest]()
-        yield fastest
+        steps[variant]()
+        yield variant
+
+
+def fastest_of_each_kind(seconds: Mapping[str, float]) -> dict[str, str]:
+    """Of variants and the seconds of a step, the fastest of each kind in ``BARE`` that is among them."""
+    fastest: dict[str, str] = {}
+    for name in sorted(seconds, key=seconds.__getitem__):
+        kind = next(kind for kind, end in reversed(BARE.items()) if name.endswith(end))
+        fastest.setdefault(kind, name)
+    return {kind: fastest[kind] for kind in BARE if kind in fastest}
 
 
 def variants(cfg: DictConfig, device: torch.device) -> list[str]:
-    """What the bare loop may be: memory layout, precision (bfloat16 where the device multiplies it), compiled or not.
+    """What the bare loop may be: memory layout, precision (bfloat16 where the device multiplies it), and its kind.
 
-    Compiled on a GPU, where that is its graph, and where ``compile=true`` asks for it: it may take minutes.
+    Compiled on a GPU, there also as a CUDA graph, and where ``compile=true`` asks for it: it may take minutes.
     """
     fast = device.type == "cuda" or multiplies_bfloat16()
     precisions = dict.fromkeys([cfg.trainer.precision, *(["bf16-mixed"] if fast else [])])
-    compiled = ["", ", compiled"] if cfg.compile is True or device.type == "cuda" else [""]
-    return [f"{layout}, {precision}{c}" for layout in LAYOUTS for precision in precisions for c in compiled]
+    kinds = ["eager"]
+    kinds += ["compiled"] if cfg.compile is True or device.type == "cuda" else []
+    kinds += ["graph"] if device.type == "cuda" else []
+    return [f"{layout}, {p}{BARE[kind]}" for layout in LAYOUTS for p in precisions for kind in kinds]
 
 
 def _step(loss: Callable, network: nn.Module, images: Tensor, size: int, lr: float, mixed: bool) -> Callable[[], None]:

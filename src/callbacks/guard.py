@@ -58,6 +58,11 @@ class NonFiniteGuard(Callback):
         self._first: Terms | None = None
         self._terms: Terms | None = None  # the last that were read
 
+    @property
+    def latest(self) -> Terms | None:
+        """The terms of the loss that were read last."""
+        return self._terms
+
     def on_fit_start(self, trainer: Trainer, pl_module: BaseVAE) -> None:
         """No step has been bad."""
         self._unread, self._first, self._terms, self._start = [], None, None, trainer.global_step

@@ -8,10 +8,14 @@ from typing import Any
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint, TQDMProgressBar
 
+from src.callbacks.guard import NonFiniteGuard
+from src.callbacks.resume import BestCheckpoint
 from src.data.batches import Batch
 from src.models.base import BaseVAE
 
 log = logging.getLogger(__name__)
+
+LONG = 90.0  # seconds that are left, from which on they are worth saying
 
 
 class Throughput(Callback):
@@ -78,8 +82,7 @@ class History(Checkpoint):
     """Metrics of every epoch, kept in the checkpoint so that a resumed run has all of them.
 
     Those of the validation only where there was one: Lightning keeps the last one's. A ``Checkpoint`` only because
-    Lightning calls those after the module has logged its epoch. Where no progress bar is shown it prints a line an
-    epoch.
+    Lightning calls those after the module has logged its epoch.
     """
 
     def __init__(self) -> None:
@@ -99,14 +102,6 @@ class History(Checkpoint):
         }
         self._validated = False
         self.epochs.append({"epoch": trainer.current_epoch, **metrics})
-        if trainer.is_global_zero and not sys.stderr.isatty():
-            names = pl_module.metric_names(trainer.datamodule.pixels)
-            shown = [
-                f"{stage} {names.get(name, name)} {metrics[f'{stage}/{name}']:.2f}"
-                for stage, name in (("train", "elbo"), ("val", "elbo"), ("val", "distortion"), ("val", "rate"))
-                if f"{stage}/{name}" in metrics
-            ]
-            log.info("epoch %d: %s", trainer.current_epoch, ", ".join(shown))
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run goes on from."""
@@ -117,8 +112,57 @@ class History(Checkpoint):
         self.epochs = list(state_dict["epochs"])
 
 
+class EpochLine(Checkpoint):
+    """Says a line an epoch, above the bar and in the log: what it has come to, the seconds it took, the minutes left.
+
+    A ``Checkpoint``, and the last of them, so that it knows the epoch's metrics and whether it was kept as the best.
+    """
+
+    def __init__(self) -> None:
+        self._began = 0.0
+        self._seconds: list[float] = []
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: BaseVAE) -> None:
+        """The clock runs."""
+        self._began = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: BaseVAE) -> None:
+        """Say it."""
+        self._seconds.append(time.perf_counter() - self._began)
+        history = next((c for c in trainer.callbacks if isinstance(c, History)), None)
+        if history is None or not history.epochs or not trainer.is_global_zero:
+            return
+        epoch, of = history.epochs[-1], trainer.max_epochs
+        parts = [f"epoch {_number(trainer)}", *_figures(trainer, pl_module, epoch), f"{self._seconds[-1]:.1f} s"]
+        left = ((of or 0) - trainer.current_epoch - 1) * sum(self._seconds) / len(self._seconds)
+        parts[-1] += f", about {left / 60:.0f} min left" if left > LONG and not trainer.should_stop else ""
+        log.info("  ".join(parts))
+
+
+def _number(trainer: Trainer) -> str:
+    """The epoch, counted from 1, and of how many."""
+    most = trainer.max_epochs
+    return f"{trainer.current_epoch + 1}" + (f"/{most}" if most is not None and most > 0 else "")
+
+
+def _figures(trainer: Trainer, module: BaseVAE, epoch: dict[str, float]) -> list[str]:
+    """The epoch's figures in nats per image, as papers print them: less is better."""
+    names = module.metric_names(trainer.datamodule.pixels)
+    elbo = f"−{names.get('elbo', 'elbo')}"
+    said = []
+    if "val/elbo" in epoch:
+        kept = [c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)]
+        best = " (best)" if any(c.saved_at == trainer.global_step for c in kept) else ""
+        said = [f"val {elbo} {-epoch['val/elbo']:.2f}{best}"]
+        said += [f"{name} {epoch[f'val/{name}']:.2f}" for name in ("distortion", "rate")]
+        said += [f"loss {epoch['val/loss']:.2f}"] if module.kl_weight != 1 else []
+    if "train/elbo" in epoch:
+        said.append(f"train {'' if said else f'{elbo} '}{-epoch['train/elbo']:.2f}")
+    return said
+
+
 class ProgressBar(TQDMProgressBar):
-    """Lightning's bar, shown on terminals only and without the logger's version."""
+    """Lightning's bar, shown on terminals only, with the loss of the step that the guard has looked at last."""
 
     def __init__(self, refresh_rate: int = 10) -> None:
         super().__init__(refresh_rate=refresh_rate)
@@ -130,8 +174,12 @@ class ProgressBar(TQDMProgressBar):
         if sys.stderr.isatty():
             super().enable()
 
+    def on_train_epoch_start(self, trainer: Trainer, *args: Any) -> None:
+        """The bar counts epochs as the lines above it do."""
+        super().on_train_epoch_start(trainer, *args)
+        self.train_progress_bar.set_description(f"epoch {_number(trainer)}")
+
     def get_metrics(self, trainer: Trainer, pl_module: BaseVAE) -> dict[str, Any]:
-        """The metrics marked for the bar."""
-        metrics = super().get_metrics(trainer, pl_module)
-        metrics.pop("v_num", None)
-        return metrics
+        """The loss; read from the device by the guard, so that the bar waits for nothing."""
+        terms = next((c.latest for c in trainer.callbacks if isinstance(c, NonFiniteGuard)), None)
+        return {} if terms is None else {"loss": f"{terms.loss:.1f}"}

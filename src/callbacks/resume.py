@@ -100,6 +100,7 @@ class BestCheckpoint(ModelCheckpoint):
         mode = "min" if monitor is None else mode_of(monitor, mode, "checkpoint.mode")
         super().__init__(monitor=monitor, mode=mode, **options)
         self.best_metrics: dict[str, float] = {}  # of the validation at the best epoch
+        self.saved_at: int | None = None  # the optimizer step after which the best epoch was saved
         self._validated = False
 
     def on_validation_end(self, trainer: Trainer, pl_module: BaseVAE) -> None:
@@ -117,6 +118,7 @@ class BestCheckpoint(ModelCheckpoint):
         if filepath == self.best_model_path:
             metrics = trainer.callback_metrics.items()
             self.best_metrics = {name: float(value) for name, value in metrics if name.startswith("val/")}
+            self.saved_at = trainer.global_step
         super()._save_checkpoint(trainer, filepath)
 
     def state_dict(self) -> dict[str, Any]:

@@ -44,6 +44,7 @@ class Dashboard(Callback):
         self.num_images = num_images
         self.hyperparameters = hyperparameters or {}
         self.config = config
+        self.in_a_sweep = False  # TensorBoard takes the columns of the first run that names some: only the sweep does
 
     def _writer(self, trainer: Trainer) -> SummaryWriter | None:
         board = next((logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
@@ -64,7 +65,8 @@ class Dashboard(Callback):
         )
         # torch's own add_hparams would open a second run; this writes the three records into this one.
         metrics = dict.fromkeys(("val/elbo", "test/elbo"))
-        for record in hparams(self.hyperparameters, metrics):
+        experiment, *session = hparams(self.hyperparameters, metrics)
+        for record in session if self.in_a_sweep else (experiment, *session):
             writer.file_writer.add_summary(record)
         writer.add_text("config", f"```yaml\n{self.config}\n```")
         writer.add_text("model", f"```\n{ModelSummary(pl_module, max_depth=3)}\n```")

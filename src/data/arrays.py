@@ -2,26 +2,59 @@
 
 import gzip
 import hashlib
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
-from urllib.error import URLError
+from urllib.request import urlopen
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from src.console import progress
 from src.data.base import ImageDataModule
 from src.data.splits import ImagePool, content_digest
 from src.data.store import resize_images
 from src.errors import UserError, memory_full, one_line
+from src.files import remove_unfinished, whole_file
+from src.locks import turn
+
+DOWNLOADING = ".download.lock"  # in the folder that is downloaded into, as long as that takes
+STALLED = 60  # seconds without a byte, after which a download has failed
+MIB = 2**20
 
 
 def array_pool(images: Tensor, labels: Tensor, classes: list[str], published: np.ndarray, size: int) -> ImagePool:
     """A pool of uint8 images ``[N, C, H, W]``, resized; identical means equal pixels before resizing."""
     digests = [content_digest(image.tobytes()) for image in images.numpy()]
     return ImagePool(resize_images(images, size), labels, classes, published, digests)
+
+
+@contextmanager
+def _downloading(name: str, root: Path, where_to_get: str) -> Iterator[bool]:
+    """Let one process at a time download into ``root``, as :func:`src.locks.turn` does.
+
+    Raises:
+        UserError: whatever has gone wrong with the download.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with turn(root, DOWNLOADING, f"{name}: waiting for another process, which downloads into {root}") as alone:
+            yield alone
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{name} is not below {root} and could not be downloaded ({one_line(error)}). {where_to_get}"
+        ) from error
+
+
+def _is_absent(error: Exception) -> bool:
+    """Whether torchvision says by this error that files are not there."""
+    return isinstance(error, RuntimeError) and "not found" in str(error)
 
 
 class DigitsDataModule(ImageDataModule):
@@ -91,23 +124,29 @@ class TorchvisionDataModule(ImageDataModule):
     def _read(self, *, train: bool) -> Any:
         try:
             return self.dataset(root=self.root, train=train, download=False)
-        except Exception as error:  # whatever reading them raises
+        except Exception as error:
             if memory_full(error):
                 raise
-            if not (isinstance(error, RuntimeError) and "not found" in str(error)):
-                raise self._damaged(f"damaged: {one_line(error)}") from error
-            # They are not there: the next lines fetch them, or say where they belong.
-        if not self.download:
-            raise UserError(f"{self.name} is not below {self.root} and data.download is false. {self.where_to_get}")
-        try:
+            if not self.download:
+                raise self._unusable(error) from error
+        with _downloading(self.name, Path(self.root).expanduser(), self.where_to_get):
+            try:  # another process may have been downloading just then: half a file looks damaged
+                return self.dataset(root=self.root, train=train, download=False)
+            except Exception as error:
+                if not _is_absent(error):
+                    raise self._unusable(error) from error
             return self.dataset(root=self.root, train=train, download=True)
-        except (RuntimeError, URLError, OSError) as error:
-            raise UserError(
-                f"{self.name} is not below {self.root} and could not be downloaded ({error}). {self.where_to_get}"
-            ) from error
+
+    def _unusable(self, error: Exception) -> UserError:
+        """What to say of an error that reading the files has raised."""
+        if _is_absent(error):
+            return UserError(f"{self.name} is not below {self.root} and data.download is false. {self.where_to_get}")
+        return self._damaged(f"damaged: {one_line(error)}")
 
     def _damaged(self, what: str) -> UserError:
-        return UserError(f"{self.name}: the files below {self.root} cannot be used ({what}). {self.where_to_get}")
+        again = ": remove them, and they are downloaded again" if self.download else ""
+        files = f"the files below {self.root} cannot be used ({what})"
+        return UserError(f"{self.name}: {files}{again}. {self.where_to_get}")
 
     @staticmethod
     def checksum_of(parts: Sequence[Any]) -> str:
@@ -147,7 +186,7 @@ class BinarizedMNISTDataModule(ImageDataModule):
 
     def __init__(self, root: str, download: bool = True, **common: Any) -> None:
         super().__init__(**common)
-        self.folder = Path(root) / "binarized_mnist"
+        self.folder = Path(root).expanduser() / "binarized_mnist"
         self.download = download
 
     @property
@@ -165,32 +204,48 @@ class BinarizedMNISTDataModule(ImageDataModule):
     def _read(self, part: str) -> Tensor:
         """One file as uint8 ``[N, 1, 28, 28]`` of 0 and 255."""
         path = self.folder / f"binarized_mnist_{part}.amat"
-        packed = path.with_suffix(".amat.gz")
-        try:
-            if path.exists():
-                text = path.read_bytes()
-            elif packed.exists():
-                text = gzip.decompress(packed.read_bytes())
-            else:
-                text = self._fetch(path)
-        except (gzip.BadGzipFile, EOFError) as error:
-            raise UserError(f"{packed} is damaged ({error}): fetch it again from {self.URL}") from error
-        if hashlib.sha256(text).hexdigest() != self.SHA256[part]:
+        text = self._found(path)
+        if text is None:
+            text = self._fetch(path, part)
+        if not self._is_published(text, part):
             raise UserError(f"{path.name} in {self.folder} is not the published file: fetch it again from {self.URL}")
         digits = np.frombuffer(text, dtype=np.uint8)
         digits = digits[(digits == ord("0")) | (digits == ord("1"))] - ord("0")
         return torch.from_numpy(digits.reshape(-1, 1, self.SIDE, self.SIDE) * np.uint8(255))
 
-    def _fetch(self, path: Path) -> bytes:
-        """Download one file; the caller checks its content."""
+    def _found(self, path: Path) -> bytes | None:
+        """The text of a file that is there, plain or gzipped; None where neither is."""
+        packed = path.with_suffix(".amat.gz")
+        if path.exists():
+            return path.read_bytes()
+        if not packed.exists():
+            return None
+        try:
+            return gzip.decompress(packed.read_bytes())
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise UserError(f"{packed} is damaged ({error}): fetch it again from {self.URL}") from error
+
+    def _is_published(self, text: bytes, part: str) -> bool:
+        return hashlib.sha256(text).hexdigest() == self.SHA256[part]
+
+    def _fetch(self, path: Path, part: str) -> bytes:
+        """Download one file, whole or not at all, where no other process has just done that."""
         advice = f"Put binarized_mnist_{{train,valid,test}}.amat (or .amat.gz) from {self.URL} into {self.folder}"
         if not self.download:
             raise UserError(f"{self.name}: there is no {path} and data.download is false. {advice}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(f"{self.URL}/{path.name}", str(path))
-        except OSError as error:  # URLError is one
-            raise UserError(
-                f"{self.name}: there is no {path} and it could not be downloaded ({error}). {advice}"
-            ) from error
-        return path.read_bytes()
+        with _downloading(self.name, self.folder.parent, advice) as alone:
+            text = self._found(path)
+            if text is not None:
+                return text
+            if alone:
+                remove_unfinished(self.folder)
+            url = f"{self.URL}/{path.name}"
+            with whole_file(path) as file:
+                with urlopen(url, timeout=STALLED) as page, file.open("wb") as written:
+                    blocks = iter(lambda: page.read(MIB), b"")
+                    for block in progress(blocks, f"{path.name}, MiB", -(-(page.length or 0) // MIB) or None):
+                        written.write(block)
+                text = file.read_bytes()
+                if not self._is_published(text, part):
+                    raise UserError(f"{self.name}: what {url} sends is not the published file. {advice}")
+        return text

@@ -211,7 +211,8 @@ def decode_all(
             refuse(i, bad[i])
             return
         take(i, decoded)
-        facts[i] = decoded._replace(pixels=np.empty(0))  # the images may be more than the memory holds
+        if decoded.largest is not None or decoded.brightest is not None or decoded.transparent or decoded.frames:
+            facts[i] = decoded._replace(pixels=None, digest=b"")  # the images may be more than the memory holds
 
     with warnings.catch_warnings(action="ignore"):  # Pillow's, of large pictures and odd EXIF, a page of them
         in_threads(lambda i: work(i, first), range(len(paths)), "decoding images")
@@ -232,9 +233,16 @@ def decode_all(
     )
 
 
-def in_threads(work: Callable[[int], None], numbers: Sequence[int], what: str) -> None:
-    """Call ``work`` with each number; Pillow and hashes work outside the interpreter lock."""
-    threads = processors()
+def in_threads(work: Callable[[int], None], numbers: Sequence[int], what: str, threads: int | None = None) -> None:
+    """Call ``work`` with each number; Pillow, hashes and disks work outside the interpreter lock.
+
+    Args:
+        work: is called in any thread.
+        numbers: what with.
+        what: stands beside the progress bar.
+        threads: by default one a processor.
+    """
+    threads = threads or processors()
     turn = max(1, min(AT_A_TIME, len(numbers) // (4 * threads)))
     turns = [numbers[start : start + turn] for start in range(0, len(numbers), turn)]
     pool = ThreadPoolExecutor(threads)

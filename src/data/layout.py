@@ -3,7 +3,7 @@
 import errno
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -88,7 +88,8 @@ def list_images(root: Path) -> Listing:
         notes.append(f"links that lead to no file: {nowhere:,}")
     if again:
         notes.append(f"links to folders that are read under another name: {again:,}")
-    return Listing(sorted(files, key=lambda file: file.split("/")), notes)
+    # Slashes come before all else in a name, so that a folder's files follow each other.
+    return Listing(sorted(files, key=lambda file: file.replace("/", "\0")), notes)
 
 
 def _entries(folder: Path) -> tuple[list[os.DirEntry], tuple[int, int]]:
@@ -120,41 +121,55 @@ def arrange(root: Path, files: Sequence[str]) -> Layout:
     Raises:
         UserError: two folders mean the same split, or there are splits within what would be a class.
     """
-    paths = [file.split("/") for file in files]
-    steps, notes = _wrapper(paths), []
-    around = "".join(f"{folder}/" for folder in paths[0][:steps])
+    known: dict[str, str] = {}  # of a million files there are few folders
+    homes = [known.setdefault(home, home) for home in (file[: max(file.rfind("/"), 0)] for file in files)]
+    counts = Counter(homes)
+    folders = {folder: folder.split("/") if folder else [] for folder in counts}
+    steps, notes = _wrapper([*folders.values()]), []
+    around = "".join(f"{folder}/" for folder in next(iter(folders.values()))[:steps])
     if steps:
         root /= around
         notes.append(f"all images are in {readable(around)}")
-    paths = [path[steps:] for path in paths]
+    below = {folder: path[steps:] for folder, path in folders.items()}
 
-    splits, classes = _splits(paths)
+    splits, classes = _splits(below.values())
     for split in SPLITS:
         if len(same := [f"{folder}/" for folder in splits if split_of(folder) == split]) > 1:
             named = readable(" and ".join(same))
             raise UserError(f"{named} in {readable(root)} are both the {split} split: merge them, or rename one")
     if classes:
         notes.append(f"{_some(classes)} taken for a class: it holds images and no folders of classes")
-    kept = [*range(len(paths))]
     if _published(splits):
-        kept = [i for i, path in enumerate(paths) if len(path) > 1 and path[0] in splits]
-        beside = Counter(path[0] if len(path) > 1 else "" for path in paths)
+        beside: Counter[str] = Counter()
+        for folder, path in [*below.items()]:
+            if not path or path[0] not in splits:
+                beside[path[0] if path else ""] += counts[folder]
+                del below[folder]
         told = [
             f"in {around}{folder}/: {count:,}" if folder else f"in no folder: {count:,}"
             for folder, count in beside.items()
-            if folder not in splits
         ]
         if told:
             notes.append(f"images left out beside the splits: {_some(told)}")
-    _refuse_splits_below(root, [paths[i] for i in kept])
+    _refuse_splits_below(root, below.values())
 
-    published, names = [], []
-    for path in (paths[i] for i in kept):
-        inside = len(path) > 1 and path[0] in splits
-        published.append(split_of(path[0]) if inside else "")
-        rest = path[inside:]
-        names.append(rest[0] if len(rest) > 1 else "")
-    return Layout([files[i] for i in kept], published, names, notes)
+    places = {folder: _place(path, splits) for folder, path in below.items()}
+    kept = [i for i, home in enumerate(homes) if home in places]
+    found = [places[homes[i]] for i in kept]
+    return Layout([files[i] for i in kept], [place.split for place in found], [place.name for place in found], notes)
+
+
+class _Place(NamedTuple):
+    """Where the images of a folder belong: split and class, "" for none."""
+
+    split: str
+    name: str
+
+
+def _place(path: Sequence[str], splits: Sequence[str]) -> _Place:
+    inside = bool(path) and path[0] in splits
+    rest = path[inside:]
+    return _Place(split_of(path[0]) if inside else "", rest[0] if rest else "")
 
 
 def _published(folders: Iterable[str]) -> bool:
@@ -163,32 +178,32 @@ def _published(folders: Iterable[str]) -> bool:
     return "train" in meant and len(meant) > 1
 
 
-def _wrapper(paths: Sequence[list[str]]) -> int:
+def _wrapper(folders: Sequence[Sequence[str]]) -> int:
     """How many folders there are around the images that hold one folder of folders, no split, and nothing else."""
     steps = 0
-    while len(tops := {path[steps] for path in paths}) == 1:
+    while len(tops := {path[steps] if len(path) > steps else "" for path in folders}) == 1:
         (top,) = tops
-        if split_of(top) or not any(len(path) > steps + 2 for path in paths):
+        if not top or split_of(top) or not any(len(path) > steps + 1 for path in folders):
             break
         steps += 1
     return steps
 
 
-def _splits(paths: Sequence[list[str]]) -> tuple[list[str], list[str]]:
+def _splits(folders: Collection[Sequence[str]]) -> tuple[list[str], list[str]]:
     """The folders that are published splits, and those that are classes in spite of such a name."""
-    folders = {path[0] for path in paths if len(path) > 1}
-    named = sorted(folder for folder in folders if split_of(folder))
-    if _published(named) or len(named) == len(folders):
+    tops = {path[0] for path in folders if path}
+    named = sorted(folder for folder in tops if split_of(folder))
+    if _published(named) or len(named) == len(tops):
         return named, []
-    with_classes = {path[0] for path in paths if len(path) > 2}
+    with_classes = {path[0] for path in folders if len(path) > 1}
     return [f for f in named if f in with_classes], [f for f in named if f not in with_classes]
 
 
-def _refuse_splits_below(root: Path, paths: Sequence[list[str]]) -> None:
+def _refuse_splits_below(root: Path, folders: Iterable[Sequence[str]]) -> None:
     """Raise a UserError where a class holds splits: their images would be mixed."""
     below: dict[tuple[str, ...], set[str]] = defaultdict(set)
-    for path in paths:
-        for i in range(1, len(path) - 1):
+    for path in folders:
+        for i in range(1, len(path)):
             if split_of(path[i]):
                 below[tuple(path[:i])].add(path[i])
     for folder, names in below.items():

@@ -5,6 +5,7 @@ decided by a hash of its name or content, not by how many others there are: imag
 """
 
 import os
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import NamedTuple
@@ -17,12 +18,13 @@ from torch import Tensor
 
 from src.errors import UserError
 
+DIGEST = 16  # bytes of a content's hash
 TENTH = 0.1  # of the images, for validation where nobody says otherwise
 
 
 def content_digest(data: bytes) -> bytes:
     """16 bytes that are equal for equal content, everywhere."""
-    return blake2b(data, digest_size=16).digest()
+    return blake2b(data, digest_size=DIGEST).digest()
 
 
 @dataclass
@@ -94,7 +96,7 @@ def split(pool: ImagePool, val_fraction: float | None, test_fraction: float, see
     else:
         free = usable[pool.published[usable] != "val"] if as_published else usable
         test = _carve(free, groups, test_fraction, seed, "test")
-    rest = np.setdiff1d(usable, test)
+    rest = np.setdiff1d(usable, test, assume_unique=True)
     rest = _without_copies(rest, test, pool, "test", notes)
     notes += _shared_groups(rest, test, pool, "test")
 
@@ -104,11 +106,11 @@ def split(pool: ImagePool, val_fraction: float | None, test_fraction: float, see
             raise UserError(
                 "every image published for validation is one of the test images too: give data.val_fraction"
             )
-        train = _without_copies(np.setdiff1d(rest, val), val, pool, "validation", notes)
+        train = _without_copies(np.setdiff1d(rest, val, assume_unique=True), val, pool, "validation", notes)
         notes += _shared_groups(train, val, pool, "validation")
     else:
         val = _carve(rest, groups, TENTH if val_fraction is None else val_fraction, seed, "validation")
-        train = np.setdiff1d(rest, val)
+        train = np.setdiff1d(rest, val, assume_unique=True)
     if not len(train):
         raise UserError("no training images are left after the splits: add images or lower data.val_fraction")
     return Splits(*(torch.from_numpy(part) for part in (train, val, test)), notes)
@@ -124,14 +126,14 @@ class _Groups(NamedTuple):
 def _components(pool: ImagePool) -> tuple[_Groups, list[str]]:
     """The groups (images linked by equal content or equal group name), and what was found."""
     notes = []
-    keys = [np.unique(np.array(pool.digests), return_inverse=True)[1]]
+    keys = [_numbered(pool.digests)]
     sizes = np.bincount(keys[0])
     if (sizes > 1).any():
         notes.append(
             f"{(sizes > 1).sum()} sets of byte-identical images ({sizes[sizes > 1].sum()} images) kept together"
         )
     if pool.groups is not None:
-        keys.append(np.unique(np.array(pool.groups), return_inverse=True)[1])
+        keys.append(_numbered(pool.groups))
     # A graph whose nodes are the images, then the keys; every image is linked to its keys.
     count, links = len(pool), []
     offset = count
@@ -148,12 +150,18 @@ def _components(pool: ImagePool) -> tuple[_Groups, list[str]]:
     return _Groups(of, [names.get(group, b"") for group in range(of.max() + 1)]), notes
 
 
+def _numbered(values: Sequence[Hashable]) -> np.ndarray:
+    """A number for each value, the same for equal ones."""
+    numbers: dict[Hashable, int] = {}
+    return np.fromiter((numbers.setdefault(value, len(numbers)) for value in values), np.int64, len(values))
+
+
 def _shared_groups(rest: np.ndarray, part: np.ndarray, pool: ImagePool, side: str) -> list[str]:
     """What to say where a published split has groups of other images too: it is left as it is."""
     if pool.groups is None:
         return []
-    held = {pool.groups[i] for i in part}
-    shared = [pool.groups[i] for i in rest if pool.groups[i] in held]
+    held = {pool.groups[i] for i in part.tolist()}
+    shared = [pool.groups[i] for i in rest.tolist() if pool.groups[i] in held]
     if not shared:
         return []
     return [
@@ -166,8 +174,8 @@ def _carve(candidates: np.ndarray, all_groups: _Groups, fraction: float, seed: i
     """Whole groups, in the order of hashes of seed and name, until they hold ``fraction`` of the candidates."""
     groups, members = np.unique(all_groups.of[candidates], return_inverse=True)
     sizes = np.bincount(members)
-    ranks = [content_digest(f"{seed} {side} ".encode() + all_groups.names[group]) for group in groups]
-    order = np.array(sorted(range(len(groups)), key=ranks.__getitem__), dtype=int)
+    salt = f"{seed} {side} ".encode()
+    order = np.argsort(np.array([content_digest(salt + all_groups.names[group]) for group in groups.tolist()]))
     wanted = max(1, round(fraction * len(candidates)))
     taken = order[: np.searchsorted(np.cumsum(sizes[order]), wanted) + 1]
     if len(taken) == len(groups):
@@ -181,8 +189,8 @@ def _without_copies(
     candidates: np.ndarray, protected: np.ndarray, pool: ImagePool, side: str, notes: list[str]
 ) -> np.ndarray:
     """``candidates`` without those whose content is also in ``protected``."""
-    held = {pool.digests[i] for i in protected}
-    keep = np.array([pool.digests[i] not in held for i in candidates], dtype=bool)
+    held = {pool.digests[i] for i in protected.tolist()}
+    keep = np.array([pool.digests[i] not in held for i in candidates.tolist()], dtype=bool)
     if not keep.all():
         notes.append(f"{(~keep).sum()} images left out because they are identical to {side} images")
     return candidates[keep]

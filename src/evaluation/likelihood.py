@@ -6,7 +6,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from src.callbacks.memory import ProgressBar
 from src.callbacks.resume import ReproducibleNoise
@@ -18,9 +18,11 @@ from src.models.base import BaseVAE
 from src.randomness import stream
 from src.subject import Subject
 
+LIKELIHOODS_IMAGES = 8  # its parameters, and what is computed of them
+
 log = logging.getLogger(__name__)
 
-NUMBERS_AT_ONCE = 2**21  # pixels of the images that are decoded at once for the importance bound
+BYTES_AT_ONCE = 2**26  # of the decoder's largest layer, for the codes that are decoded at once for the importance bound
 
 
 def tested(trainer: L.Trainer, model: BaseVAE, datamodule: ImageDataModule) -> dict[str, float | int]:
@@ -67,7 +69,7 @@ def bound(subject: Subject, samples: int, images: int | None) -> dict[str, Any]:
     """
     size = len(getattr(subject.datamodule.splits, subject.split))
     count = size if images is None else min(size, images)
-    group, at_once = samples_at_once(subject.pixels, samples)
+    group, at_once = samples_at_once(bytes_a_code(subject.model), samples)
     parts = []
     groups = (x for batch, _ in subject.batches(subject.split, count) for x in batch.x.split(group))
     for number, x in enumerate(progress(groups, "importance bound", -(-count // group))):
@@ -91,9 +93,31 @@ def bound(subject: Subject, samples: int, images: int | None) -> dict[str, Any]:
     }
 
 
-def samples_at_once(pixels: int, samples: int) -> tuple[int, int]:
+@torch.no_grad()
+def bytes_a_code(model: BaseVAE) -> int:
+    """Memory that decoding a code takes for a moment: what goes into the largest layer and comes out of it.
+
+    Layers keep nothing without gradients. The likelihood counts as one: it holds some images of float32 at a time.
+    """
+    codes, pixels = 2, torch.Size(model.image_shape).numel()
+    largest = [LIKELIHOODS_IMAGES * pixels * torch.float32.itemsize]
+
+    def look(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        largest.append((inputs[0].nbytes + output.nbytes) // codes)
+
+    layers = [layer for layer in model.decoder.modules() if not any(layer.children())]
+    handles = [layer.register_forward_hook(look) for layer in layers]
+    try:
+        model.decode(torch.zeros(codes, model.latent_dim, device=model.device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return max(largest)
+
+
+def samples_at_once(bytes_each: int, samples: int) -> tuple[int, int]:
     """How many images, and how many samples of each, are decoded at once: several images only where all samples fit."""
-    decoded_at_once = max(1, NUMBERS_AT_ONCE // pixels)
+    decoded_at_once = max(1, BYTES_AT_ONCE // bytes_each)
     group = max(1, min(8, decoded_at_once // samples))
     return group, max(1, decoded_at_once // group)
 

@@ -58,7 +58,10 @@ def evaluate(subject: Subject, options: dict[str, dict[str, Any]]) -> Iterator[t
         log.info("%d/%d %s", number, len(options), name)
         figures = PARTS[name](subject, **values)
         if broken := [key for key, value in flatten(figures) if not _finite(value)]:
-            raise UserError(f"{name}.{broken[0]} is not finite: these are the weights of a training that diverged")
+            raise UserError(
+                f"{name}.{broken[0]} is not a finite number: python -m src.explore figures=[losses] shows whether the "
+                "training diverged"
+            )
         yield name, {**stamp, **figures}
 
 

@@ -114,7 +114,9 @@ def _sets(network: str, figures: dict[str, Any]) -> list[str]:
         )
     own = figures["score_of_the_split"]
     of_split = [] if own is None else [f"score of the real images themselves: {own['value']:.2f}"]
-    return [f"in {network} features ({about})", head, *rows, *of_split]
+    which = f"; made on a {facts['made_on']}" if "made_on" in facts else ""
+    which += f", {facts['hash'][:8]}" if "hash" in facts else ""
+    return [f"in {network} features ({about}{which})", head, *rows, *of_split]
 
 
 def _representation(figures: dict[str, Any], names: dict[str, str]) -> list[str]:

@@ -59,7 +59,8 @@ def frechet(real: Tensor, other: Tensor) -> float:
 def bootstrapped_frechet(real: Tensor, other: Tensor, repeats: int) -> Estimate:
     """The distance and its standard error, from drawing both sets anew with replacement.
 
-    The error only: the drawn sets themselves are smaller in effect, so their distances lie higher.
+    The error only: the drawn sets themselves are smaller in effect, so their distances lie higher. Of sets from one
+    distribution, as of the floor, the error is about 1.5 times too large (by simulation).
     """
     draws = [
         frechet(real[torch.randint(len(real), (len(real),))], other[torch.randint(len(other), (len(other),))])
@@ -74,7 +75,8 @@ def kernel_distance(real: Tensor, other: Tensor, subsets: int = 50) -> Estimate:
 
     The mean over subsets of 1,000 images, or of half of them where there are fewer than 2,000. Subsets of m among N
     images, drawn without replacement, spread by ``(1 - m/N) / m`` where N images spread by ``1 / N``: that gives the
-    standard error.
+    standard error. Of sets from one distribution, as of the floor, it is about 1.8 times too large (by simulation):
+    there the estimate has no linear part, and spreads less than that.
     """
     count = min(len(real), len(other))
     size = max(2, min(SUBSET, count // 2))

@@ -110,7 +110,8 @@ class Features:
 def own_features(datamodule: ImageDataModule, cache_dir: Path, device: torch.device) -> Features:
     """The data set's classifier, or a random network where its training images have fewer than two classes.
 
-    Made once for a data fingerprint and kept in ``cache_dir``; neither depends on the seed of an evaluation.
+    Made once for a data fingerprint and a kind of device, whose arithmetic it carries, and kept in ``cache_dir``;
+    neither depends on the seed of an evaluation.
     """
     labels = datamodule.pool.labels[torch.cat(datamodule.splits[:2])]
     labelled = bool((labels >= 0).all()) and len(labels.unique()) > 1
@@ -119,6 +120,7 @@ def own_features(datamodule: ImageDataModule, cache_dir: Path, device: torch.dev
     kind = "classifier" if labelled else "random network"
     marks = hashlib.sha256(labels.numpy().tobytes()).hexdigest()  # the fingerprint knows nothing of labels
     key = f"{datamodule.fingerprint[:16]}-{marks[:8]}-{kind.replace(' ', '-')}-{FORMAT}"
+    key += "" if device.type == "cpu" else f"-{device.type}"
     path = cache_dir / f"features-{datamodule.name}-{key}.pt"
     facts = _read(path, network)
     if facts is None:
@@ -126,6 +128,7 @@ def own_features(datamodule: ImageDataModule, cache_dir: Path, device: torch.dev
         with stream("features", FORMAT):
             network = FeatureNetwork(channels, side, network.head.out_features).to(device)
             facts = _train(network, datamodule) if labelled else _calibrate(network, datamodule)
+        facts["made_on"] = device.type
         _write(path, network, facts)
     weights = torch.cat([w.detach().cpu().double().flatten() for w in network.state_dict().values()])
     facts["hash"] = hashlib.sha256(weights.numpy().tobytes()).hexdigest()[:16]

@@ -118,6 +118,8 @@ class ConvGeometry:
     def __init__(
         self, stages: int, kernel_size: int | Sequence[int], stride: int | Sequence[int], padding: int | Sequence[int]
     ) -> None:
+        if stages == 0:
+            raise UserError("widths=[]: give at least one")
         self.kernels = per_stage(kernel_size, stages, "kernel_size")
         self.strides = per_stage(stride, stages, "stride")
         self.paddings = per_stage(padding, stages, "padding")

@@ -4,6 +4,7 @@ import base64
 import io
 import logging
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -18,7 +19,7 @@ from PIL import Image
 
 from src.figures import looks, sweeps
 from src.figures.sheets import contact_sheet
-from src.files import readable, remove_unfinished, whole_file
+from src.files import readable, refuse_links_out, remove_unfinished, whole_file
 from src.reporting.results import SEED, Results, short
 from src.reporting.statistics import configurations, pareto, verdict
 from src.reporting.words import (
@@ -39,6 +40,7 @@ AVERAGED = ("value", *TESTED, "active_latents", "latent_dim", "bits_per_dim", *C
 MOST_KEYS = 9  # in the figures by key
 MOST_COLUMNS = 6  # of the contact sheet
 DPI = 130
+LARGEST_STRIP, TALLEST = 2**22, 4  # pixels; height over width
 
 
 @dataclass
@@ -73,8 +75,10 @@ def write_report(results: Results) -> Path:
 
     Raises:
         OSError: the folder cannot be written to.
+        UserError: it leads out of the sweep's.
     """
     folder = results.folder / "report"
+    refuse_links_out(results.folder, ("report",))
     folder.mkdir(exist_ok=True)
     remove_unfinished(folder)
     table = results.table
@@ -269,12 +273,18 @@ def _columns(results: Results) -> int:
 
 
 def _embedded(path: Path) -> str:
-    """A picture as text for a page; empty where there is none that can be read."""
+    """A picture as text for a page; empty where there is none that can be read, or one too large to be a strip."""
     try:
-        with Image.open(path) as image:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # Pillow's, of pictures that may be bombs
+            image = Image.open(path)
+        with image:
+            if image.width * image.height > LARGEST_STRIP or image.height > TALLEST * image.width:
+                raise ValueError("it is no strip")
             buffer = io.BytesIO()
             image.convert("L" if _is_grey(image) else "RGB").save(buffer, "PNG", optimize=True)
-    except OSError:
+    except Exception as error:  # whatever a damaged picture makes Pillow raise, a bomb among them
+        log.debug("%s: %s", path, error)
         return ""
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.errors import UserError
 from src.files import whole_file
+from src.sweeps.records import PLAN
 from src.system.configs import parsed
 
 LONGEST_NAME = 150  # characters of a folder's name; file systems allow 255
@@ -41,7 +42,7 @@ class Plan:
 
     def save(self, folder: Path) -> None:
         """Write ``sweep.json``."""
-        with whole_file(folder / "sweep.json") as file:
+        with whole_file(folder / PLAN) as file:
             file.write_text(json.dumps(asdict(self), indent=2) + "\n")
 
     @classmethod
@@ -51,7 +52,7 @@ class Plan:
         Raises:
             UserError: it is damaged.
         """
-        path = folder / "sweep.json"
+        path = folder / PLAN
         if not path.is_file():
             return None
         try:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from src.files import whole_file
 
 RECORD = "point.json"
+PLAN = "sweep.json"  # in the sweep's folder
 
 Status = Literal["waiting", "running", "finished", "failed", "interrupted"]
 

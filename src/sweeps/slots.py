@@ -11,7 +11,6 @@ from tqdm import tqdm
 
 from src.errors import UserError
 from src.interrupts import interrupt_on
-from src.machine import check_processes
 from src.sweeps.gpus import INSTANCE
 from src.sweeps.points import GRACE, Point
 from src.system.keys import require
@@ -62,8 +61,7 @@ def slots_of(
         pins = [{"CUDA_VISIBLE_DEVICES": ",".join(group)} for group in groups]
         count = slots or len(pins) * per_gpu
     else:
-        check_processes(devices, processors)
-        count = slots or processors // each
+        count = slots or max(1, processors // each)
     share = threads or max(1, processors // (count * each))
     return [{**pins[i % len(pins)], **dict.fromkeys(THREADS, str(share))} for i in range(count)]
 

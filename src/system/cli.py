@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 import hydra
 from hydra._internal import utils as hydra_internals
@@ -17,10 +17,10 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from src.errors import Busy, UserError, explain
+from src.errors import UserError, explain
 from src.files import readable
 from src.interrupts import status_of
-from src.locks import LOCK
+from src.locks import LOCK, lock_for_training
 from src.system.configs import check_config, check_sweep, expand_home
 from src.system.overrides import check_options, refusal
 
@@ -102,6 +102,7 @@ class Check(Callback):
     def __init__(self, command: str) -> None:
         self.command = command
         self._before: set[Path] | None = None  # what the run's folder held, None where there was none
+        self._lock: IO[str] | None = None  # of the run's folder, for as long as this process lives
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """One run."""
@@ -114,6 +115,10 @@ class Check(Callback):
             folder.mkdir(parents=True, exist_ok=True)
             if not os.access(folder, os.W_OK):
                 raise PermissionError(errno.EACCES, "it cannot be written to")
+            self._lock = lock_for_training(folder)  # before there is a log: that of another training is not ours
+        except UserError as error:
+            print_error(f"error: {error}")
+            sys.exit(error.exit_status)
         except OSError as error:
             print_error(f"error: cannot use the folder {folder} ({error.strerror}): choose another hydra.run.dir")
             sys.exit(1)
@@ -127,11 +132,8 @@ class Check(Callback):
         error = job_return._return_value
         if job_return.status is not JobStatus.FAILED or (line := self._explain(error)) is None:
             return  # Hydra raises the error, and it comes to :func:`command`
-        busy = isinstance(error, Busy)  # then the log is another process's, and so is all else in the folder
-        # Logging may be turned off.
-        (print_error if busy or not logging.root.handlers else log.error)(readable(f"error: {line}"))
-        if not busy:
-            self._remove_empty(Path(config.hydra.runtime.output_dir))
+        (log.error if logging.root.handlers else print_error)(readable(f"error: {line}"))  # logging may be turned off
+        self._remove_empty(Path(config.hydra.runtime.output_dir))
         sys.exit(_exit_status(error))
 
     def _remove_empty(self, folder: Path) -> None:

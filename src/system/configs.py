@@ -12,6 +12,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from src.errors import UserError
+from src.machine import check_processes
 from src.system.directions import mode_of
 from src.system.keys import KEYS, check, groups_of, kind_of, pattern_of, takes_paths
 from src.system.kinds import Anything, Kind, nearest, spelled
@@ -21,7 +22,7 @@ NEEDED = (
     *("model", "model._target_", "data", "data._target_", "data.name", "optimizer", "optimizer._target_"),
     *("trainer", "trainer._target_", "trainer.precision", "trainer.accelerator", "trainer.devices"),
     *("trainer.max_epochs", "model.latent_dim", "data.image_size", "data.channels", "data.batch_size"),
-    *("seed", "tags", "compile", "test", "ckpt_path", "run_dir"),
+    *("seed", "tags", "compile", "compare_by", "test", "ckpt_path", "run_dir"),
 )
 MAY_BE_NULL = ("schedule", "callbacks", "logger", "hydra.launcher", "hydra.sweeper")
 
@@ -57,7 +58,10 @@ def check_config(config: DictConfig, command: str) -> None:
         # What a file takes from another key is checked there, or known only when it runs.
         if key in lines or not OmegaConf.is_interpolation(node, name):
             _check_value(key, node, name, keys[pattern], lines.get(key))
-    _check_modes(config)
+    if command == "train":
+        _check_modes(config)
+        if OmegaConf.select(config, "trainer.accelerator") == "cpu":
+            check_processes(OmegaConf.select(config, "trainer.devices"))
 
 
 def _check_value(key: str, node: DictConfig, name: str, kind: Kind, line: str | None) -> None:

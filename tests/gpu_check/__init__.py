@@ -1,0 +1,1 @@
+"""Whether everything that needs a GPU does there what it says."""
