@@ -1,6 +1,7 @@
 """Hydra's door to :mod:`src.sweeps.slots`; Hydra takes plugins from a namespace of this name alone."""
 
 import contextlib
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +14,10 @@ from omegaconf import DictConfig
 from src.errors import UserError, explain
 from src.interrupts import status_of
 from src.machine import processors
+from src.sweeps.gpus import visible_gpus
 from src.sweeps.plan import Plan, plan_in
 from src.sweeps.points import Point, program_of
-from src.sweeps.slots import Slot, run_all, slots_of, visible_gpus
+from src.sweeps.slots import Slot, run_all, slots_of
 from src.system.processes import Cold, forking
 
 # What a training imports on its way to the first step and after it.
@@ -59,7 +61,7 @@ class SlotsLauncher(Launcher):
     @property
     def width(self) -> int:
         """Points that run at a time."""
-        return len(self._slots())
+        return len(self._slots)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run the points; the value of each is what it is compared by, None where it failed."""
@@ -72,7 +74,7 @@ class SlotsLauncher(Launcher):
                 for number, overrides in enumerate(job_overrides, initial_job_idx)
             ]
             different = {point.folder: point for point in points}  # a search may ask for one twice
-            run_all(list(different.values()), self._slots())
+            run_all(list(different.values()), self._slots)
         except (UserError, OSError) as error:
             sys.exit(f"error: {explain(error) or error}")
         except KeyboardInterrupt as stop:
@@ -82,9 +84,11 @@ class SlotsLauncher(Launcher):
             sys.exit(status_of(stop))
         return [_returned(different[point.folder]) for point in points]
 
+    @functools.cached_property
     def _slots(self) -> list[Slot]:
         asked = (self.config.trainer.accelerator, self.config.trainer.devices)
-        return slots_of(*asked, visible_gpus(), processors(), self.slots, self.per_gpu, self.threads)
+        gpus = [] if asked[0] == "cpu" else visible_gpus()
+        return slots_of(*asked, gpus, processors(), self.slots, self.per_gpu, self.threads)
 
 
 def _refuse_to_sweep_the_machine(plan: Plan) -> None:

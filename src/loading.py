@@ -23,9 +23,10 @@ from src.errors import UserError, memory_full, one_line
 from src.files import refuse_links_out
 from src.metrics_file import read_record
 from src.models.base import BaseVAE
-from src.runs import OURS, RunFolder, git_commit
+from src.runs import OURS, RunFolder, flatten, git_commit
 from src.subject import Subject
-from src.system.keys import READER, check
+from src.system.keys import READER, check, kind_of
+from src.system.kinds import spelled
 from src.trust import read_saved_config, resolved
 
 log = logging.getLogger(__name__)
@@ -164,6 +165,9 @@ def _read_config(folder: RunFolder) -> dict[str, Any]:
     for key, name in (found for part in BUILT for found in _targets(tree[part], f"{part}.")):  # the rest is not built
         if not isinstance(name, str) or name.split(".")[0] not in PACKAGES:
             raise _refusal(folder, key, name)
+    for key, value in flatten({part: tree[part] for part in BUILT}):
+        if (kind := kind_of(key)) is not None:
+            check(key, value, kind, f"{folder.config} says {key}={spelled(value)}")
     return tree
 
 

@@ -6,6 +6,9 @@ import re
 import resource
 import sys
 from pathlib import Path
+from typing import Any
+
+from src.errors import UserError
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # names and numbers of malloc.h
 
@@ -34,6 +37,20 @@ def multiplies_bfloat16() -> bool:
 def processors() -> int:
     """Processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_processes(devices: Any) -> None:
+    """See that each process of a training on the CPU has a processor; the two of trainer=ddp may be tried anywhere.
+
+    Args:
+        devices: ``trainer.devices``; of what is no number, Lightning says whether it can be.
+
+    Raises:
+        UserError: there are fewer processors.
+    """
+    here = max(2, processors())
+    if str(devices).isdecimal() and int(devices) > here:
+        raise UserError(f"trainer.devices={devices} processes on a CPU: this machine has processors for {here}")
 
 
 def peak_memory() -> float:

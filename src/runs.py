@@ -26,6 +26,7 @@ from src.checkpoints import WholeCheckpoints, fingerprint_in, first_readable, ha
 from src.data.base import ImageDataModule
 from src.errors import UserError
 from src.files import as_typed, readable, refuse_links_out, remove_unfinished, whole_file
+from src.machine import check_processes
 from src.metrics_file import BEFORE, put_aside, readable_record, write_record
 from src.models.base import BaseVAE
 from src.resuming import other_setting
@@ -219,7 +220,8 @@ def build_trainer(cfg: DictConfig) -> L.Trainer:
     """The trainer that a config describes, with its callbacks and loggers.
 
     Raises:
-        UserError: it would train on Apple's GPU, which does not compute in float64, as means over a split need.
+        UserError: it would train on Apple's GPU, which does not compute in float64, as means over a split need; or
+            in more processes than there are processors.
     """
     if on_apples_gpu(cfg):
         raise UserError(
@@ -236,6 +238,8 @@ def build_trainer(cfg: DictConfig) -> L.Trainer:
     if isinstance(steps, int) and steps >= 0:
         callbacks["step_limit"], steps = StepLimit(steps), -1
     profiler = cfg.trainer.get("profiler")
+    if not on_gpu(cfg):
+        check_processes(cfg.trainer.devices)
     trainer: L.Trainer = instantiate(
         cfg.trainer,
         max_steps=steps,

@@ -1,6 +1,7 @@
 """Evaluations of real runs, in the process and as a user types it."""
 
 import json
+import multiprocessing
 import shutil
 from pathlib import Path
 
@@ -126,12 +127,25 @@ def test_parts_are_kept_for_the_same_weights_only(evaluated, tmp_path):
 
 def test_two_evaluations_at_once_keep_both_results(finished, tmp_path):
     loaded = load_run(shutil.copytree(finished[0], tmp_path / "run"))
+    (tmp_path / "run" / "metrics.json").write_text(json.dumps(loaded.record))
     stamp = {"checkpoint": loaded.checkpoint_hash, "data": "x"}
-    first, second = (record.EvaluationRecord(loaded, "test") for _ in range(2))
-    first.keep("elbo", stamp)
-    second.keep("latents", stamp)
+    processes = multiprocessing.get_context("fork")
+    together = processes.Barrier(2)
+
+    def evaluation(name: str) -> None:
+        keeper = record.EvaluationRecord(loaded, "test")
+        together.wait()
+        for number in range(20):
+            keeper.keep(f"{name}{number}", stamp)
+
+    both = [processes.Process(target=evaluation, args=(name,)) for name in ("elbo", "latents")]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
     kept = json.loads((tmp_path / "run" / "metrics.json").read_text())["evaluation"]["test"]
-    assert list(kept) == ["elbo", "latents"]
+    assert [process.exitcode for process in both] == [0, 0]
+    assert len(kept) == 40
 
 
 def test_an_interrupted_run_is_evaluated_to_the_same_file_twice(finished, tmp_path, caplog):

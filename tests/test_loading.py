@@ -142,7 +142,7 @@ def test_a_record_that_is_none_is_refused(run, record):
 
 def test_a_link_to_itself_and_widths_that_are_none_are_refused(run):
     change(run, "model.encoder.widths", [])
-    with pytest.raises(UserError, match=r"widths=\[\]: give at least one"):
+    with pytest.raises(UserError, match=r"config.yaml says model.encoder.widths=\[\]: give a list of at least 1"):
         load_run(run)
     (run / "metrics.json").unlink()
     (run / "metrics.json").symlink_to("metrics.json")

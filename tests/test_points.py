@@ -5,6 +5,8 @@ import json
 import math
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -16,6 +18,7 @@ from src.sweeps.points import Point, unfinished
 from src.sweeps.reasons import reason
 from src.sweeps.records import Record
 from src.sweeps.slots import run_all
+from tests.helpers import ROOT
 from tests.points import point as started_point
 
 
@@ -186,6 +189,24 @@ def test_only_one_process_works_on_a_point(tmp_path, point):
     first.stop(time.monotonic() + 5)
     assert first.record.status == "interrupted"
     assert not is_locked(first.folder)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can be told to refuse locks")
+def test_where_the_disk_has_no_locks_a_sweep_says_so_once_and_goes_on(tmp_path):
+    code = f"""
+from pathlib import Path
+from tests.lockless import refuse_locks
+from tests.points import point
+from src.sweeps.slots import run_all
+from hydra_plugins.optuna_sweeper import _alone_in
+refuse_locks()
+folder = Path({str(tmp_path)!r})
+with _alone_in(folder):
+    run_all([point(folder, f"value={{i}}") for i in range(2)], [{{}}, {{}}])
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stderr.count("has no locks (No locks available)") == 1
+    assert "2 of 2 done" in done.stdout
 
 
 def test_no_process_of_a_point_outlives_it(tmp_path, point):

@@ -12,14 +12,15 @@ import pytest
 
 from src.errors import UserError
 from src.locks import is_locked
-from src.sweeps import slots
+from src.sweeps import gpus
+from src.sweeps.gpus import visible_gpus
 from src.sweeps.slots import run_all, slots_of
 from tests.helpers import ROOT
 from tests.points import WORKER, point
 
 
-def threads(of):
-    return [slot["OMP_NUM_THREADS"] for slot in of]
+def threads(slots):
+    return [slot["OMP_NUM_THREADS"] for slot in slots]
 
 
 def test_processors_are_divided_among_slots():
@@ -29,38 +30,6 @@ def test_processors_are_divided_among_slots():
     assert threads(slots_of("auto", 1, [], 2, slots=4)) == ["1"] * 4
     assert threads(slots_of("cpu", 1, ["0"], 8, slots=1, threads=3)) == ["3"]
     assert all("CUDA_VISIBLE_DEVICES" not in slot for slot in slots_of("cpu", 1, ["0", "1"], 8))
-
-
-LISTED = """\
-GPU 0: NVIDIA H100 PCIe (UUID: GPU-5d5ba0d6-d33d-2b2c-524d-9e3d8d2b8a77)
-  MIG 1g.10gb     Device  0: (UUID: MIG-c6d4f1ef-42e4-5de3-91c7-45d71c87eb3f)
-  MIG 3g.40gb     Device  1: (UUID: MIG-cba663e8-9bed-5b25-b243-5985ef7c9beb)
-GPU 1: NVIDIA A100-SXM4-40GB (UUID: GPU-e86cb44c-6756-fd30-cd4a-1e6da3caf9b0)
-GPU 2: Tesla V100-SXM2-16GB (UUID: GPU-1d8b8b1c-7f4e-1fd4-3a4b-7cbb7a0a1f11)
-"""
-
-
-@pytest.mark.parametrize(
-    ("script", "found"),
-    [
-        (f"cat <<'END'\n{LISTED}END", ["MIG-c6d4f1ef-42e4-5de3-91c7-45d71c87eb3f",
-                                      "MIG-cba663e8-9bed-5b25-b243-5985ef7c9beb", "1", "2"]),
-        ("echo No devices were found", []),
-        ("echo 'NVIDIA-SMI has failed because it could not communicate with the NVIDIA driver.'; exit 9", []),
-        ("exec sleep 60", []),
-    ],
-)  # fmt: skip
-def test_gpus_are_those_that_the_driver_lists(script, found, tmp_path, monkeypatch):
-    """The instances of a divided card in its place; a driver that is broken never answers."""
-    program = tmp_path / "nvidia-smi"
-    program.write_text(f"#!/bin/sh\n{script}\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(slots, "DRIVER_PATIENCE", 0.5)
-    assert slots.visible_gpus() == found
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-a, 1")
-    assert slots.visible_gpus() == ["MIG-a", "1"]
 
 
 def test_each_slot_sees_its_gpus_alone():
@@ -79,6 +48,79 @@ def test_each_slot_sees_its_gpus_alone():
         slots_of("gpu", [2, 3], ["0", "1", "2", "3"], 8)
     with pytest.raises(UserError, match=r"hydra.launcher.slots=0"):
         slots_of("cpu", 1, [], 8, slots=0)
+
+    assert seen("gpu", 1, ["MIG-a", "MIG-b", "GPU-c"], 8) == ["MIG-a", "MIG-b", "GPU-c"]
+    with pytest.raises(UserError, match="trainer.devices=2 GPUs a point, and 1 are here besides MIG instances"):
+        slots_of("gpu", 2, ["MIG-a", "MIG-b", "GPU-c"], 8)
+
+
+# As drivers print it: 470 and later, and those before, on a DGX whose first card is divided.
+CARDS = """\
+GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-e86cb44c-6756-fd30-cd4a-1e6da3caf9b0)
+GPU 1: NVIDIA A100-SXM4-40GB (UUID: GPU-5d5ba0d6-d33d-2b2c-524d-9e3d8d2b8a77)
+"""
+DIVIDED = """\
+GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-e86cb44c-6756-fd30-cd4a-1e6da3caf9b0)
+  MIG 3g.20gb     Device  0: (UUID: MIG-c6d4f1ef-42e4-5de3-91c7-45d71c87eb3f)
+  MIG 3g.20gb     Device  1: (UUID: MIG-cba663e8-9bed-5b25-b243-5985ef7c9beb)
+GPU 1: NVIDIA A100-SXM4-40GB (UUID: GPU-5d5ba0d6-d33d-2b2c-524d-9e3d8d2b8a77)
+"""
+DIVIDED_THEN = """\
+GPU 0: A100-SXM4-40GB (UUID: GPU-e86cb44c-6756-fd30-cd4a-1e6da3caf9b0)
+  MIG 1g.5gb Device 0: (UUID: MIG-GPU-e86cb44c-6756-fd30-cd4a-1e6da3caf9b0/7/0)
+  MIG 1c.3g.20gb Device 1: (UUID: MIG-GPU-e86cb44c-6756-fd30-cd4a-1e6da3caf9b0/1/0)
+"""
+BROKEN = "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver."
+
+
+@pytest.fixture
+def smi(tmp_path, monkeypatch):
+    """Puts a program nvidia-smi in front of any other, which prints something when it is asked for a list."""
+
+    def write(says: str, after: str = "") -> None:
+        program = tmp_path / "bin" / "nvidia-smi"
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(f"#!/bin/sh\n[ \"$*\" = -L ] || exit 2\ncat <<'END'\n{says}\nEND\n{after}\n")
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return write
+
+
+@pytest.mark.parametrize(
+    ("says", "names"),
+    [
+        (CARDS, ["GPU-e86cb44c-6756-fd30-cd4a-1e6da3caf9b0", "GPU-5d5ba0d6-d33d-2b2c-524d-9e3d8d2b8a77"]),
+        (
+            DIVIDED,
+            [
+                "MIG-c6d4f1ef-42e4-5de3-91c7-45d71c87eb3f",
+                "MIG-cba663e8-9bed-5b25-b243-5985ef7c9beb",
+                "GPU-5d5ba0d6-d33d-2b2c-524d-9e3d8d2b8a77",
+            ],
+        ),
+        (DIVIDED_THEN, [f"MIG-GPU-e86cb44c-6756-fd30-cd4a-1e6da3caf9b0/{part}/0" for part in (7, 1)]),
+        ("No devices found.", []),
+    ],
+)
+def test_cards_are_counted_and_in_place_of_divided_ones_their_instances(smi, monkeypatch, caplog, says, names):
+    smi(says)
+    assert visible_gpus() == names
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1, MIG-x")
+    assert visible_gpus() == ["1", "MIG-x"]
+    assert caplog.messages == []
+
+
+def test_a_driver_that_does_not_answer_is_waited_for_a_while_and_no_longer(smi, monkeypatch, caplog):
+    monkeypatch.setattr(gpus, "PATIENCE", 0.5)
+    smi(CARDS, "exec sleep 60")
+    assert visible_gpus() == []
+    smi(BROKEN, "exit 9")
+    assert visible_gpus() == []
+    slow, broken = caplog.messages
+    assert "nvidia-smi fails (no answer within 0.5 seconds): mend the driver, or set trainer=cpu" in slow
+    assert f"nvidia-smi fails ({BROKEN})" in broken
 
 
 # ---- many points ---------------------------------------------------------------------------------------------------

@@ -102,6 +102,13 @@ def test_a_second_run_does_not_overwrite_the_first(finished):
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != "train.log"}
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can be told to refuse locks")
+def test_where_the_disk_has_no_locks_a_run_says_so_once_and_goes_on(tmp_path):
+    done = cli("src.train", *QUICK, *PLAIN, "trainer=debug", f"hydra.run.dir={tmp_path}", module="tests.lockless")
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.count("has no locks (No locks available)") == 1
+
+
 def test_resume_refuses_other_settings(finished):
     run, _ = finished
     done = cli(*QUICK, f"hydra.run.dir={run}", "ckpt_path=last", "seed=0", "model.kl_weight=4")
@@ -199,6 +206,7 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
     ("overrides", "words"),
     [
         (["trainer.precision=bf16-true", "data.image_size=16"], ["trainer.precision=bf16-true", "bf16-mixed"]),
+        (["trainer=ddp", "trainer.devices=99", "data.image_size=16"], ["trainer.devices=99 processes on a CPU: this"]),
         (["callbacks.early_stopping.monitor=val/nothing", "data.image_size=16", "trainer=debug"], ["val/nothing"]),
     ],
 )

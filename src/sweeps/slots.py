@@ -1,12 +1,7 @@
 """As many points at a time as this machine has slots: its GPUs, or its processors, divided among them."""
 
 import contextlib
-import logging
-import os
-import re
-import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections import deque
@@ -16,40 +11,13 @@ from tqdm import tqdm
 
 from src.errors import UserError
 from src.interrupts import interrupt_on
+from src.sweeps.gpus import INSTANCE
 from src.sweeps.points import GRACE, Point
 from src.system.keys import require
 
-log = logging.getLogger(__name__)
-
 Slot = dict[str, str]  # the variables that pin a process to its part of the machine
 LOOK_EVERY = 0.2  # seconds
-DRIVER_PATIENCE = 20.0  # seconds; a driver that is broken never answers
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-
-
-def visible_gpus() -> list[str]:
-    """Names of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES takes them; torch is not imported.
-
-    Of a card that is divided (MIG), its instances.
-    """
-    if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return [name.strip() for name in named.split(",") if name.strip() not in ("", "-1")]
-    if shutil.which("nvidia-smi") is None:
-        return []
-    try:
-        listed = subprocess.run(
-            ["nvidia-smi", "-L"], capture_output=True, text=True, errors="replace", check=False, timeout=DRIVER_PATIENCE
-        )
-    except subprocess.TimeoutExpired:
-        log.warning("nvidia-smi does not answer within %g s: no GPU is counted on", DRIVER_PATIENCE)
-        return []
-    gpus: list[tuple[str, list[str]]] = []
-    for line in listed.stdout.splitlines() if listed.returncode == 0 else ():
-        if card := re.match(r"GPU (\d+):", line):
-            gpus.append((card[1], []))
-        elif gpus and (instance := re.match(r"\s+MIG .*\(UUID: (MIG-[^)]+)\)", line)):
-            gpus[-1][1].append(instance[1])
-    return [name for card, instances in gpus for name in instances or [card]]
 
 
 def slots_of(
@@ -66,7 +34,7 @@ def slots_of(
     Args:
         accelerator: ``trainer.accelerator`` of the points.
         devices: ``trainer.devices`` of the points: GPUs, or processes on a CPU, that each of them takes.
-        gpus: names of the GPUs here.
+        gpus: names of the GPUs here, see :func:`src.sweeps.gpus.visible_gpus`.
         processors: how many there are here.
         slots: how many slots; None for one a group of GPUs (times ``per_gpu``), or one a processor without them.
         per_gpu: points that share a GPU.
@@ -84,9 +52,12 @@ def slots_of(
     on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and bool(gpus))
     pins: list[Slot] = [{}]
     if on_gpu:
-        groups = [gpus[i : i + each] for i in range(0, len(gpus) - each + 1, each)]
+        # CUDA shows a process one instance at most.
+        whole = [name for name in gpus if each == 1 or not name.startswith(INSTANCE)]
+        groups = [whole[i : i + each] for i in range(0, len(whole) - each + 1, each)]
         if not groups:
-            raise UserError(f"trainer.devices={each} GPUs a point, and {len(gpus)} are here: choose trainer=cpu")
+            here = f"{len(whole)} are here" + (" besides MIG instances" if len(whole) < len(gpus) else "")
+            raise UserError(f"trainer.devices={each} GPUs a point, and {here}: choose trainer=cpu")
         pins = [{"CUDA_VISIBLE_DEVICES": ",".join(group)} for group in groups]
         count = slots or len(pins) * per_gpu
     else:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from src.errors import UserError
-from src.machine import processors
+from src.machine import check_processes
 from src.system.directions import mode_of
 from src.system.keys import KEYS, check, groups_of, kind_of, pattern_of, takes_paths
 from src.system.kinds import Anything, Kind, nearest, spelled
@@ -60,7 +60,8 @@ def check_config(config: DictConfig, command: str) -> None:
             _check_value(key, node, name, keys[pattern], lines.get(key))
     if command == "train":
         _check_modes(config)
-        _check_processes(config)
+        if OmegaConf.select(config, "trainer.accelerator") == "cpu":
+            check_processes(OmegaConf.select(config, "trainer.devices"))
 
 
 def _check_value(key: str, node: DictConfig, name: str, kind: Kind, line: str | None) -> None:
@@ -81,14 +82,6 @@ def expand_home(config: DictConfig, command: str) -> None:
         if isinstance(value, str) and value.startswith("~") and takes_paths(kind_of(key, keys)):
             with open_dict(config):
                 node[name] = os.path.expanduser(value)
-
-
-def _check_processes(config: DictConfig) -> None:
-    """On a CPU no more processes than there are processors; the two of trainer=ddp may be tried anywhere."""
-    devices = str(OmegaConf.select(config, "trainer.devices"))
-    here = max(2, processors())
-    if OmegaConf.select(config, "trainer.accelerator") == "cpu" and devices.isdecimal() and int(devices) > here:
-        raise UserError(f"trainer.devices={devices} processes on a CPU: this machine has processors for {here}")
 
 
 def _check_modes(config: DictConfig) -> None:

@@ -70,7 +70,8 @@ SAID = (  # of whole words
     *("data.val_fraction=0.999", "data.test_fraction=0.999", "data.image_size=1", "data.batch_size=1"),
     *("data.batch_size=100000", "trainer.precision=64", "trainer.precision=16-mixed", "trainer.accelerator=tpu"),
     *(
-        "trainer.devices=0",  # 99 would start as many processes
+        "trainer.devices=0",
+        "trainer.devices=99",
         "trainer.devices=[7]",
         "trainer.strategy=ddp",
         "trainer.strategy=fsdp",
