@@ -45,11 +45,8 @@ def export(subject: Subject, own: Pictures | None, folder: Path, form: str) -> I
         classes = [pool.classes[label] if label >= 0 else "" for label in codes.label.tolist()]
         yield _write(folder / f"{split}.{form}", names, classes, codes.mean.numpy(), codes.scale.numpy())
     if own is not None:
-        with torch.no_grad():
-            posteriors = [subject.model.posterior(x.to(subject.device)).base_dist for x in own.x.split(250)]
-        mean = torch.cat([p.mean.cpu() for p in posteriors]).numpy()
-        scale = torch.cat([p.stddev.cpu() for p in posteriors]).numpy()
-        yield _write(folder / f"pictures.{form}", own.names, [""] * len(mean), mean, scale)
+        mean, scale = subject.posterior(own.x)
+        yield _write(folder / f"pictures.{form}", own.names, [""] * len(mean), mean.numpy(), scale.numpy())
 
 
 def _write(path: Path, names: list[str], classes: list[str], mean: np.ndarray, scale: np.ndarray) -> Path:

@@ -11,6 +11,7 @@ from torch import Tensor
 from src.data.base import ImageDataModule, Split
 from src.data.batches import Batch
 from src.errors import UserError
+from src.footprint import fitting
 from src.metrics.posterior import draw_mixture, fit_mixture
 from src.models.base import BaseVAE
 from src.randomness import derive_seed, stream
@@ -44,7 +45,8 @@ class Subject:
         datamodule: the data.
         split: the images the model is judged on.
         seed: decides every draw.
-        batch_size: images (or codes) that pass through a network at once.
+        batch_size: images (or codes) that are taken or drawn together; fewer pass through a network at once where its
+            layers are large.
         cache_dir: where feature networks are kept.
         checkpoint: hash of the weights' file; "" for weights that are in no file.
         epochs: metrics of every epoch of training, as far as they are known.
@@ -87,13 +89,19 @@ class Subject:
             yield Batch(x, pool.labels[index]), index
 
     @torch.no_grad()
+    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Means and standard deviations ``[N, D]``, on the CPU, of the posteriors of images ``[N, C, H, W]``."""
+        at_once = min(self.batch_size, fitting(self.model.encoder, x[:1].to(self.device)))
+        posteriors = [self.model.posterior(part.to(self.device)).base_dist for part in x.split(at_once)]
+        return torch.cat([p.mean for p in posteriors]).cpu(), torch.cat([p.stddev for p in posteriors]).cpu()
+
+    @torch.no_grad()
     def codes(self, split: Split) -> Codes:
         """Posteriors of every image of a split; computed once."""
         if split not in self._codes:
             parts = []
             for batch, index in self.batches(split):
-                posterior = self.model.posterior(batch.x).base_dist
-                parts.append((posterior.mean.cpu(), posterior.stddev.cpu(), batch.label, index))
+                parts.append((*self.posterior(batch.x), batch.label, index))
             codes = Codes(*(torch.cat(column) for column in zip(*parts, strict=True)))
             if not (codes.mean.isfinite().all() and codes.scale.isfinite().all()):
                 raise UserError("the codes of the images are not finite: the training diverged")
@@ -114,22 +122,24 @@ class Subject:
     @torch.no_grad()
     def decode(self, z: Tensor) -> Iterator[Tensor]:
         """Of codes ``[N, D]``."""
-        for part in z.split(self.batch_size):
+        at_once = min(self.batch_size, fitting(self.model.decoder, z[:1].to(self.device)))
+        for part in z.split(at_once):
             yield self.model.decode(part.to(self.device)).mean.cpu()
 
     @torch.no_grad()
     def reconstruct(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
         """Of the posterior means of batches of images."""
         for x in batches:
-            yield self.model.decode(self.model.posterior(x.to(self.device)).mean).mean.cpu()
+            mean, _ = self.posterior(x)
+            yield torch.cat([*self.decode(mean)])
 
     @torch.no_grad()
     def generate(self, count: int) -> Iterator[Tensor]:
         """Of ``count`` draws from the model's prior."""
         for start in range(0, count, self.batch_size):
             with stream(self.seed, "prior", start):
-                images = self.model.generate(min(self.batch_size, count - start)).mean.cpu()
-            yield images
+                z = self.model.prior().sample((min(self.batch_size, count - start),))
+            yield from self.decode(z)
 
     def generate_from_mixture(self, components: int, count: int) -> Iterator[Tensor]:
         """Of ``count`` draws from the mixture fitted to training codes."""

@@ -10,7 +10,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from src import record
+from src import footprint, record
 from src.errors import UserError
 from src.evaluation.codes import latents, representation
 from src.evaluation.likelihood import bound, bytes_a_code, samples_at_once
@@ -210,6 +210,32 @@ def test_codes_are_decoded_as_many_at_once_as_the_largest_layer_lets():
     assert samples_at_once(2**40, 5_000) == (1, 1)
     _, wide = built("model=conv_wide", "data=digits", "data.image_size=28")
     assert bytes_a_code(wide.eval()) == 2 * 128 * 28 * 28 * 4  # into and out of its last batch norm
+
+
+def test_no_more_pass_through_a_network_at_once_than_its_largest_layer_allows(monkeypatch):
+    """Small images from and to a layer of 1.6 MiB; without the limit all are the same but for rounding."""
+    datamodule, model = built(*QUICK)
+    side = 640
+    large = [nn.Upsample((side, side)), nn.AdaptiveAvgPool2d(16)]
+    model.encoder = nn.Sequential(*large, model.encoder)
+    model.decoder = nn.Sequential(nn.Unflatten(1, (1, 1, -1)), *large)
+    seen = []
+    for network in (model.encoder, model.decoder):
+        network.register_forward_hook(lambda network, given, made: seen.append(len(given[0])))
+
+    def figures() -> tuple[list[torch.Tensor], int]:
+        seen.clear()
+        subject = Subject(model.eval(), datamodule)
+        x = examples(datamodule, "test", 200)
+        return [*subject.codes("test"), *subject.reconstruct([x]), torch.cat([*subject.generate(300)])], max(seen)
+
+    limited, at_once = figures()
+    assert at_once * 4 * side**2 <= footprint.BYTES_AT_ONCE
+    monkeypatch.setattr(footprint, "BYTES_AT_ONCE", 2**40)
+    unlimited, at_once = figures()
+    assert at_once == 250
+    torch.testing.assert_close(limited, unlimited)
+    assert footprint.largest_layer(nn.LSTM(3, 5), torch.zeros(1, 7, 3)) == 4 * (21 + 35 + 2 * 35)  # output, states
 
 
 def test_the_bound_says_beforehand_how_long_it_takes(subject, caplog):

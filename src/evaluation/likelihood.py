@@ -6,12 +6,13 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from src.callbacks.memory import ProgressBar
 from src.callbacks.resume import ReproducibleNoise
 from src.console import progress
 from src.data.base import ImageDataModule
+from src.footprint import BYTES_AT_ONCE, largest_layer
 from src.metrics.bounds import importance_bound
 from src.metrics.reconstruction import Similarity
 from src.models.base import BaseVAE
@@ -21,8 +22,6 @@ from src.subject import Subject
 LIKELIHOODS_IMAGES = 8  # its parameters, and what is computed of them
 
 log = logging.getLogger(__name__)
-
-BYTES_AT_ONCE = 2**26  # of the decoder's largest layer, for the codes that are decoded at once for the importance bound
 
 
 def tested(trainer: L.Trainer, model: BaseVAE, datamodule: ImageDataModule) -> dict[str, float | int]:
@@ -93,26 +92,13 @@ def bound(subject: Subject, samples: int, images: int | None) -> dict[str, Any]:
     }
 
 
-@torch.no_grad()
 def bytes_a_code(model: BaseVAE) -> int:
-    """Memory that decoding a code takes for a moment: what goes into the largest layer and comes out of it.
+    """Memory that decoding a code takes for a moment: the decoder's largest layer, in and out.
 
-    Layers keep nothing without gradients. The likelihood counts as one: it holds some images of float32 at a time.
+    The likelihood counts as one: it holds some images of float32 at a time.
     """
-    codes, pixels = 2, torch.Size(model.image_shape).numel()
-    largest = [LIKELIHOODS_IMAGES * pixels * torch.float32.itemsize]
-
-    def look(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        largest.append((inputs[0].nbytes + output.nbytes) // codes)
-
-    layers = [layer for layer in model.decoder.modules() if not any(layer.children())]
-    handles = [layer.register_forward_hook(look) for layer in layers]
-    try:
-        model.decode(torch.zeros(codes, model.latent_dim, device=model.device))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return max(largest)
+    likelihood = LIKELIHOODS_IMAGES * torch.Size(model.image_shape).numel() * torch.float32.itemsize
+    return max(likelihood, largest_layer(model.decoder, torch.zeros(1, model.latent_dim, device=model.device)))
 
 
 def samples_at_once(bytes_each: int, samples: int) -> tuple[int, int]:

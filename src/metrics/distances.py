@@ -142,19 +142,20 @@ def reach(features: Tensor, k: int) -> Tensor:
     return torch.cat(parts)
 
 
-def nearest(images: Tensor, pool: Tensor, index: Tensor, at_once: int = 1_000) -> tuple[Tensor, Tensor]:
+def nearest(images: Tensor, pool: Tensor, index: Tensor, at_once: int | None = None) -> tuple[Tensor, Tensor]:
     """The nearest of some stored images to each of N images.
 
     Args:
         images: ``[N, C, H, W]`` in [0, 1].
         pool: uint8 ``[M, C, H, W]``, maybe on disk.
         index: which of the pool to look at.
-        at_once: stored images in memory as floats.
+        at_once: stored images in memory as floats; None for at most 1,000, and 256 MiB of them.
 
     Returns:
         Distance, root mean square over pixels, and place in the pool, both ``[N]``.
     """
     flat = images.flatten(1)
+    at_once = at_once or max(1, min(1_000, 2**26 // flat.shape[1]))
     best = torch.full((len(flat),), float("inf"))
     where = torch.zeros(len(flat), dtype=torch.long)
     for part in index.split(at_once):

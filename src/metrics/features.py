@@ -22,6 +22,7 @@ from src.data.base import ImageDataModule
 from src.data.batches import BatchIndices
 from src.errors import UserError
 from src.files import whole_file
+from src.footprint import fitting
 from src.randomness import stream
 
 log = logging.getLogger(__name__)
@@ -100,7 +101,8 @@ class Features:
     def __call__(self, batches: Iterable[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
         """Features and logits of batches ``[B, C, H, W]`` in [0, 1]: ``[N, F]`` each, float64 on the CPU."""
         network = self.network.to(device).eval()
-        parts = [network(batch.to(device).clamp(0, 1)) for batch in batches]
+        given = (batch.to(device).clamp(0, 1) for batch in batches)
+        parts = [network(x) for batch in given for x in batch.split(fitting(network, batch[:1]))]
         features, logits = (torch.cat([side.double().cpu() for side in column]) for column in zip(*parts, strict=True))
         if not features.isfinite().all():
             raise UserError("the model draws images that are not finite: its training diverged")
@@ -159,7 +161,7 @@ def _train(network: FeatureNetwork, datamodule: ImageDataModule) -> dict[str, An
     with torch.no_grad():
         right = [
             network(datamodule.scale(pool.images[index].to(device)))[1].argmax(1).cpu() == pool.labels[index]
-            for index in val.split(250)
+            for index in val.split(BATCH)
         ]
     return {"validation_accuracy": torch.cat(right).double().mean().item()}
 
