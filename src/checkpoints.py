@@ -91,7 +91,8 @@ class WholeCheckpoints(TorchCheckpointIO):
 def _marks(tree: Any) -> Any:
     """Of what a checkpoint holds: equal where that is, told without looking at the weights.
 
-    A tensor's version changes with every operation that writes into it.
+    Between two steps, that is, whose number is among them: fused optimizers write into weights without a new version,
+    which all other operations give a tensor that they write into.
     """
     if isinstance(tree, Tensor):
         return tree.data_ptr(), tree._version, tree.shape, tree.dtype

@@ -24,6 +24,7 @@ LESS_MEMORY = {
     "benchmark": "name fewer parts=, or smaller steps.experiments",
     "report": "report a part of the sweep's folder at a time",
 }
+TOO_LARGE = "the model's weights are too large, train it with a smaller optimizer.lr"
 
 
 class UserError(Exception):
@@ -88,10 +89,11 @@ def memory_full(error: BaseException) -> str | None:
 
 def _size(number: float, unit: str) -> str:
     """``4000000000 bytes`` as ``3.73 GiB``; other units stay."""
-    units = iter(("KiB", "MiB", "GiB", "TiB", "PiB"))
     if unit == "bytes":
-        while number >= 1024:
-            number, unit = number / 1024, next(units)
+        for larger in ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB"):
+            if number < 1024:
+                break
+            number, unit = number / 1024, larger
     return f"{number:.4g} {unit}"
 
 

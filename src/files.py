@@ -32,7 +32,8 @@ def whole_file(path: Path) -> Iterator[Path]:
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     except OSError as error:
-        if error.filename in (None, name):  # a failed write names no file, and nobody knows the temporary one
+        # A failed write names no file, and nobody knows the temporary one. A socket's timeout is of another kind.
+        if error.errno is not None and error.filename in (None, name):
             error.filename = str(path)
         raise
     finally:

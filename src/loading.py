@@ -18,12 +18,13 @@ from torch.utils.data import Dataset
 
 from src.acceleration import lay_out
 from src.checkpoints import fingerprint_in, hash_of, read_checkpoint, weights_of
+from src.contents import OURS
 from src.data.base import ImageDataModule
 from src.errors import UserError, memory_full, one_line
 from src.files import refuse_links_out
 from src.metrics_file import read_record
 from src.models.base import BaseVAE
-from src.runs import OURS, RunFolder, flatten, git_commit
+from src.runs import RunFolder, flatten, git_commit
 from src.subject import Subject
 from src.system.keys import READER, check, kind_of
 from src.system.kinds import spelled
@@ -82,14 +83,14 @@ def load_run(
         advice = f"{folder.path} was written by another version of the code" + (f": commit {commit}" if commit else "")
 
     data = config["data"]
-    if "download" in data:
-        data["download"] = False  # wherever the folder comes from, nothing is fetched to wherever it says
     for key, value in (("root", data_root), ("cache_dir", cache_dir)):
         if key in data and value is not None:
             data[key] = value
         elif key == "root" and value is not None:
             raise UserError(f"data.root={value}: the images of this run ({data.get('name')}) are in no folder")
     datamodule = _built(folder, "data", data, advice)
+    if hasattr(datamodule, "download"):
+        datamodule.download = False  # wherever the folder comes from, nothing is fetched to wherever it says
     training = {"image_shape": datamodule.image_shape, "optimizer": torch.optim.SGD}  # asked for, and never used
     model = _built(folder, "model", config["model"] | training, advice)
 

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from src.contents import LOCK
 from src.errors import UserError
 
 log = logging.getLogger(__name__)
 
-LOCK = ".lock"
 HELD = "IMAGE_VAE_LOCKED"  # names the folder that a process was started to work in, locked by its starter
 PATIENCE = 0.5  # seconds: who only looks whether a folder is locked holds its lock for an instant
 
@@ -35,7 +35,7 @@ def lock(folder: Path, name: str = LOCK, patience: float | None = PATIENCE) -> I
     """
     until = None if patience is None else time.monotonic() + patience
     while True:
-        file = open(folder / name, "a")  # noqa: SIM115 (held by whoever asked)
+        file = open(folder / name, "a", opener=_follow_no_link)  # noqa: SIM115 (held by whoever asked)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             with contextlib.suppress(FileNotFoundError):  # else it was removed meanwhile, and locks nothing
@@ -51,6 +51,11 @@ def lock(folder: Path, name: str = LOCK, patience: float | None = PATIENCE) -> I
             return None
         file.close()
         time.sleep(0.05)
+
+
+def _follow_no_link(path: str, flags: int) -> int:
+    """Open what a folder holds itself: a file elsewhere must not come to be."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 @functools.cache
@@ -102,7 +107,7 @@ def lock_for_training(folder: Path) -> IO[str] | None:
     Raises:
         UserError: another training is in it.
     """
-    ranks = [os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")]
+    ranks = [os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")]
     if is_held_for_us(folder) or any(rank.isdecimal() and int(rank) > 0 for rank in ranks):
         return None
     try:

@@ -6,12 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from src.contents import BEFORE, METRICS, METRICS_LOCK
 from src.errors import UserError, one_line
 from src.files import whole_file
 from src.locks import lock
-
-METRICS = "metrics.json"
-BEFORE = "metrics.before.json"  # of an earlier end of a run that goes on
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -85,7 +83,7 @@ def write_record(run: Path, record: Mapping[str, Any], checkpoints: Mapping[str,
 @contextlib.contextmanager
 def locked(run: Path) -> Iterator[None]:
     """Keep other processes from writing ``metrics.json`` meanwhile: it is read, changed and written."""
-    with lock(run, ".metrics.lock", patience=None) or contextlib.nullcontext():
+    with lock(run, METRICS_LOCK, patience=None) or contextlib.nullcontext():
         yield
 
 

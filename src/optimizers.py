@@ -1,5 +1,6 @@
 """The optimizer of a model: weights of layers with many inputs take shorter steps where steps have a fixed length."""
 
+import contextlib
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -43,12 +44,11 @@ def optimizer_of(model: nn.Module, make: Callable[..., Optimizer]) -> Optimizer:
 def follows_gradient(make: Callable[..., Optimizer]) -> bool:
     """Whether steps grow with the gradient, as SGD's do; those of Adam have about the same length for any gradient.
 
-    Found out by steps of a single weight, which those that search along a line, such as LBFGS, do not take: True.
+    Found out by steps of a single weight. Those that search along a line, such as LBFGS, want the loss as a function:
+    theirs do. Those that take no step on a CPU, such as quantized ones, are taken for kinds of Adam.
     """
     step = make([nn.Parameter(torch.zeros(1, 1))]).step
-    if any(
-        p.default is p.empty for p in inspect.signature(step).parameters.values()
-    ):  # it wants the loss as a function
+    if any(p.default is p.empty for p in inspect.signature(step).parameters.values()):
         return True
     return _moved(make, weight=0.0, gradient=8.0) > 2 * _moved(make, weight=0.0, gradient=1.0)
 
@@ -59,19 +59,25 @@ def decays_apart(make: Callable[..., Optimizer]) -> bool:
 
 
 def _moved(make: Callable[..., Optimizer], weight: float, gradient: float) -> float:
-    """How far a step moves a weight: the last of some, as RAdam's first ones are of another kind."""
+    """How far a step moves a weight: the last of some, as RAdam's first ones are of another kind.
+
+    On the CPU, so not as part of a CUDA graph. 0 where no step can be taken there.
+    """
     parameter = nn.Parameter(torch.full((1, 1), weight, dtype=torch.float64))
-    optimizer = make([{"params": [parameter], "lr": 1e-3}])
-    for _ in range(STEPS):
-        before = parameter.item()
-        parameter.grad = torch.full_like(parameter, gradient)
-        optimizer.step()
+    optimizer = make([{"params": [parameter], "lr": 1e-3, "capturable": False}])
+    before = weight
+    with contextlib.suppress(Exception):  # whatever an optimizer of others raises; the training will, if it must
+        for _ in range(STEPS):
+            before = parameter.item()
+            parameter.grad = torch.full_like(parameter, gradient)
+            optimizer.step()
     return abs(before - parameter.item())
 
 
 def _multiply(optimizer: Optimizer, *_: Any) -> None:
-    for group in optimizer.param_groups:
-        group |= {key: group[key] * factor for key, factor in group.get(FACTORS, {}).items()}
+    ordinary = optimizer.param_groups[0]  # not the group's own: a step that an exception has left has put none back
+    for group in optimizer.param_groups[1:]:
+        group |= {key: ordinary[key] * factor for key, factor in group.get(FACTORS, {}).items()}
 
 
 def _put_back(optimizer: Optimizer, *_: Any) -> None:

@@ -23,14 +23,16 @@ from src.acceleration import NoProfiler, lay_out, on_apples_gpu, on_gpu
 from src.callbacks.resume import StepLimit
 from src.callbacks.show import Dashboard
 from src.checkpoints import WholeCheckpoints, fingerprint_in, first_readable, hash_of, read_checkpoint
+from src.contents import BEFORE, METRICS
 from src.data.base import ImageDataModule
 from src.errors import UserError
-from src.files import as_typed, readable, refuse_links_out, remove_unfinished, whole_file
+from src.files import as_typed, readable, remove_unfinished, whole_file
 from src.machine import check_processes
-from src.metrics_file import BEFORE, put_aside, readable_record, write_record
+from src.metrics_file import put_aside, readable_record, write_record
 from src.models.base import BaseVAE
 from src.resuming import other_setting
 from src.sweeps.records import PLAN
+from src.system.kinds import spelled
 from src.trust import read_saved_config, resolved, saved_value
 
 log = logging.getLogger(__name__)
@@ -39,11 +41,6 @@ log = logging.getLogger(__name__)
 CHOICES = ("experiment", "model", "data", "likelihood@model.likelihood", "optimizer", "schedule", "trainer")
 # Keys of the data that name places, not properties of the images.
 ELSEWHERE = ("root", "cache_dir", "where_to_get", "dataset", "download", "checksum", "published", "name")
-# What a run folder holds.
-OURS = (
-    *(".hydra", "checkpoints", "embedding", "figures", "tensorboard", "metrics.json", BEFORE, "train.log"),
-    *(".lock", ".metrics.lock"),
-)
 
 
 class Start(NamedTuple):
@@ -63,7 +60,7 @@ class RunFolder:
         self.config = self.path / ".hydra" / "config.yaml"
         self.last = self.path / "checkpoints" / "last.ckpt"
         self.best = self.path / "checkpoints" / "best.ckpt"
-        self.metrics = self.path / "metrics.json"
+        self.metrics = self.path / METRICS
         self.before = self.path / BEFORE
         self.figures = self.path / "figures"
         self.tensorboard = self.path / "tensorboard"
@@ -87,7 +84,6 @@ class RunFolder:
         if named is not None and not named.is_file():
             raise UserError(f"there is no checkpoint {named}: check ckpt_path")
         if resumes and rank_zero_only.rank == 0:
-            refuse_links_out(self.path, OURS)
             self._refuse_other_settings(cfg)
         elif self.config.exists() and rank_zero_only.rank == 0:
             way = "resume it with ckpt_path=last" if kept else "delete it (no epoch of it was completed)"
@@ -155,7 +151,9 @@ class RunFolder:
         if (key := other_setting(then, now)) is not None:
             raise UserError(
                 f"{self.path} was trained with {key}={then.get(key)}, this resume says {now.get(key)}: repeat its "
-                f"overrides ({self.path}/.hydra/overrides.yaml), or start a new run"
+                f"overrides ({self.path}/.hydra/overrides.yaml)"
+                + (f" or add {key}={spelled(then[key])}" if key in then and key in now else "")
+                + ", or start a new run"
             )
 
     def write_record(self, record: dict[str, Any]) -> None:
@@ -214,6 +212,22 @@ def build_model(cfg: DictConfig, datamodule: ImageDataModule) -> BaseVAE:
         _convert_="all",
     )
     return lay_out(model, cfg.trainer.precision, on_gpu(cfg))
+
+
+def check_metrics(cfg: DictConfig, model: BaseVAE, datamodule: ImageDataModule) -> None:
+    """See that what a run is compared, kept or stopped by is computed for these pixels under this likelihood.
+
+    Raises:
+        UserError: it asks for bits per dimension where the likelihood is none of the data.
+    """
+    if model.likelihood.bits_per_dim(0.0, 1, datamodule.pixels) is not None:
+        return
+    for key, value in flatten(OmegaConf.to_container(cfg, resolve=True)):
+        if value == "val/bits_per_dim" and key.endswith(("compare_by", "monitor")):
+            raise UserError(
+                f"{key}={value}: a likelihood of {model.likelihood.supports} pixels is none of these "
+                f"{datamodule.pixels} ones, so there are no bits per dimension: choose val/elbo"
+            )
 
 
 def build_trainer(cfg: DictConfig) -> L.Trainer:

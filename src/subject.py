@@ -10,7 +10,7 @@ from torch import Tensor
 
 from src.data.base import ImageDataModule, Split
 from src.data.batches import Batch
-from src.errors import UserError
+from src.errors import TOO_LARGE, UserError
 from src.footprint import fitting
 from src.metrics.posterior import draw_mixture, fit_mixture
 from src.models.base import BaseVAE
@@ -104,7 +104,7 @@ class Subject:
                 parts.append((*self.posterior(batch.x), batch.label, index))
             codes = Codes(*(torch.cat(column) for column in zip(*parts, strict=True)))
             if not (codes.mean.isfinite().all() and codes.scale.isfinite().all()):
-                raise UserError("the codes of the images are not finite: the training diverged")
+                raise UserError(f"the codes of the images are not finite: {TOO_LARGE}")
             self._codes[split] = codes
         return self._codes[split]
 

@@ -44,6 +44,7 @@ def main(cfg: DictConfig) -> float | None:
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     datamodule = runs.build_datamodule(cfg)
     model = runs.build_model(cfg, datamodule)
+    runs.check_metrics(cfg, model, datamodule)
     # A damaged or foreign checkpoint is named before anything starts.
     if start.weights is not None:
         model.load_state_dict(checkpoints.weights_of(start.weights, start.checkpoint, model))

@@ -21,6 +21,7 @@ from src.callbacks.resume import BestCheckpoint, PatientEarlyStopping, Reproduci
 from src.errors import UserError
 from src.metrics.means import ExampleMean
 from src.sweeps.callback import Sweep
+from tests.gpu_check.__main__ import Checks
 from tests.gpu_check.spy import Spy
 from tests.helpers import built, composed, examples, multirun_config
 
@@ -177,6 +178,15 @@ def test_the_gpu_checks_spy_sees_what_lies_otherwise():
 
     with pytest.raises(AssertionError, match="the state lies otherwise"):
         fit(model, datamodule, Spoil(), Spy(), limit_train_batches=2)
+
+
+def test_a_gpu_check_that_ends_early_has_failed(tmp_path, capsys):
+    """Whatever it raises."""
+    checks = Checks(tmp_path, "cpu", 1.0)
+    checks.check("fine", lambda: None)
+    checks.check("broken", lambda: torch.empty(-1))
+    assert checks.failed == ["broken"]
+    assert "FAIL broken (0 s) RuntimeError" in capsys.readouterr().out
 
 
 def test_throughput_does_not_depend_on_when_validation_comes():

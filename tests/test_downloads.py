@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import json
 import os
+import socket
 import struct
 import tempfile
 import threading
@@ -16,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from src.data import arrays
 from src.data.arrays import DOWNLOADING
 from src.errors import UserError, explain
 from src.locks import turn
@@ -136,6 +138,24 @@ def test_processes_that_start_together_download_once(name, locks, server, tmp_pa
     if locks:
         assert set(server.asked.values()) == {1}
         assert f"{name}: waiting for another process, which downloads into {tmp_path}/data" in said
+    assert not list(tmp_path.rglob(".*"))
+
+
+def silent(request: BaseHTTPRequestHandler, content: bytes) -> None:
+    request.send_response(200)
+    request.send_header("Content-Length", str(len(content)))
+    request.end_headers()
+    time.sleep(1)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_server_that_falls_silent_is_left(name, server, tmp_path, monkeypatch):
+    """torchvision would wait for ever, and so would all who wait for its lock."""
+    monkeypatch.setattr(arrays, "STALLED", 0.2)
+    server.answer = silent
+    with pytest.raises(UserError, match="could not be downloaded .*timed out"):
+        _ = data(*SETS[name], f"data.root={tmp_path}").pool
+    assert socket.getdefaulttimeout() is None
     assert not list(tmp_path.rglob(".*"))
 
 

@@ -53,6 +53,7 @@ def allocate(what: str) -> BaseException:
 def test_each_library_says_it_in_its_own_words():
     for library in ("torch", "numpy"):
         assert re.match(r"the memory is full \(\S+ PiB more were asked for\): lower", explain(allocate(library)))
+    assert "(1.049e+06 EiB more" in explain(RuntimeError(f"can't allocate memory: you tried to allocate {2**80} bytes"))
     for error in (
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 8 GiB"),
         RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),

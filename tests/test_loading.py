@@ -288,13 +288,14 @@ def test_links_out_are_refused_at_any_depth(run, tmp_path, place):
     assert [*outside.iterdir()] == [outside / "mine"]
 
 
-def test_reading_a_run_downloads_nothing(run, tmp_path):
+@pytest.mark.parametrize("said", [{"download": True}, {}])
+def test_reading_a_run_downloads_nothing(run, tmp_path, said):
     """A foreign one says where to, and would fill any folder that can be written to."""
     mnist = {
         "_target_": "src.data.arrays.TorchvisionDataModule",
         "dataset": {"_target_": "hydra.utils.get_class", "path": "torchvision.datasets.MNIST"},
         "root": str(tmp_path / "root"),
-        "download": True,
+        **said,
     }
     for key, value in mnist.items():
         change(run, f"data.{key}", value)

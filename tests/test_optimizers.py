@@ -182,3 +182,38 @@ def test_sgd_trains_the_posterior_head():
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1_000)
         optimizer.step()
     assert (head - before).norm() > 0.01 * before.norm()  # it was 1.3e-4 after 200 steps
+
+
+def test_a_step_that_an_exception_has_left_leaves_no_shorter_ones():
+    """As one that memory was too small for: the factors of the next step came on top of its own."""
+    wide, _ = pair()
+    optimizer = optimizer_of(wide, Leaving)
+    for _ in range(3):
+        with pytest.raises(MemoryError):
+            optimizer.step()
+    assert [group["lr"] for group in optimizer.param_groups] == [1e-3, 1e-3 / 16]
+
+
+class Leaving(torch.optim.Adam):
+    """Takes no steps of wide layers."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, lr=1e-3)
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        if any(FACTORS in group for group in self.param_groups):
+            raise MemoryError
+        super().step(closure)
+
+
+def test_optimizers_that_take_no_step_on_a_cpu_are_taken_for_adam():
+    class OnGPU(torch.optim.AdamW):
+        def step(self, closure=None):
+            raise RuntimeError("expected a CUDA tensor")
+
+    for make in (OnGPU, lambda parameters: torch.optim.AdamW(parameters, capturable=True)):
+        assert not follows_gradient(make)
+        wide, _ = pair()
+        assert optimizer_of(wide, make).param_groups[1][FACTORS]["lr"] == 1 / 16
+    assert decays_apart(lambda parameters: torch.optim.AdamW(parameters, capturable=True, weight_decay=0.01))

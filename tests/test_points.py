@@ -50,6 +50,14 @@ def test_a_finished_point_is_recorded_with_its_value_and_not_run_again(tmp_path,
     assert not point(tmp_path, "value=2.5", "other=1").finished_before()
 
 
+def test_a_point_writes_nothing_through_a_link_out(tmp_path, point):
+    one = point(tmp_path / "sweep", "value=1")
+    one.folder.mkdir(parents=True)
+    (one.folder / "output.log").symlink_to(tmp_path / "elsewhere")
+    assert "output.log cannot be followed" in finish(one).error
+    assert not (tmp_path / "elsewhere").exists()
+
+
 @pytest.mark.parametrize("checkpoint", [[], ["checkpoint=1"]])
 def test_a_folder_with_other_settings_is_neither_taken_nor_changed(tmp_path, point, checkpoint):
     first = point(tmp_path, "value=1", *checkpoint)

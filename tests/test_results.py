@@ -8,6 +8,7 @@ from src.reporting.report import write_report
 from src.reporting.results import plain, read_results
 from src.reporting.statistics import configurations
 from src.sweeps.plan import Plan
+from src.sweeps.records import compared
 from tests.points import record, trade, write_grid, write_point
 
 
@@ -104,6 +105,15 @@ def test_points_are_compared_by_what_they_say_at_the_epoch_they_kept(tmp_path):
     assert results.table.value.tolist() == [-102, -100]
     assert results.table.maximize.all()
     assert "Next: kl_weight = 0.5." in write_report(results).read_text().split("Chosen by val/elbo:")[1]
+
+
+def test_a_run_without_what_it_is_compared_by_is_compared_by_nothing():
+    """Another metric in its place would be searched in the wrong direction."""
+    best = {"val/loss": 60.0, "val/elbo": -100.0}
+    assert compared({"best": best, "config": {"compare_by": "val/bits_per_dim"}}) == ("val/bits_per_dim", None)
+    assert compared({"best": best, "config": {"compare_by": "val/elbo"}}) == ("val/elbo", -100.0)
+    assert compared({"best": best, "config": {}}) == ("val/loss", 60.0)
+    assert compared({}) == (None, None)
 
 
 def test_memory_is_that_of_the_gpu_only_where_all_points_were_on_gpus(tmp_path):

@@ -67,6 +67,16 @@ def test_one_training_at_a_time_works_in_a_run_folder(run, monkeypatch):
     lock_for_training(run).close()
 
 
+@pytest.mark.parametrize("name", [".lock", "train.log", "metrics.json"])
+def test_a_resume_writes_nothing_through_a_link_out(run, tmp_path, name):
+    """The lock was made, and the log begun, before anybody looked."""
+    (run / name).unlink(missing_ok=True)
+    (run / name).symlink_to(tmp_path / "elsewhere")
+    done = cli(*RESUMED, "trainer.max_epochs=3", f"hydra.run.dir={run}")
+    assert_one_line_error(done, name, "take it away")
+    assert not (tmp_path / "elsewhere").exists()
+
+
 def test_where_there_are_no_locks_that_is_said_once(tmp_path, monkeypatch, caplog):
     def no_locks(*_):
         raise OSError(errno.ENOLCK, "No locks available")

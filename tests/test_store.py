@@ -281,6 +281,23 @@ def test_a_damaged_cache_is_made_anew(damage, picture_folder, tmp_path, caplog):
     assert [*(tmp_path / "cache").iterdir()] == [folder]
 
 
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOMEM, errno.ESTALE])
+def test_a_cache_that_cannot_be_read_now_is_not_taken_for_damaged(code, picture_folder, tmp_path, monkeypatch):
+    """It was decoded anew, and replaced."""
+    root = picture_folder({f"{i}.png": (9, 9) for i in range(3)})
+    load(root, tmp_path / "cache")
+    (folder,) = (tmp_path / "cache").iterdir()
+    before = {path: path.stat().st_ino for path in folder.iterdir()}
+
+    def fails(*_, **__):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(np, "load", fails)
+    with pytest.raises(OSError, match=os.strerror(code)):
+        load(root, tmp_path / "cache")
+    assert {path: path.stat().st_ino for path in folder.iterdir()} == before
+
+
 def test_images_of_other_channels_are_refused():
     with pytest.raises(UserError, match="data.channels=1"):
         _ = data("data=digits", "data.channels=3").pool

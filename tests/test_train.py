@@ -109,6 +109,13 @@ def test_where_the_disk_has_no_locks_a_run_says_so_once_and_goes_on(tmp_path):
     assert done.stdout.count("has no locks (No locks available)") == 1
 
 
+@pytest.mark.parametrize("key", ["compare_by", "callbacks.early_stopping.monitor"])
+def test_metrics_that_these_pixels_do_not_have_are_refused_before_training(key, tmp_path):
+    done = cli(*QUICK, f"{key}=val/bits_per_dim", f"hydra.run.dir={tmp_path}/run")
+    assert_one_line_error(done, f"{key}=val/bits_per_dim", "choose val/elbo")
+    assert not (tmp_path / "run").exists()
+
+
 def test_resume_refuses_other_settings(finished):
     run, _ = finished
     done = cli(*QUICK, f"hydra.run.dir={run}", "ckpt_path=last", "seed=0", "model.kl_weight=4")

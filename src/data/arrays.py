@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import socket
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -38,8 +39,10 @@ def _downloading(name: str, root: Path, where_to_get: str) -> Iterator[bool]:
     """Let one process at a time download into ``root``, as :func:`src.locks.turn` does.
 
     Raises:
-        UserError: whatever has gone wrong with the download.
+        UserError: whatever has gone wrong with the download; no byte has come for a minute, for one.
     """
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(STALLED)  # torchvision sets none
     try:
         root.mkdir(parents=True, exist_ok=True)
         with turn(root, DOWNLOADING, f"{name}: waiting for another process, which downloads into {root}") as alone:
@@ -50,6 +53,8 @@ def _downloading(name: str, root: Path, where_to_get: str) -> Iterator[bool]:
         raise UserError(
             f"{name} is not below {root} and could not be downloaded ({one_line(error)}). {where_to_get}"
         ) from error
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def _is_absent(error: Exception) -> bool:
@@ -241,7 +246,7 @@ class BinarizedMNISTDataModule(ImageDataModule):
                 remove_unfinished(self.folder)
             url = f"{self.URL}/{path.name}"
             with whole_file(path) as file:
-                with urlopen(url, timeout=STALLED) as page, file.open("wb") as written:
+                with urlopen(url) as page, file.open("wb") as written:
                     blocks = iter(lambda: page.read(MIB), b"")
                     for block in progress(blocks, f"{path.name}, MiB", -(-(page.length or 0) // MIB) or None):
                         written.write(block)

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 TIMES_KEPT = 16  # copies of a folder that a cache remembers
 NO_FALLOCATE = (errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS)  # said by some network file systems
+DAMAGED = (None, errno.ENOENT, errno.EISDIR, errno.ENOTDIR)  # said of files that are not what a cache holds
 ZEROS = bytes(2**20)
 DECODING, LOCK = ".decoding-", ".lock"  # around the name of a cache: what is decoded into, and by whom
 DAY = 86_400  # seconds after which what may be at work is taken for left behind, where the file system knows no locks
@@ -72,9 +73,11 @@ def read(folder: Path, shape: tuple[int, ...]) -> tuple[Store | None, list[str]]
         content = digests.tobytes()
         each = [content[start : start + DIGEST] for start in range(0, len(content), DIGEST)]
         return Store(torch.from_numpy(images), each, found), [*index["times"]]
-    except (PermissionError, MemoryError):
+    except MemoryError:
         raise
     except Exception as error:  # whatever reading a damaged file raises
+        if isinstance(error, OSError) and error.errno not in DAMAGED:  # a disk or a network that fails
+            raise
         log.warning("the image cache %s is damaged (%s): the images are decoded anew", readable(folder), error)
         return None, []
 

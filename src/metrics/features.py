@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy
 from src.console import progress
 from src.data.base import ImageDataModule
 from src.data.batches import BatchIndices
-from src.errors import UserError
+from src.errors import TOO_LARGE, UserError
 from src.files import whole_file
 from src.footprint import fitting
 from src.randomness import stream
@@ -105,7 +105,7 @@ class Features:
         parts = [network(x) for batch in given for x in batch.split(fitting(network, batch[:1]))]
         features, logits = (torch.cat([side.double().cpu() for side in column]) for column in zip(*parts, strict=True))
         if not features.isfinite().all():
-            raise UserError("the model draws images that are not finite: its training diverged")
+            raise UserError(f"the images are not finite: {TOO_LARGE}")
         return features, logits
 
 

@@ -18,19 +18,19 @@ from typing import IO, Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from src.errors import DISK_FULL, DIVERGED
-from src.files import quoted, remove_unfinished
+from src.contents import BEFORE, LOG, METRICS, OURS, OUTPUT, POINT
+from src.errors import DISK_FULL, DIVERGED, UserError
+from src.files import quoted, refuse_links_out, remove_unfinished
 from src.locks import HELD, lock
 from src.resuming import other_setting
 from src.sweeps.plan import Plan, plan_in, point_name
 from src.sweeps.reasons import reason
-from src.sweeps.records import RECORD, Record, Status, compared, read_metrics
+from src.sweeps.records import Record, Status, compared, read_metrics
 from src.system.processes import Cold, Process, Starter
 
 log = logging.getLogger(__name__)
 
-OUTPUT = "output.log"
-LEFT_BY_A_RUN = (".hydra", "checkpoints", "tensorboard", "figures", "train.log", OUTPUT)
+LEFT_BY_A_RUN = (".hydra", "checkpoints", "tensorboard", "figures", LOG, OUTPUT)
 GRACE = 30.0  # seconds a training has to end itself after Ctrl-C
 # What concerns the sweep and not its points.
 OF_THE_SWEEP = ("hydra.mode", "hydra.sweep", "hydra/sweeper", "hydra.run.dir", "hydra.launcher", "hydra/launcher")
@@ -105,9 +105,10 @@ class Point:
         self.busy = False
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = lock(
-                self.folder, patience=0.1
-            )  # its process inherits it, and so holds it for as long as it lives
+            refuse_links_out(self.folder, OURS)
+            self._lock = lock(self.folder, patience=0.1)  # its process inherits it, and so holds it as long as it lives
+        except UserError as error:
+            return self._refuse(str(error))
         except BlockingIOError:
             self.busy = True
             return self._refuse("another process is working on it: stop that, or wait for it")
@@ -132,7 +133,7 @@ class Point:
                 return self._refuse(f"its folder holds a run with {what}: give this sweep another hydra.sweep.dir")
         self.record.attempts = (then.attempts if then else 0) + 1
         if resume and self.metrics:  # to go on longer; if it fails before it begins, it has not finished with these
-            (self.folder / "metrics.json").replace(self.folder / "metrics.before.json")
+            (self.folder / METRICS).replace(self.folder / BEFORE)
         if not resume:
             self._clear()
         module, *words = [*self._command, *(["ckpt_path=last"] if resume else [])]
@@ -247,5 +248,5 @@ def unfinished(sweep: Path, plan: Plan) -> int:
     if plan.points:
         points = [Point(sweep, plan, overrides, 0, []) for overrides in plan.points]
         return sum(not point.finished_before() for point in points)
-    records = [Record.load(path.parent) for path in sweep.glob(f"*/{RECORD}")]
+    records = [Record.load(path.parent) for path in sweep.glob(f"*/{POINT}")]
     return sum(record is None or (record.status == "failed" and not record.diverged) for record in records)

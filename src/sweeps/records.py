@@ -5,9 +5,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from src.contents import METRICS, POINT
 from src.files import whole_file
 
-RECORD = "point.json"
 PLAN = "sweep.json"  # in the sweep's folder
 
 Status = Literal["waiting", "running", "finished", "failed", "interrupted"]
@@ -43,29 +43,30 @@ class Record:
     def load(cls, folder: Path) -> "Record | None":
         """The record in a folder; None where there is none that can be read."""
         try:
-            return cls(**json.loads((folder / RECORD).read_text()))
+            return cls(**json.loads((folder / POINT).read_text()))
         except (OSError, ValueError, TypeError, RecursionError):
             return None
 
     def save(self, folder: Path) -> None:
         """Write ``point.json``."""
-        with whole_file(folder / RECORD) as file:
+        with whole_file(folder / POINT) as file:
             file.write_text(json.dumps(asdict(self), indent=2) + "\n")
 
 
 def compared(metrics: dict[str, Any]) -> tuple[str | None, Any]:
-    """The metric by which a run wants to be compared, and its value at the epoch that was kept; None where none was."""
+    """The metric by which a run wants to be compared, and its value at the epoch that was kept, if it has one."""
     best = metrics["best"] if isinstance(metrics.get("best"), dict) else {}
     config = metrics["config"] if isinstance(metrics.get("config"), dict) else {}
-    name = config.get("compare_by")  # of versions that have no such key, what they kept the epoch by
-    name = name if isinstance(name, str) and name in best else next(iter(best), None)
+    name = config.get("compare_by")
+    if not isinstance(name, str):  # of versions that have no such key, what they kept the epoch by
+        name = next(iter(best), None)
     return name, best.get(name)
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
     """What a training left when it ended well; empty where it has not, or where that cannot be read."""
     try:
-        metrics = json.loads((folder / "metrics.json").read_text())
+        metrics = json.loads((folder / METRICS).read_text())
     except (OSError, ValueError, RecursionError):
         return {}
     alone = {"evaluation"}  # of a training that has not finished

@@ -17,10 +17,11 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from src.contents import LOCK, OURS
 from src.errors import UserError, explain
-from src.files import readable
+from src.files import readable, refuse_links_out
 from src.interrupts import status_of
-from src.locks import LOCK, lock_for_training
+from src.locks import lock_for_training
 from src.system.configs import check_config, check_sweep, expand_home
 from src.system.overrides import check_options, refusal
 
@@ -115,6 +116,7 @@ class Check(Callback):
             folder.mkdir(parents=True, exist_ok=True)
             if not os.access(folder, os.W_OK):
                 raise PermissionError(errno.EACCES, "it cannot be written to")
+            refuse_links_out(folder, OURS)
             self._lock = lock_for_training(folder)  # before there is a log: that of another training is not ours
         except UserError as error:
             print_error(f"error: {error}")
