@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy
 from src.console import progress
 from src.data.base import ImageDataModule
 from src.data.batches import BatchIndices
-from src.errors import TOO_LARGE, UserError
+from src.errors import TOO_LARGE, UserError, memory_full
 from src.files import whole_file
 from src.footprint import fitting
 from src.randomness import stream
@@ -190,6 +190,8 @@ def _read(path: Path, network: FeatureNetwork) -> dict[str, Any] | None:
         network.load_state_dict(saved["weights"])
         return dict(saved["facts"])
     except Exception as error:  # whatever a damaged file raises: it is made anew
+        if memory_full(error):
+            raise
         log.warning("%s cannot be read (%s): it is made anew", path, str(error).split("\n")[0])
         return None
 
