@@ -52,3 +52,11 @@ class AboveBars(logging.StreamHandler):
 def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterable[T]:
     """The items, with a progress bar where there is a terminal to show it; ``total`` where they have no length."""
     return tqdm(items, what, total, leave=False, disable=None)
+
+
+def duration(seconds: float) -> str:
+    """``40 s``, ``12 min`` or ``3 h 20 min``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

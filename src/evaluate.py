@@ -5,6 +5,7 @@
 """
 
 import logging
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -32,14 +33,19 @@ def main(cfg: DictConfig) -> None:
     subject = subject_of(run, cfg.split, cfg.seed, cfg.device, cfg.cache_dir)
     log.info("%s, %s weights %s, %s", run.folder.path, cfg.checkpoint, run.checkpoint_hash, record.on_what(subject))
     keeper = record.EvaluationRecord(run, cfg.split)
-    parts = {}
-    for name, figures in evaluate(subject, options):
-        keeper.keep(name, figures)
-        parts[name] = figures
-    names = run.model.metric_names(run.datamodule.pixels)
-    log.info("\n%s\n\nWritten to %s", evaluation_table(parts, names), run.folder.metrics)
-    if names["elbo"] != "elbo":
-        log.info(record.PSEUDO)
+    parts: dict[str, dict[str, Any]] = {}
+    try:
+        for name, figures in evaluate(subject, options, tree["budget"]):
+            keeper.keep(name, figures)
+            parts[name] = figures
+    finally:  # what was finished is worth reading, whatever ends it
+        if parts:
+            names = run.model.metric_names(run.datamodule.pixels)
+            log.info("\n%s\n\nWritten to %s", evaluation_table(parts, names), run.folder.metrics)
+            if names["elbo"] != "elbo":
+                log.info(record.PSEUDO)
+            if left := [part for part in options if part not in parts]:
+                log.info("To go on: the same command with parts=[%s]", ",".join(left))
 
 
 if __name__ == "__main__":

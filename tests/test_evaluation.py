@@ -2,7 +2,10 @@
 
 import json
 import multiprocessing
+import os
 import shutil
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from torch import nn
 
 from src import footprint, record
 from src.errors import UserError
+from src.evaluation.budget import Cost, chosen, settle
 from src.evaluation.codes import latents, representation
 from src.evaluation.likelihood import bound, bytes_a_code, samples_at_once
 from src.evaluation.parts import evaluate, parts_of
@@ -20,7 +24,7 @@ from src.loading import load_run, subject_of
 from src.metrics import features
 from src.metrics.features import inception_features, own_features
 from src.subject import Subject
-from tests.helpers import QUICK, assert_one_line_error, built, cli, examples, folder_data
+from tests.helpers import QUICK, WARM, assert_one_line_error, built, cli, examples, folder_data
 from tests.linear_gaussian import LATENTS, PIXELS, SHAPE, probabilistic_pca
 
 SMALL = (
@@ -55,7 +59,7 @@ def test_every_figure_says_what_it_belongs_to(evaluated):
     run, done = evaluated
     record = json.loads((run / "metrics.json").read_text())
     parts = record["evaluation"]["test"]
-    assert list(parts) == ["elbo", "bound", "latents", "reconstruction", "samples", "representation"]
+    assert list(parts) == ["elbo", "latents", "reconstruction", "representation", "samples", "bound"]
     hashed = load_run(run).checkpoint_hash
     for name, figures in parts.items():
         assert figures["seed"] == 0, name
@@ -165,6 +169,77 @@ def test_an_interrupted_run_is_evaluated_to_the_same_file_twice(finished, tmp_pa
     assert "records no data fingerprint" not in caplog.text  # its checkpoint has one
 
 
+AUTO = {"bound": {"samples": "auto", "images": "auto"}, "samples": {"images": "auto"}}
+
+
+def test_dear_parts_are_made_to_fit_into_a_time(subject, caplog):
+    caplog.set_level("INFO")
+    whole = settle(subject, AUTO, None)
+    assert whole == {"bound": {"samples": 5_000, "images": 100}, "samples": {"images": 359}}
+    assert "chosen" not in caplog.text
+    least = settle(subject, AUTO, 1e-9)
+    assert least == {"bound": {"samples": 100, "images": 20}, "samples": {"images": 359}}
+    assert "chosen to fit into budget=1e-09 (minutes): bound.samples=100 bound.images=20" in caplog.text
+    given = {"bound": {"samples": 7, "images": "auto"}}
+    assert settle(subject, given, 1e-9) == {"bound": {"samples": 7, "images": 20}}
+    given = {"bound": {"samples": 3_000, "images": None}}  # all that was given is taken, however long it may take
+    assert settle(subject, given, 1e-9) == {"bound": {"samples": 3_000, "images": 359}}
+    assert settle(subject, {"elbo": {}}, 1e-9) == {"elbo": {}}
+
+
+def test_more_time_lets_more_samples_fit():
+    cost = Cost(encoding=0.01, decoding=0.01, weighing=0.01, features=0.001, network=60.0)
+    sizes = [settled(cost, 60 * minutes)["bound"] for minutes in (0, 10, 60, 120, 1_000)]
+    seconds = [0.01 * of["samples"] * of["images"] for of in sizes]
+    assert seconds == sorted(seconds)
+    assert sizes[-1] == {"samples": 5_000, "images": 100}
+    assert all(taken <= 60 * minutes for taken, minutes in zip(seconds[1:], (10, 60, 120, 1_000), strict=True))
+    assert settled(cost, 0)["samples"] == {"images": 500}
+    assert settled(cost, 1e6)["samples"] == {"images": 10_000}
+
+
+def settled(cost: Cost, seconds: float) -> dict[str, dict[str, int]]:
+    return chosen(cost, AUTO, seconds, available=60_000, judged=10_000)[0]
+
+
+def test_a_classifier_goes_on_where_its_training_was_interrupted(subject, tmp_path, monkeypatch):
+    """Pixels that are drawn anew included."""
+    subject.datamodule.binarize = "dynamic"
+    monkeypatch.setattr(features, "STEPS", 45)  # of 11 an epoch
+    whole = own_features(subject.datamodule, tmp_path / "whole", subject.device)
+
+    def interrupted(epochs, what):
+        yield epochs[0]
+        yield epochs[1]
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr(features, "progress", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            own_features(subject.datamodule, tmp_path / "cut", subject.device)
+    (unfinished,) = (tmp_path / "cut").iterdir()
+    assert torch.load(unfinished, weights_only=True)["epochs"] == 2
+    again = own_features(subject.datamodule, tmp_path / "cut", subject.device)
+    assert again.facts == whole.facts  # with the hash of the weights
+    assert not unfinished.exists()
+
+
+def test_an_interrupted_evaluation_shows_what_was_finished(finished, tmp_path):
+    run = shutil.copytree(finished[0], tmp_path / "run")
+    words = (f"run={run}", "parts=[elbo,bound]", "bound.samples=100000000", f"cache_dir={tmp_path}")
+    with (tmp_path / "said").open("w+") as output:
+        process = WARM.start("src.evaluate", words, dict(os.environ), output)
+        while "2/2 bound" not in (tmp_path / "said").read_text():
+            time.sleep(0.1)
+            assert process.poll() is None, (tmp_path / "said").read_text()
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(60) == 130
+    said = (tmp_path / "said").read_text()
+    assert "elbo (359 images)" in said
+    assert "To go on: the same command with parts=[bound]" in said
+    assert "error: interrupted; what was finished is kept" in said
+
+
 def test_bad_input_is_one_line():
     done = cli("run=outputs/nothing/here", module="src.evaluate")
     assert_one_line_error(done, "run=outputs/nothing/here is no folder")
@@ -183,7 +258,7 @@ def test_impossible_wishes_are_refused(subject, monkeypatch, tmp_path):
         with pytest.raises(UserError, match=words):  # before the first part is computed
             next(evaluate(subject, {"elbo": {}, part: values}))
     for parts in ("fid", []):
-        with pytest.raises(UserError, match="give all, one or a list .* of elbo, bound"):
+        with pytest.raises(UserError, match="give all, one or a list .* of elbo, latents"):
             parts_of(parts)
     with torch.no_grad():
         next(subject.model.decoder.parameters()).fill_(float("nan"))
@@ -238,12 +313,9 @@ def test_no_more_pass_through_a_network_at_once_than_its_largest_layer_allows(mo
     assert footprint.largest_layer(nn.LSTM(3, 5), torch.zeros(1, 7, 3)) == 4 * (21 + 35 + 2 * 35)  # output, states
 
 
-def test_the_bound_says_beforehand_how_long_it_takes(subject, caplog):
-    caplog.set_level("INFO")
+def test_the_bound_of_a_whole_split(subject):
     figures = bound(subject, 5, None)
     assert figures["images"] == 359
-    assert "5 samples of 359 images" in caplog.text
-    assert "decodings a second: about" in caplog.text
     assert figures["log_likelihood"] > figures["elbo_of_these_images"]
 
 

@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor
 
 from src.models.base import BaseVAE
-from src.randomness import derive_seed
+from src.randomness import derive_seed, random_state, set_random_state
 from src.system.directions import mode_of
 
 
@@ -33,16 +33,13 @@ class ReproducibleNoise(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: BaseVAE) -> None:
         """The same stream at every validation; the training stream is put aside."""
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-        self._stream = (torch.get_rng_state(), cuda)
+        self._stream = random_state()
         self._start(trainer, "validation")
 
     def on_validation_end(self, trainer: Trainer, pl_module: BaseVAE) -> None:
         """Training goes on where it was."""
         if self._stream is not None:
-            cpu, cuda = self._stream
-            torch.set_rng_state(cpu)
-            torch.cuda.set_rng_state_all(cuda)
+            set_random_state(self._stream)
 
     def on_test_start(self, trainer: Trainer, pl_module: BaseVAE) -> None:
         """The same stream at every test."""

@@ -1,7 +1,5 @@
 """Figures of images under the model: ELBO, bounds on their likelihood, reconstructions."""
 
-import logging
-import time
 from typing import Any
 
 import lightning as L
@@ -20,8 +18,6 @@ from src.randomness import stream
 from src.subject import Subject
 
 LIKELIHOODS_IMAGES = 8  # its parameters, and what is computed of them
-
-log = logging.getLogger(__name__)
 
 
 def tested(trainer: L.Trainer, model: BaseVAE, datamodule: ImageDataModule) -> dict[str, float | int]:
@@ -72,11 +68,8 @@ def bound(subject: Subject, samples: int, images: int | None) -> dict[str, Any]:
     parts = []
     groups = (x for batch, _ in subject.batches(subject.split, count) for x in batch.x.split(group))
     for number, x in enumerate(progress(groups, "importance bound", -(-count // group))):
-        began = time.perf_counter()
         with stream(subject.seed, "bound", number):
             parts.append(importance_bound(subject.model, x, samples, at_once))
-        if number == 1 or count <= group:  # the first one warms up
-            _forecast(samples, count, samples * len(x) / (time.perf_counter() - began))
     estimates, elbos, effective = (torch.cat(column) for column in zip(*parts, strict=True))
     gap, value = estimates - elbos, estimates.mean().item()
     return {
@@ -106,14 +99,6 @@ def samples_at_once(bytes_each: int, samples: int) -> tuple[int, int]:
     decoded_at_once = max(1, BYTES_AT_ONCE // bytes_each)
     group = max(1, min(8, decoded_at_once // samples))
     return group, max(1, decoded_at_once // group)
-
-
-def _forecast(samples: int, images: int, per_second: float) -> None:
-    seconds = samples * images / per_second
-    much = f"{seconds / 60:.0f} minutes" if seconds > 90 else f"{seconds:.0f} seconds"
-    log.info(
-        "  %d samples of %d images at %s decodings a second: about %s", samples, images, f"{per_second:,.0f}", much
-    )
 
 
 def _standard_error(values: Tensor) -> float | None:

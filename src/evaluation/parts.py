@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from src.errors import UserError
+from src.evaluation.budget import settle
 from src.evaluation.codes import latents, representation
 from src.evaluation.likelihood import bound, elbo, reconstruction
 from src.evaluation.samples import samples
@@ -22,13 +23,14 @@ log = logging.getLogger(__name__)
 
 KEYS = keys.KEYS["evaluate"]
 
+# The dear ones last: whoever interrupts them has the others.
 PARTS: dict[str, Callable[..., dict[str, Any]]] = {
     "elbo": elbo,
-    "bound": bound,
     "latents": latents,
     "reconstruction": reconstruction,
-    "samples": samples,
     "representation": representation,
+    "samples": samples,
+    "bound": bound,
 }
 
 
@@ -43,8 +45,15 @@ def parts_of(wanted: str | Sequence[str]) -> list[str]:
     return [*PARTS] if wanted == "all" else names
 
 
-def evaluate(subject: Subject, options: dict[str, dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+def evaluate(
+    subject: Subject, options: dict[str, dict[str, Any]], budget: float | str | None = None
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """The parts that ``options`` names, each called with its values and stamped with what it belongs to.
+
+    Args:
+        subject: what is judged.
+        options: arguments of each part; ``auto`` for those that ``budget`` is to choose.
+        budget: see :func:`src.evaluation.budget.settle`.
 
     Raises:
         UserError: a value is impossible, or a figure is not finite.
@@ -54,6 +63,7 @@ def evaluate(subject: Subject, options: dict[str, dict[str, Any]]) -> Iterator[t
             keys.check(f"{part}.{name}", value, KEYS[f"{part}.{name}"])
     inception_features(options.get("samples", {}).get("inception", False))
     stamp = {"seed": subject.seed, "checkpoint": subject.checkpoint, "data": subject.datamodule.fingerprint}
+    options = settle(subject, options, budget)
     for number, (name, values) in enumerate(options.items(), 1):
         log.info("%d/%d %s", number, len(options), name)
         figures = PARTS[name](subject, **values)

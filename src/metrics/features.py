@@ -5,9 +5,11 @@ the Inception network of FID where torch-fidelity and its weights are installed.
 numbers in different features do not compare.
 """
 
+import copy
 import hashlib
 import importlib.util
 import logging
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +22,10 @@ from torch.nn.functional import cross_entropy
 from src.console import progress
 from src.data.base import ImageDataModule
 from src.data.batches import BatchIndices
-from src.errors import TOO_LARGE, UserError, memory_full
+from src.errors import TOO_LARGE, UserError, memory_full, one_line
 from src.files import whole_file
 from src.footprint import fitting
-from src.randomness import stream
+from src.randomness import random_state, set_random_state, stream
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +33,7 @@ FORMAT = 2  # raise it when the networks or their training change, so that old f
 DIMENSIONS = 64
 LARGE = 64  # pixels a side beyond which also the first convolution takes every second one only
 STEPS, BATCH, MAX_EPOCHS, RATE = 1_500, 128, 30, 3e-3
+CALIBRATED = 2_000  # images that a random network takes its scales from
 INCEPTION_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"  # the file torch-fidelity downloads
 INCEPTION_SHA256 = "6726825d"  # how its digest begins, as its name says
 
@@ -115,37 +118,74 @@ def own_features(datamodule: ImageDataModule, cache_dir: Path, device: torch.dev
     Made once for a data fingerprint and a kind of device, whose arithmetic it carries, and kept in ``cache_dir``;
     neither depends on the seed of an evaluation.
     """
-    labels = datamodule.pool.labels[torch.cat(datamodule.splits[:2])]
-    labelled = bool((labels >= 0).all()) and len(labels.unique()) > 1
-    channels, side, _ = datamodule.image_shape
-    network = FeatureNetwork(channels, side, len(datamodule.pool.classes) if labelled else 1)
-    kind = "classifier" if labelled else "random network"
-    marks = hashlib.sha256(labels.numpy().tobytes()).hexdigest()  # the fingerprint knows nothing of labels
-    key = f"{datamodule.fingerprint[:16]}-{marks[:8]}-{kind.replace(' ', '-')}-{FORMAT}"
-    key += "" if device.type == "cpu" else f"-{device.type}"
-    path = cache_dir / f"features-{datamodule.name}-{key}.pt"
+    path, network, kind = _kept(datamodule, cache_dir, device)
+    labelled = kind == "classifier"
     facts = _read(path, network)
     if facts is None:
         log.info("Making the feature network of %s (once; kept in %s)", datamodule.name, path)
+        unfinished = path.with_suffix(".unfinished.pt")
         with stream("features", FORMAT):
-            network = FeatureNetwork(channels, side, network.head.out_features).to(device)
-            facts = _train(network, datamodule) if labelled else _calibrate(network, datamodule)
+            network = FeatureNetwork(*datamodule.image_shape[:2], network.head.out_features).to(device)
+            facts = _train(network, datamodule, unfinished) if labelled else _calibrate(network, datamodule)
         facts["made_on"] = device.type
         _write(path, network, facts)
+        unfinished.unlink(missing_ok=True)
     weights = torch.cat([w.detach().cpu().double().flatten() for w in network.state_dict().values()])
     facts["hash"] = hashlib.sha256(weights.numpy().tobytes()).hexdigest()[:16]
     return Features(kind, network, {"trained_on": datamodule.name if labelled else None, **facts}, labelled)
 
 
-def _train(network: FeatureNetwork, datamodule: ImageDataModule) -> dict[str, Any]:
-    """Train on the training split; return the accuracy on the validation split."""
+def _kept(datamodule: ImageDataModule, cache_dir: Path, device: torch.device) -> tuple[Path, FeatureNetwork, str]:
+    """Where the network of a data set is kept, one of its shape, and its kind."""
+    labels = datamodule.pool.labels[torch.cat(datamodule.splits[:2])]
+    labelled = bool((labels >= 0).all()) and len(labels.unique()) > 1
+    network = FeatureNetwork(*datamodule.image_shape[:2], len(datamodule.pool.classes) if labelled else 1)
+    kind = "classifier" if labelled else "random network"
+    marks = hashlib.sha256(labels.numpy().tobytes()).hexdigest()  # the fingerprint knows nothing of labels
+    key = f"{datamodule.fingerprint[:16]}-{marks[:8]}-{kind.replace(' ', '-')}-{FORMAT}"
+    key += "" if device.type == "cpu" else f"-{device.type}"
+    return cache_dir / f"features-{datamodule.name}-{key}.pt", network, kind
+
+
+@torch.enable_grad()
+def cost(datamodule: ImageDataModule, cache_dir: Path, device: torch.device) -> tuple[float, float]:
+    """Seconds that the features of an image take on ``device``, and those to make the network: 0 where it is kept."""
+    path, network, kind = _kept(datamodule, cache_dir, device)
+    network.to(device)
+    x = torch.zeros(BATCH, *datamodule.image_shape, device=device)
+    for _ in range(2):  # the first one warms up
+        began = time.perf_counter()
+        loss = network(x)[1].square().mean()
+        loss.item()
+        forward = time.perf_counter() - began
+        loss.backward()
+        network.head.weight.grad.sum().item()
+        both = time.perf_counter() - began
+    making = _steps(datamodule) * both if kind == "classifier" else CALIBRATED / BATCH * forward
+    return forward / BATCH, 0.0 if path.is_file() else making
+
+
+def _steps(datamodule: ImageDataModule) -> int:
+    """Optimizer steps of a classifier."""
+    return min(STEPS, MAX_EPOCHS * -(-len(datamodule.splits.train) // BATCH))
+
+
+def _train(network: FeatureNetwork, datamodule: ImageDataModule, unfinished: Path) -> dict[str, Any]:
+    """Train on the training split; return the accuracy on the validation split.
+
+    Goes on from ``unfinished``, which is written after every epoch, as if nothing had been interrupted.
+    """
     pool, train, val = datamodule.pool, datamodule.splits.train, datamodule.splits.val
     device = next(network.parameters()).device
     sampler = BatchIndices(len(train), BATCH, shuffle=True)
-    steps = min(STEPS, MAX_EPOCHS * len(sampler))
+    steps = _steps(datamodule)
     optimizer = torch.optim.AdamW(network.parameters(), lr=RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps)
-    for _ in progress(range(-(-steps // len(sampler))), "training the classifier"):
+    parts = {"network": network, "optimizer": optimizer, "schedule": schedule}
+    done = _go_on(unfinished, parts)
+    epochs = -(-steps // len(sampler))
+    for epoch in progress(range(done, epochs), "training the classifier"):
+        sampler.set_epoch(epoch)
         for positions in sampler:
             if schedule.last_epoch >= steps:
                 break
@@ -156,7 +196,9 @@ def _train(network: FeatureNetwork, datamodule: ImageDataModule) -> dict[str, An
             loss.backward()
             optimizer.step()
             schedule.step()
-        sampler.set_epoch(sampler.epoch + 1)
+        with whole_file(unfinished) as file:
+            state = {name: part.state_dict() for name, part in parts.items()}
+            torch.save({**state, "random": random_state(), "epochs": epoch + 1}, file)
     network.eval()
     with torch.no_grad():
         right = [
@@ -175,10 +217,30 @@ def _calibrate(network: FeatureNetwork, datamodule: ImageDataModule) -> dict[str
     for norm in (m for m in network.modules() if isinstance(m, nn.BatchNorm2d)):
         norm.momentum = None  # a plain mean over the batches
     device = next(network.parameters()).device
-    for index in datamodule.spread("train", 2_000).split(BATCH):
+    for index in datamodule.spread("train", CALIBRATED).split(BATCH):
         network(datamodule.scale(datamodule.pool.images[index].to(device)))
     network.eval()
     return {"validation_accuracy": None}
+
+
+def _go_on(unfinished: Path, parts: dict[str, Any]) -> int:
+    """Take up an interrupted training; how many epochs were done, 0 where there is none to go on with."""
+    if not unfinished.is_file():
+        return 0
+    fresh = {name: copy.deepcopy(part.state_dict()) for name, part in parts.items()}
+    try:
+        saved = torch.load(unfinished, map_location="cpu", weights_only=True)
+        for name, part in parts.items():
+            part.load_state_dict(saved[name])
+        set_random_state(saved["random"])
+        return int(saved["epochs"])
+    except Exception as error:  # whatever a damaged file raises: the training begins anew
+        if memory_full(error):
+            raise
+        log.warning("%s cannot be read (%s): the classifier's training begins anew", unfinished, one_line(error))
+        for name, part in parts.items():
+            part.load_state_dict(fresh[name])
+        return 0
 
 
 def _read(path: Path, network: FeatureNetwork) -> dict[str, Any] | None:
@@ -192,7 +254,7 @@ def _read(path: Path, network: FeatureNetwork) -> dict[str, Any] | None:
     except Exception as error:  # whatever a damaged file raises: it is made anew
         if memory_full(error):
             raise
-        log.warning("%s cannot be read (%s): it is made anew", path, str(error).split("\n")[0])
+        log.warning("%s cannot be read (%s): it is made anew", path, one_line(error))
         return None
 
 

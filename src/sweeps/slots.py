@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from tqdm import tqdm
 
+from src.console import duration
 from src.errors import UserError
 from src.interrupts import interrupt_on
 from src.sweeps.gpus import INSTANCE
@@ -183,11 +184,3 @@ class Board:
         """The line goes."""
         with contextlib.suppress(OSError, ValueError):
             self._line.close()
-
-
-def duration(seconds: float) -> str:
-    """``40 s``, ``12 min`` or ``3 h 20 min``."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -37,6 +37,7 @@ BATCH_NORM = Choice(("before", "after", "none"))
 BEST = Choice(("min", "max"))
 METRIC = Text("the name of a metric, such as val/elbo", r"\S+")
 SPLIT = Choice(("val", "test"))
+AUTO = Choice(("auto",))
 DEVICE = Choice(("auto", "cpu", "cuda"))
 
 
@@ -200,7 +201,7 @@ READER: dict[str, Kind] = {
     "other_data": FLAG,
     "cache_dir": PATH,
 }
-PARTS = ("elbo", "bound", "latents", "reconstruction", "samples", "representation")
+PARTS = ("elbo", "latents", "reconstruction", "representation", "samples", "bound")
 PICTURES = (
     *("reconstructions", "samples", "losses", "samples_from_mixture", "rates", "scatter", "manifold", "histogram"),
     *("traversals", "plane", "interpolations", "class_means", "neighbours"),
@@ -210,10 +211,11 @@ KEYS: dict[str, dict[str, Kind]] = {
     "evaluate": READER
     | {
         "parts": some_of(*PARTS),
-        "bound.samples": Whole(1),
-        "bound.images": or_null(Whole(1)),
+        "budget": or_null(Number(above=0), AUTO),
+        "bound.samples": Either((Whole(1), AUTO)),
+        "bound.images": or_null(Whole(1), AUTO),
         "latents.components": Whole(1),
-        "samples.images": Whole(10),
+        "samples.images": Either((Whole(10), AUTO)),
         "samples.bootstrap": Whole(2),
         "samples.components": Whole(1),
         "samples.inception": or_null(FLAG),

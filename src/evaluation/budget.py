@@ -1,0 +1,137 @@
+"""How long an evaluation will take, said before it begins, and how its dear parts are made to fit into a time."""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import torch
+
+from src.console import duration
+from src.evaluation.likelihood import bytes_a_code, samples_at_once
+from src.metrics import features
+from src.metrics.bounds import importance_bound
+from src.randomness import stream
+from src.subject import Subject
+
+log = logging.getLogger(__name__)
+
+AUTO = "auto"
+ON_A_CPU = 5  # minutes, where nobody says how many
+# What `auto` stands for: the first of these that fits. Fewer samples first, as the bound loses little by them.
+BOUNDS = ((5_000, 100), (2_000, 100), (1_000, 100), (500, 100), (500, 50), (200, 50), (100, 50), (100, 20))
+SETS = (10_000, 5_000, 2_000, 1_000, 500)
+DECODED_SETS = 3  # of those that samples are compared with; one of them is encoded too
+TRIED = 64  # images and codes that the times are measured on
+MOST_FOR_SETS = 0.5  # of the time that the other parts leave
+
+
+class Cost(NamedTuple):
+    """Seconds that a model takes on this machine."""
+
+    encoding: float  # of an image
+    decoding: float  # of a code
+    weighing: float  # of a posterior sample for the bound: drawn, decoded and compared with its image
+    features: float  # of an image
+    network: float  # to make the feature network; 0 where it is there
+
+    def of_codes(self, parts: Iterable[str], train: int, judged: int) -> float:
+        """Of the parts that encode whole splits, and decode the one that is judged; of a probe of the codes nothing."""
+        encoded = {"elbo": judged, "latents": train + judged, "reconstruction": judged}
+        decoded = {"elbo": judged, "reconstruction": judged}
+        return sum(self.encoding * encoded.get(part, 0) + self.decoding * decoded.get(part, 0) for part in parts)
+
+    def of_bound(self, samples: int, images: int) -> float:
+        """Of the importance bound."""
+        return samples * images * self.weighing
+
+    def of_sets(self, images: int) -> float:
+        """Of sets of samples in the features of the classifier."""
+        per_image = self.encoding + DECODED_SETS * self.decoding + (DECODED_SETS + 2) * self.features
+        return self.network + images * per_image
+
+
+def settle(
+    subject: Subject, options: dict[str, dict[str, Any]], minutes: float | str | None
+) -> dict[str, dict[str, Any]]:
+    """The same options with numbers in place of ``auto``: what fits, or all where there is no limit.
+
+    Says how long the parts will take, as far as that follows from their size, and what was chosen.
+
+    Args:
+        subject: what is judged; some of its images are tried.
+        options: of each part that is wanted.
+        minutes: for all parts together; ``auto`` for 5 on a CPU and no limit on a GPU, None for no limit.
+    """
+    if not options.keys() & {"bound", "samples"}:
+        return options
+    if minutes == AUTO:
+        minutes = None if subject.device.type == "cuda" else ON_A_CPU
+    splits = subject.datamodule.splits
+    train, judged = len(splits.train), len(getattr(splits, subject.split))
+    cost = measured(subject)
+    taken = cost.of_codes(options, train, judged)
+    left = math.inf if minutes is None else 60 * minutes - taken
+    settled, dear = chosen(cost, options, left, min(train, judged), judged)
+    making = cost.network if "samples" in options else 0
+    once = f", {duration(making)} of it for a feature network that is made once" if making else ""
+    log.info("about %s%s", duration(taken + dear), once)
+    most, _ = chosen(cost, options, math.inf, min(train, judged), judged)
+    if fewer := [f"{part}.{key}={v}" for part in settled for key, v in settled[part].items() if v != most[part][key]]:
+        log.info("chosen to fit into budget=%g (minutes): %s; budget=null takes all", minutes, " ".join(fewer))
+    return settled
+
+
+def chosen(
+    cost: Cost, options: dict[str, dict[str, Any]], left: float, available: int, judged: int
+) -> tuple[dict[str, dict[str, Any]], float]:
+    """What fits into the seconds that are ``left``, and the seconds that it takes.
+
+    Args:
+        cost: of the model.
+        options: see :func:`settle`.
+        left: for the bound and for samples.
+        available: images that a set can have.
+        judged: images of the split.
+    """
+    settled, taken = {part: dict(values) for part, values in options.items()}, 0.0
+    if (sets := settled.get("samples")) is not None:
+        sizes = [min(size, available) for size in (SETS if sets["images"] == AUTO else (sets["images"],))]
+        sets["images"] = _first(sizes, cost.of_sets, left * MOST_FOR_SETS if "bound" in options else left)
+        taken += cost.of_sets(sets["images"])
+    if (of := settled.get("bound")) is not None:
+        K, n = of["samples"], of["images"] or judged
+        pairs = [(k if K == AUTO else K, min(m if n == AUTO else n, judged)) for k, m in BOUNDS]
+        of["samples"], of["images"] = _first(pairs, lambda pair: cost.of_bound(*pair), left - taken)
+        taken += cost.of_bound(of["samples"], of["images"])
+    return settled, taken
+
+
+def _first(choices: list[Any], seconds: Callable[[Any], float], left: float) -> Any:
+    """The first choice that fits; the last where none does."""
+    return next((choice for choice in choices if seconds(choice) <= left), choices[-1])
+
+
+@torch.no_grad()
+def measured(subject: Subject) -> Cost:
+    """What the parts of an evaluation cost, measured on some images."""
+    batch, _ = next(subject.batches(subject.split, TRIED))
+    x = batch.x
+    z, _ = subject.posterior(x)
+    at_once = min(TRIED, samples_at_once(bytes_a_code(subject.model), BOUNDS[0][0])[1])
+    with stream(subject.seed, "trial"):
+        return Cost(
+            _seconds(lambda: subject.posterior(x)) / len(x),
+            _seconds(lambda: [*subject.decode(z)]) / len(x),
+            _seconds(lambda: importance_bound(subject.model, x[:1], at_once, at_once)) / at_once,
+            *features.cost(subject.datamodule, subject.cache_dir, subject.device),
+        )
+
+
+def _seconds(work: Callable[[], Any]) -> float:
+    """Of a second call: the first one warms up."""
+    work()
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
