@@ -9,15 +9,16 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.distributions import Normal
 from torch.nn.functional import normalize
 
+from src.data.splits import ImagePool
 from src.errors import UserError
 from src.figures import curves, grids, latents
+from src.figures.writing import short
 from src.files import whole_file
 from src.metrics import distances, posterior
 from src.subject import Subject
@@ -26,8 +27,10 @@ from src.system.keys import KEYS, check
 log = logging.getLogger(__name__)
 
 QUANTILES = torch.linspace(0.05, 0.95, 7)  # document 003
+A_ROW, LONGEST = 8, 16  # reconstructions side by side, letters of a name below them
 SIDE = 20  # pictures along a side of the manifold
-ROWS = 10  # latents in the figure of traversals
+ROWS, DIRECTIONS = 10, 8  # latents in the figure of traversals, rows in that of directions
+WEAK = 0.5  # nats of the largest rate below which no latent alone shows much
 PAIRS, STEPS = 4, 8  # interpolations, and pictures in each
 CLASSES_A_ROW, MOST_A_ROW = 5, 12  # pictures side by side; where the classes are many, as many as there are rows
 COMPONENTS = 10  # of the mixture
@@ -43,10 +46,25 @@ def whole(batches: Iterable[Tensor]) -> Tensor:
 
 
 def reconstructions(subject: Subject, count: int = 32) -> Figure:
-    """Images of the split, each row over its reconstructions from the posterior mean."""
+    """Images of the split, with class and file where they have them, over reconstructions from the posterior mean."""
+    pool, index = subject.datamodule.pool, subject.datamodule.spread(subject.split, count).tolist()
     originals = originals_of(subject, count)
+    drawn = whole(subject.reconstruct([originals]))
+    columns = min(A_ROW, len(originals))
+    tables, captions = [], []
+    for start in range(0, len(originals) // columns * columns, columns):
+        here = slice(start, start + columns)
+        tables.append(torch.stack([originals[here], drawn[here]]))
+        captions.append([_caption(pool, i) for i in index[here]])
     title = f"Originals ({subject.split} split), each row over its reconstructions"
-    return grids.picture(grids.stacks([originals, whole(subject.reconstruct([originals]))]), title)
+    return grids.captioned(tables, title, [], captions)
+
+
+def _caption(pool: ImagePool, i: int) -> str:
+    """Class and file of an image, as far as it has them."""
+    known = pool.classes[pool.labels[i]] if pool.labels[i] >= 0 else ""
+    names = (known, Path(pool.names[i]).name if pool.names else "")
+    return "\n".join(short(name, LONGEST) for name in names if name)
 
 
 def originals_of(subject: Subject, count: int) -> Tensor:
@@ -93,12 +111,9 @@ def scatter(subject: Subject) -> Figure:
     elif points.shape[1] > 2:
         if len(points) < 2:
             raise NotApplicable("principal components need 2 images")
-        from sklearn.decomposition import PCA
-
-        pca = PCA(2, random_state=0).fit(points.numpy())
-        points = torch.from_numpy(pca.transform(points.numpy()))
-        shares = np.nan_to_num(pca.explained_variance_ratio_)  # equal codes have no variance to share
-        names = tuple(f"PC {i + 1} ({100 * part:.0f} %)" for i, part in enumerate(shares))
+        axes, _, shares = posterior.principal_directions(points, 2)
+        points = (points - points.mean(0)) @ axes.T
+        names = tuple(f"PC {i} ({100 * part:.0f} %)" for i, part in enumerate(shares.tolist(), 1))
         title += f": first two principal components of {codes.mean.shape[1]} latents"
     return latents.scatter(points, codes.label, subject.datamodule.pool.classes, title, names)
 
@@ -128,32 +143,63 @@ def histogram(subject: Subject) -> Figure:
     return latents.against_normal(z, tuple(pair), [posterior.agreement(c) for c in z.T], posterior.misplaced(z))
 
 
+def directions(subject: Subject) -> Figure:
+    """1 x 7 pictures along each principal direction of the training codes, from their mean to 2 deviations each way.
+
+    Where the rate is spread over hundreds of latents each alone changes nothing that is seen; their directions do.
+    """
+    codes = subject.codes("train").mean
+    if len(codes) < 2:
+        raise NotApplicable("principal directions need 2 training images")
+    centre, (axes, spread, shares) = codes.mean(0), posterior.principal_directions(codes, DIRECTIONS)
+    steps = torch.linspace(-2, 2, len(QUANTILES))
+    z = centre + steps[None, :, None] * (spread[:, None] * axes)[:, None]
+    rows = [f"direction {i}\n({100 * share:.0f} % of variance)" for i, share in enumerate(shares.tolist(), 1)]
+    title = f"Principal directions of {len(codes):,} training codes, from their mean"
+    return grids.labelled(
+        _decode_table(subject, z), title, rows, [f"{s + 0:+.1f}" for s in steps.tolist()], "standard deviations"
+    )
+
+
 def traversals(subject: Subject) -> Figure:
-    """1 x 7 pictures along each of the latents with the largest rate, the others at 0 (document 003)."""
+    """1 x 7 pictures along each of the latents with the largest rate, the others at their mean (document 003: at 0)."""
     chosen = _best(subject, ROWS)
     steps = Normal(0.0, 1.0).icdf(QUANTILES)
-    z = torch.zeros(len(chosen), len(steps), subject.model.latent_dim)
+    z = _mean_code(subject).repeat(len(chosen), len(steps), 1)
     for row, latent in enumerate(chosen):
         z[row, :, latent] = steps
     rate = posterior.rates(*subject.codes(subject.split)[:2])
     rows = [f"latent {latent}\n({rate[latent]:.2f} nats)" for latent in chosen]
-    title = "Traversals: one latent at normal quantiles, the others at 0"
+    title = f"Traversals: one latent at normal quantiles, the others at their mean{_weak(rate)}"
     return grids.labelled(_decode_table(subject, z), title, rows, _quantile_names(), "quantile of N(0, 1)")
 
 
 def plane(subject: Subject) -> Figure:
-    """7 x 7 pictures along the two latents with the largest rate, the others at 0 (document 003)."""
+    """7 x 7 pictures along the two latents with the largest rate, the others at their mean (document 003: at 0)."""
     pair = _best(subject, 2)
     if len(pair) < 2:
         raise NotApplicable("a plane needs 2 latents")
     steps = Normal(0.0, 1.0).icdf(QUANTILES)
-    z = torch.zeros(len(steps), len(steps), subject.model.latent_dim)
+    z = _mean_code(subject).repeat(len(steps), len(steps), 1)
     z[..., pair[0]] = steps
     z[..., pair[1]] = steps.flip(0)[:, None]
     names = _quantile_names()
-    title = "The two latents with the largest rate at normal quantiles, the others at 0"
+    weak = _weak(posterior.rates(*subject.codes(subject.split)[:2]))
+    title = f"The two latents with the largest rate at normal quantiles, the others at their mean{weak}"
     across, up = (f"quantile of latent {latent}" for latent in pair)
     return grids.labelled(_decode_table(subject, z), title, names[::-1], names, across, up)
+
+
+def _mean_code(subject: Subject) -> Tensor:
+    """The mean of the posterior means of the split, ``[D]``: a typical image, which 0 need not be."""
+    return subject.codes(subject.split).mean.mean(0)
+
+
+def _weak(rate: Tensor) -> str:
+    """What to say where no latent ``[D]`` carries much."""
+    if rate.max() >= WEAK:
+        return ""
+    return f". None carries more than {rate.max():.1f} nats, so each alone shows little: see directions"
 
 
 def _quantile_names() -> list[str]:
@@ -204,22 +250,29 @@ def spherical(a: Tensor, b: Tensor, steps: int) -> Tensor:
 
 
 def class_means(subject: Subject) -> Figure:
-    """The decoded mean of each class's posterior means."""
+    """The decoded mean of each class's posterior means, and how it differs from that of all images."""
     codes, classes = subject.codes(subject.split), subject.datamodule.pool.classes
     present = [label for label in codes.label.unique().tolist() if label >= 0]
     if not present:
         raise NotApplicable("the images have no class labels")
     z = torch.stack([codes.mean[codes.label == label].mean(0) for label in present])
-    title = "Decoded mean of the codes of each class"
-    images = whole(subject.decode(z))
+    *images, centre = whole(subject.decode(torch.cat([z, codes.mean[codes.label >= 0].mean(0, keepdim=True)])))
+    images = torch.stack(images)
     columns = min(max(CLASSES_A_ROW, math.isqrt(len(present))), MOST_A_ROW)
     rows = range(0, len(present), columns)
-    tables = [images[None, start : start + columns] for start in rows]
-    short = images.new_ones(1, columns - tables[-1].shape[1], *images.shape[1:])
+    differences = images - centre
+    reach = differences.abs().max().clamp_min(1e-6)
+    stack = [grids.in_colour(images), grids.signed(differences / reach)]
+    tables = [torch.stack([side[start : start + columns] for side in stack]) for start in rows]
+    short = images.new_ones(2, columns - tables[-1].shape[1], *tables[-1].shape[2:])
     if len(tables) > 1:
         tables[-1] = torch.cat([tables[-1], short], 1)
     names = [[classes[label] for label in present[start : start + columns]] for start in rows]
-    return grids.captioned(tables, title, [], names)
+    title = (
+        "Decoded mean of the codes of each class, over its difference from that of all: "
+        f"red is brighter, blue darker, by up to {reach:.2f} of the full range"
+    )
+    return grids.captioned(tables, title, ["mean", "difference"], names)
 
 
 def neighbours(subject: Subject) -> Figure:
@@ -240,6 +293,7 @@ PICTURES: dict[str, Callable[[Subject], Figure]] = {
     "scatter": scatter,
     "manifold": manifold,
     "histogram": histogram,
+    "directions": directions,
     "traversals": traversals,
     "plane": plane,
     "interpolations": interpolations,

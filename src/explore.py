@@ -22,8 +22,9 @@ def main(cfg: DictConfig) -> None:
     announce(f"exploring {cfg.run}")
     from torch.utils.tensorboard import SummaryWriter
 
-    from src import embedding, exploration, pictures, record
+    from src import embedding, exploration, pictures, record, scores
     from src.console import hush_libraries
+    from src.files import whole_file
     from src.loading import load_run, subject_of
     from src.machine import keep_pages
 
@@ -33,13 +34,22 @@ def main(cfg: DictConfig) -> None:
     run = load_run(cfg.run, cfg.checkpoint, cfg.data.root, cfg.cache_dir, cfg.other_data)
     subject = subject_of(run, cfg.split, cfg.seed, cfg.device, cfg.cache_dir)
     log.info("%s, %s weights %s, %s", run.folder.path, cfg.checkpoint, run.checkpoint_hash, record.on_what(subject))
-    own = pictures.read(cfg.images, subject.datamodule) if cfg.images else None
+    own = pictures.read(cfg.images, subject.datamodule, cfg.invert) if cfg.images else None
     pictures.check_noise(cfg.noise, subject.datamodule)
 
-    drawn = [*exploration.draw(subject, chosen, cfg.figures != "all"), *pictures.draw(subject, own, cfg.noise)]
+    known = None
+    if own is not None:
+        if not cfg.invert and (hint := scores.look_like_negatives(subject, own.x)):
+            log.warning(hint)
+        known = scores.scores(subject, own.x)
+    drawn = [*exploration.draw(subject, chosen, cfg.figures != "all"), *pictures.draw(subject, own, cfg.noise, known)]
     if own is not None:
         for old in run.folder.figures.glob("pictures*.png"):  # of other pictures, maybe more of them
             old.unlink()
+        table = scores.table(subject, own.names, known)
+        with whole_file(run.folder.figures / "pictures.csv") as file:
+            table.to_csv(file, index=False)
+        log.info("\n%s\n\n%s", scores.words(subject, table), run.folder.figures / "pictures.csv")
     with SummaryWriter(run.folder.tensorboard) as writer:
         step = run.record.get("steps", 0)
         for name, figure in drawn:

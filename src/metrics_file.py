@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -38,9 +39,11 @@ def readable_record(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
-    """Write a record: whole, or not at all."""
+    """Write a record: whole, or not at all; a list, such as the rates of 512 latents, on one line."""
+    text = json.dumps(record, indent=2)
+    text = re.sub(r"\[[^][{}\"]*\]", lambda numbers: " ".join(numbers[0].split()), text)
     with whole_file(path) as file:
-        file.write_text(json.dumps(record, indent=2) + "\n")
+        file.write_text(text + "\n")
 
 
 def put_aside(run: Path) -> None:

@@ -16,16 +16,18 @@ from src.data.layout import list_images
 from src.errors import UserError
 from src.exploration import originals_of, whole
 from src.figures import grids
+from src.figures.writing import short
 from src.files import readable
 from src.likelihoods import Pixels
 from src.metrics.reconstruction import psnr
 from src.randomness import stream
+from src.scores import MIND, Scores
 from src.subject import Subject
 
 log = logging.getLogger(__name__)
 
-COLUMNS, ROWS = 4, 8  # pictures in a figure; wide enough for their names
-LONGEST = 13  # characters of a file name below a picture
+COLUMNS, ROWS = 6, 3  # pictures in a figure; wide enough for their names
+LONGEST = 16  # letters of a file name below a picture
 UNNAMED = 8  # columns of images without names
 SHOWN = 16  # images of the split in the figure of denoising
 
@@ -37,8 +39,8 @@ class Pictures(NamedTuple):
     x: Tensor  # [N, C, H, W]
 
 
-def read(where: str | list[str], datamodule: ImageDataModule) -> Pictures:
-    """A file, a folder, a glob or a list of them, with the preprocessing of the run's data.
+def read(where: str | list[str], datamodule: ImageDataModule, invert: bool = False) -> Pictures:
+    """A file, a folder, a glob or a list of them, with the preprocessing of the run's data; or their negatives.
 
     Those that cannot be decoded are left out, with a warning each.
 
@@ -50,7 +52,7 @@ def read(where: str | list[str], datamodule: ImageDataModule) -> Pictures:
     levels: dict[int, Tensor] = {}
 
     def take(i: int, decoded: Decoded) -> None:
-        levels[i] = torch.from_numpy(decoded.pixels.copy())
+        levels[i] = torch.from_numpy(255 - decoded.pixels if invert else decoded.pixels.copy())
 
     size, channels, depth = datamodule.image_size, datamodule.channels, datamodule.pool.treatment.get("depth")
     found = decode_all(files, size, channels, take, lambda i, reason: None, depth)
@@ -101,42 +103,68 @@ def add_noise(x: Tensor, noise: float, pixels: Pixels) -> Tensor:
     return (x + noise * torch.randn_like(x)).clamp(0, 1)
 
 
-def draw(subject: Subject, own: Pictures | None, noise: float | None) -> Iterator[tuple[str, Figure]]:
-    """Figures of the user's pictures, or of denoised images of the split where only ``noise`` is given, by name."""
-    if own is not None:
-        size = COLUMNS * ROWS
-        for page, start in enumerate(range(0, len(own.names), size), 1):
-            name = "pictures" if len(own.names) <= size else f"pictures_{page}"
-            yield name, _figure(subject, own.x[start : start + size], own.names[start : start + size], noise)
-    elif noise is not None:
-        yield "denoising", _figure(subject, originals_of(subject, SHOWN), None, noise)
+def draw(
+    subject: Subject, own: Pictures | None, noise: float | None, of: Scores | None = None
+) -> Iterator[tuple[str, Figure]]:
+    """Figures of the user's pictures, or of denoised images of the split where only ``noise`` is given, by name.
+
+    Args:
+        subject: the model.
+        own: the pictures.
+        noise: to be taken out of them.
+        of: scores of the pictures, where they are to be shown with them.
+    """
+    if own is None:
+        if noise is not None:
+            yield "denoising", _figure(subject, originals_of(subject, SHOWN), None, noise)
+        return
+    pages = range(0, len(own.names), COLUMNS * ROWS)
+    for page, start in enumerate(pages, 1):
+        here = slice(start, start + COLUMNS * ROWS)
+        shown = None if of is None else Scores(*(column[here] for column in of))
+        figure = _figure(subject, own.x[here], own.names[here], noise, shown)
+        yield "pictures" if len(pages) == 1 else f"pictures_{page}", figure
 
 
-def _figure(subject: Subject, x: Tensor, names: list[str] | None, noise: float | None) -> Figure:
-    """Originals over (noisy inputs over) reconstructions, with file names; the title says how near they are."""
-    seen = x
+def _figure(
+    subject: Subject, x: Tensor, names: list[str] | None, noise: float | None, of: Scores | None = None
+) -> Figure:
+    """Originals over (noisy inputs over) reconstructions, with file names; the title says how near they are.
+
+    With scores also where both differ, and the nearest training images.
+    """
+    seen, drawn = x, None if of is None else of.reconstruction
     if noise is not None:
         with stream(subject.seed, "noise"):
             seen = add_noise(x, noise, subject.datamodule.pixels)
-    drawn = whole(subject.reconstruct([seen]))
-    stack = [("original", x), ("noisy", seen), ("reconstruction", drawn)]
-    if noise is None:
-        stack.pop(1)
-    columns = COLUMNS if names else min(UNNAMED, len(x))
-    tables, captions = [], []
-    for start in range(0, len(x), columns):
-        here = slice(start, start + columns)
-        blank = torch.ones(columns - len(x[here]), *x.shape[1:])
-        tables.append(torch.stack([torch.cat([images[here], blank]) for _, images in stack]))
-        captions.append([_short(name) for name in names[here]] if names else [])
+        drawn = None
+    drawn = whole(subject.reconstruct([seen])) if drawn is None else drawn
+    stack = {"original": x, **({} if noise is None else {"noisy": seen}), "reconstruction": drawn}
     before, after = (f"{psnr(images, x).mean():.1f} dB" for images in (seen, drawn))
     title = f"Reconstructions, PSNR {after}"
     if noise is not None:
         title = f"Denoising, noise {noise:g}: PSNR {before} before, {after} after"
-    return grids.captioned(tables, title, [label for label, _ in stack], captions)
+    elif of is not None:
+        difference, name = x - drawn, subject.model.metric_names(subject.datamodule.pixels)["elbo"]
+        reach = difference.abs().max().clamp_min(1e-6)
+        stack["difference"] = grids.signed(difference / reach)
+        stack["nearest"] = subject.datamodule.pool.images[of.nearest] / 255
+        title += (
+            f". Red: brighter than the reconstruction, blue: darker, by up to {reach:.2f} of the full range. "
+            f"Below: the nearest training image; −{name} and the share of validation images where it is lower ({MIND})"
+        )
+    columns = COLUMNS if names else min(UNNAMED, len(x))
+    tables, captions = [], []
+    for start in range(0, len(x), columns):
+        here = slice(start, start + columns)
+        rows = [grids.in_colour(images[here]) for images in stack.values()]
+        blank = torch.ones(columns - len(rows[0]), *rows[0].shape[1:])
+        tables.append(torch.stack([torch.cat([row, blank]) for row in rows]))
+        captions.append([_caption(i, names, of) for i in range(len(x))[here]] if names else [])
+    return grids.captioned(tables, title, list(stack), captions)
 
 
-def _short(name: str) -> str:
-    """A file's name, its beginning left out where it is long."""
-    name = Path(name).name
-    return name if len(name) <= LONGEST else f"…{name[1 - LONGEST :]}"
+def _caption(i: int, names: list[str], of: Scores | None) -> str:
+    """A file's name, and what it costs."""
+    name = short(Path(names[i]).name, LONGEST)
+    return name if of is None else f"{name}\n{of.negative_elbo[i]:,.1f} nats\n(above {100 * of.rank[i]:.0f} %)"

@@ -12,12 +12,14 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.distributions import Normal
 
-from src import embedding, exploration, pictures
+from src import embedding, exploration, pictures, scores
 from src.errors import UserError
 from src.exploration import PICTURES, NotApplicable, linear, spherical
 from src.figures import curves, grids, latents
 from src.likelihoods import Pixels
 from src.loading import load_run, subject_of
+from src.metrics import posterior
+from src.objectives import elbo_terms
 from src.subject import Subject
 from tests.helpers import QUICK, built, cli
 
@@ -138,7 +140,8 @@ def test_the_manifold_is_decoded_at_normal_quantiles(subject, monkeypatch):
     rows = asked[0].unflatten(0, (2, 7))
     first = exploration._best(subject, 1)[0]
     torch.testing.assert_close(Normal(0.0, 1.0).cdf(rows[0, :, first]), torch.linspace(0.05, 0.95, 7))
-    assert (rows[0, :, 1 - first] == 0).all()
+    centre = subject.codes(subject.split).mean.mean(0)
+    torch.testing.assert_close(rows[0, :, 1 - first], centre[1 - first].expand(7))
 
 
 def test_an_arc_keeps_the_length_and_a_line_cuts_through():
@@ -170,7 +173,69 @@ def test_own_pictures_are_prepared_as_the_runs_images(picture_folder, subject, c
     with pytest.raises(UserError, match="no picture there"):
         pictures.read(f"{root}/*.gif", subject.datamodule)
     many = pictures.Pictures([str(i) for i in range(40)], torch.rand(40, 1, 16, 16))
-    assert [name for name, _ in pictures.draw(subject, many, None)] == ["pictures_1", "pictures_2"]
+    assert [name for name, _ in pictures.draw(subject, many, None)] == ["pictures_1", "pictures_2", "pictures_3"]
+
+
+def test_own_pictures_are_scored(explored, subject):
+    """By the elbo's own terms: a validation image has the rank that it has among all of them."""
+    run, done = explored
+    rows = pd.read_csv(run / "figures" / "pictures.csv")
+    assert [Path(name).name for name in rows.file] == ["mine_0.png", "mine_1.png", "mine_2.png"]
+    np.testing.assert_allclose(rows.negative_elbo, rows.distortion + rows.rate)
+    assert f"{rows.negative_elbo.max():,.1f} nats (above 100 % of validation images)" in done.stdout
+    assert "a rank is no diagnosis" in done.stdout
+    unseen = torch.cat([batch.x for batch, _ in subject.batches("val")])
+    found = scores.scores(subject, unseen)
+    order = found.negative_elbo.argsort()
+    np.testing.assert_allclose(found.rank[order], torch.arange(len(order)) / len(order))
+    alone = scores.scores(subject, unseen[7:8])  # whatever stands beside it
+    np.testing.assert_allclose(alone.negative_elbo, found.negative_elbo[7:8], rtol=1e-5)
+    with torch.no_grad():
+        inference = subject.model.infer(unseen[:50], 200)
+        terms = elbo_terms(unseen[:50], inference, subject.model.prior())
+    assert found.negative_elbo[:50].mean().item() == pytest.approx(-terms.elbo.mean().item(), rel=0.02)
+    known, place = subject.datamodule.pool, subject.datamodule.splits.train[3]
+    again = scores.scores(subject, known.images[place][None] / 255)
+    assert again.distance.item() == pytest.approx(0, abs=1e-4)
+
+
+def test_negatives_are_recognized_and_turned(subject, tmp_path):
+    """Black on white, as people draw digits."""
+    white = np.full((16, 16), 255, np.uint8)
+    white[4:12, 7:9] = 0
+    Image.fromarray(white).save(tmp_path / "one.png")
+    own = pictures.read(str(tmp_path / "one.png"), subject.datamodule)
+    assert "invert=true turns them" in scores.look_like_negatives(subject, own.x)
+    turned = pictures.read(str(tmp_path / "one.png"), subject.datamodule, invert=True)
+    torch.testing.assert_close(turned.x, 1 - own.x)
+    assert scores.look_like_negatives(subject, turned.x) is None
+
+
+def test_principal_directions_are_those_of_the_codes():
+    torch.manual_seed(0)
+    turn, _ = torch.linalg.qr(torch.randn(5, 5))
+    codes = torch.randn(20_000, 5) * torch.tensor([3.0, 2.0, 1.0, 0.1, 0.0]) @ turn.T + 7
+    found = posterior.principal_directions(codes, 3)
+    np.testing.assert_allclose(found.deviation, [3, 2, 1], rtol=0.03)
+    np.testing.assert_allclose((found.axes @ turn)[:, :3].abs(), np.eye(3), atol=0.05)
+    np.testing.assert_allclose(found.share, np.array([9, 4, 1]) / 14.01, rtol=0.05)
+    assert posterior.principal_directions(torch.ones(3, 1), 8).share.tolist() == [0]
+
+
+def test_directions_start_at_the_mean_of_the_training_codes(subject, monkeypatch):
+    seen = []
+
+    def keep(subject, z):
+        seen.append(z)
+        return torch.zeros(*z.shape[:2], 1, 8, 8)
+
+    monkeypatch.setattr(exploration, "_decode_table", keep)
+    exploration.directions(subject)
+    codes = subject.codes("train").mean
+    (z,) = seen
+    torch.testing.assert_close(z[:, 3], codes.mean(0).expand(len(z), -1))
+    along = (codes - codes.mean(0)) @ (z[0, 6] - z[0, 3]) / (z[0, 6] - z[0, 3]).norm()
+    assert (z[0, 6] - z[0, 3]).norm().item() == pytest.approx(2 * along.std(correction=0).item(), rel=1e-4)
 
 
 def test_own_pictures_have_the_depth_of_the_runs_images(tmp_path, caplog):

@@ -301,7 +301,7 @@ def test_an_override_with_spaces_around_its_sign_is_named():
 @pytest.mark.parametrize(
     ("of", "words", "line"),
     [
-        ("evaluate", "run=x parts=[elbow]", "give all, one or a list [in,brackets] of elbo, bound"),
+        ("evaluate", "run=x parts=[elbow]", "give all, one or a list [in,brackets] of elbo, latents"),
         ("evaluate", "run=x parts=[]", "parts=[]: give all"),
         ("evaluate", "run=x bound.samples=0", "bound.samples=0: give a whole number of at least 1"),
         ("evaluate", "run=x split=train", "split=train: give one of val, test"),

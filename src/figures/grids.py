@@ -25,6 +25,17 @@ def enlarge(images: Tensor) -> Tensor:
     return images.clamp(0, 1).float().repeat_interleave(factor, -1).repeat_interleave(factor, -2)
 
 
+def in_colour(images: Tensor) -> Tensor:
+    """Images ``[N, C, H, W]`` with three channels."""
+    return images.expand(-1, 3, -1, -1)
+
+
+def signed(values: Tensor) -> Tensor:
+    """Values ``[N, C, H, W]`` in [-1, 1] as colours ``[N, 3, H, W]``: red above 0, blue below, white at 0."""
+    value = values.mean(1, keepdim=True).clamp(-1, 1)
+    return torch.cat([1 + value.clamp_max(0), 1 - value.abs(), 1 - value.clamp_min(0)], 1)
+
+
 def grid(images: Tensor, columns: int = COLUMNS) -> Tensor:
     """Images ``[N, C, H, W]`` in [0, 1] as one picture ``[3, H', W']``."""
     return make_grid(enlarge(images), nrow=columns, padding=PADDING, pad_value=GAP)

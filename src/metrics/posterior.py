@@ -34,6 +34,23 @@ def most_informative(rate_per_latent: Tensor, count: int) -> list[int]:
     return torch.argsort(rate_per_latent, descending=True)[:count].tolist()
 
 
+class Directions(NamedTuple):
+    """The directions in which codes vary most, orthogonal to each other."""
+
+    axes: Tensor  # [K, D], unit vectors whose largest entry is positive
+    deviation: Tensor  # [K], standard deviation of the codes along each
+    share: Tensor  # [K] of the variance of all latents; 0 where there is none
+
+
+def principal_directions(codes: Tensor, count: int) -> Directions:
+    """The first ``count`` principal directions of codes ``[N, D]``; fewer where there are fewer latents."""
+    variances, vectors = torch.linalg.eigh(codes.double().T.cov(correction=0).reshape(codes.shape[1], -1))
+    variances, axes = variances.flip(0)[:count].clamp_min(0), vectors.T.flip(0)[:count]
+    axes = axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()
+    share = (variances / variance_of_means(codes).sum()).nan_to_num()
+    return Directions(axes.float(), variances.sqrt().float(), share)
+
+
 def rates(mean: Tensor, scale: Tensor) -> Tensor:
     """Mean rate of each latent ``[D]``, ``KL(q(z_d|x) || N(0, 1))`` averaged over the images, in float64."""
     mean, scale = mean.double(), scale.double()

@@ -204,7 +204,7 @@ READER: dict[str, Kind] = {
 PARTS = ("elbo", "latents", "reconstruction", "representation", "samples", "bound")
 PICTURES = (
     *("reconstructions", "samples", "losses", "samples_from_mixture", "rates", "scatter", "manifold", "histogram"),
-    *("traversals", "plane", "interpolations", "class_means", "neighbours"),
+    *("directions", "traversals", "plane", "interpolations", "class_means", "neighbours"),
 )
 KEYS: dict[str, dict[str, Kind]] = {
     "train": TRAIN,
@@ -225,6 +225,7 @@ KEYS: dict[str, dict[str, Kind]] = {
     | {
         "figures": some_of(*PICTURES, at_least=0),
         "images": or_null(PATH, ListOf(PATH, at_least=1)),
+        "invert": FLAG,
         "noise": or_null(Number(above=0, at_most=10)),
         "embed": or_null(Choice(("npz", "csv", True, False))),
     },
