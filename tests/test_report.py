@@ -166,6 +166,14 @@ def test_the_contact_sheet_shows_every_point_in_grid_order(swept, page):
     assert set(shades) <= colours
 
 
+def test_a_page_that_is_printed_unseen_has_its_pictures_and_whole_tables(page):
+    """Browsers load what is lazy once it is scrolled to: on paper the contact sheet was empty."""
+    assert "loading=" not in page
+    printed = page.split("@media print {")[1].split("</style>")[0]
+    assert "tr, figure { break-inside: avoid; }" in printed
+    assert re.search(r"th, td \{[^}]*white-space: normal", printed)
+
+
 def test_a_contact_sheet_takes_pictures_of_any_size(tmp_path):
     for size in ((10, 400), (700, 3)):
         Image.new("RGB", size).save(tmp_path / f"{size[0]}.png")
