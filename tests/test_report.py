@@ -75,6 +75,13 @@ def test_the_page_is_whole_and_says_what_the_points_say(swept, page):
     assert table.test_elbo.tolist() == pytest.approx(elbos)
 
 
+def test_minutes_are_those_of_the_whole_point(swept, page):
+    """Start-up and all: the training alone told of a fifth of what 200 points take."""
+    assert {tuple(row[-3:-1]) for row in cells(page, "Points")} == {("1.50", "1.00")}
+    assert "time of a point, start-up included (minutes)" in drawn(page, "cost")
+    assert "By time" in page
+
+
 def test_failed_and_unfinished_points_are_shown_with_their_reason(tmp_path):
     write_grid(tmp_path, {"model.kl_weight": [1.0]}, trade)
     keys = ["model.kl_weight"]

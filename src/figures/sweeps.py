@@ -181,7 +181,8 @@ def cost(table: pd.DataFrame, quality: str, label: str, fronts: Mapping[str, Seq
         fronts: for each column of costs the positions on its Pareto front, by rising cost.
     """
     titles = {
-        "wall_seconds": ("wall time (minutes)", 1 / 60),
+        "whole_seconds": ("time of a point, start-up included (minutes)", 1 / 60),
+        "wall_seconds": ("time of the training alone (minutes)", 1 / 60),
         "train_images_per_second": ("training speed (images/s)", 1.0),
         "memory_mib": ("peak memory (MiB)", 1.0),
         "trainable_parameters": ("trainable parameters", 1.0),
