@@ -63,16 +63,45 @@ def test_the_page_is_whole_and_says_what_the_points_say(swept, page):
         svg = (folder / "report" / f"{figure}.svg").read_bytes()
         assert base64.b64encode(svg).decode() in page
     rows = cells(page, "Points")
-    assert [row[5] for row in rows] == [number(m["test"]["elbo"]) for m in written.values()]
+    assert [row[5] for row in rows] == [number(-m["test"]["elbo"]) for m in written.values()]
     means = cells(page, "Configurations")
     elbos = [m["test"]["elbo"] for m in written.values()]
-    assert [row[4] for row in means] == [with_interval(*interval(elbos[i : i + 3])) for i in range(0, 27, 3)]
+    nelbos = [-elbo for elbo in elbos]
+    assert [row[4] for row in means] == [with_interval(*interval(nelbos[i : i + 3])) for i in range(0, 27, 3)]
     best = max(range(0, 27, 3), key=lambda i: np.mean(elbos[i : i + 3]))
     latent_dim, kl_weight = (list(written)[best].split("__")[i].split("-")[1] for i in (1, 0))
     assert f"<strong>latent_dim = {latent_dim}, kl_weight = {float(kl_weight):g}</strong>" in page
     assert "python -m src.train experiment=mnist_lstm model.latent_dim=2 model.kl_weight=0.5 seed=0" in page
     table = pd.read_csv(folder / "results.csv")
     assert table.test_elbo.tolist() == pytest.approx(elbos)
+
+
+def test_the_elbo_has_one_sign_as_papers_print_it(swept, page):
+    """Bar and table said -96.73, README and figures 96.73."""
+    folder, written = swept
+    best = page.split('<div class="best">')[1].split("</div>")[0]
+    assert "val −pseudo-elbo 98.57 ± 0.63" in best
+    assert re.search(r"on the test split −pseudo-elbo [\d.]+ ± [\d.]+, pseudo-distortion [\d.]+ ± [\d.]+, rate", best)
+    assert "−pseudo-elbo: as papers print it; lower is better" in page
+    assert not re.search(r">\s*-\d", page)  # nothing that a reader sees
+    sheet = page.split('<div class="sheet"')[1]
+    assert all(f"−pseudo-elbo {number(-metrics['test']['elbo'])}" in sheet for metrics in written.values())
+    for name in ("test_elbo", "cost"):
+        said = drawn(page, name)
+        assert "test −pseudo-elbo (nats per image)" in said
+        assert not [text for text in said if re.fullmatch(r"[-−]\d+", text)]  # a tick
+    assert (pd.read_csv(folder / "results.csv")[["value", "test_elbo"]] < 0).all(axis=None)
+
+
+@pytest.mark.parametrize(
+    ("metric", "printed"), [("val/elbo", "val −elbo 99.00"), ("val/rate", "val/rate 20.00"), ("elbo", "−elbo 99.00")]
+)
+def test_what_else_points_are_compared_by_is_printed_as_it_is(tmp_path, metric, printed):
+    value = {"val/rate": 20.0}.get(metric, -99.0)
+    figures = {"best": {metric: value}, "config": {"compare_by": metric}, "pseudo_likelihood": False}
+    write_grid(tmp_path, {"model.kl_weight": [1.0]}, lambda typed: figures)
+    page = write_report(read_results(tmp_path)).read_text()
+    assert printed in page.split('<div class="best">')[1].split("</div>")[0]
 
 
 def test_minutes_are_those_of_the_whole_point(swept, page):
@@ -300,7 +329,7 @@ def test_figures_that_are_no_numbers_are_left_out(tmp_path, bad, which):
                 "best": {"val/elbo": elbo}, "seconds": 0.0, "train_images_per_second": bad}  # fmt: skip
 
     rows = cells(reported(tmp_path, {"model.kl_weight": [0.5, 1, 2, 4]}, figures), "Points")
-    assert [row[3] for row in rows] == ["–" if place in which else f"{-100 - place:.2f}" for place in range(4)]
+    assert [row[3] for row in rows] == ["–" if place in which else f"{100 + place:.2f}" for place in range(4)]
 
 
 # ---- the command line ----------------------------------------------------------------------------------------------

@@ -118,7 +118,7 @@ def test_points_are_compared_by_what_they_say_at_the_epoch_they_kept(tmp_path):
     results = read_results(tmp_path)
     assert results.table.value.tolist() == [-102, -100]
     assert results.table.maximize.all()
-    assert "Next: kl_weight = 0.5." in write_report(results).read_text().split("Chosen by val/elbo:")[1]
+    assert "Next: kl_weight = 0.5." in write_report(results).read_text().split("Chosen by val −pseudo-elbo:")[1]
 
 
 def test_a_run_without_what_it_is_compared_by_is_compared_by_nothing():

@@ -59,11 +59,9 @@ def rate_distortion(
     if written:
         _write_weights(axes, lines)
     axes.margins(0.1)
-    _iso_elbo(axes, f"−{metric}")
+    _iso_elbo(axes)
     look.legend(axes)
-    note = "Grey: lines of equal elbo, labelled with its negative; lower left is better." + (
-        " Numbers: kl_weight." if written else ""
-    )
+    note = f"Grey: lines of equal −{metric}; lower left is better." + (" Numbers: kl_weight." if written else "")
     figure.supxlabel(note, fontsize=9, color="0.35")
     return figure
 
@@ -77,7 +75,7 @@ def _write_weights(axes: Axes, lines: Sequence[pd.DataFrame]) -> None:
         axes.annotate(shown(row[KL_WEIGHT]), at, beside, textcoords="offset points", fontsize=8, color="0.25")
 
 
-def _iso_elbo(axes: Axes, name: str) -> None:
+def _iso_elbo(axes: Axes) -> None:
     """Lines on which distortion + rate is the same."""
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
     left = max(0.0, left)  # a rate is not negative
@@ -176,7 +174,7 @@ def cost(table: pd.DataFrame, quality: str, label: str, fronts: Mapping[str, Seq
 
     Args:
         table: configurations.
-        quality: column of the quality, better where larger.
+        quality: column of the quality, better where less.
         label: what to call it.
         fronts: for each column of costs the positions on its Pareto front, by rising cost.
     """

@@ -25,9 +25,11 @@ from src.reporting.statistics import configurations, pareto, verdict
 from src.reporting.words import (
     COSTS,
     TESTED,
+    as_printed,
     best_in_words,
     commands,
     configuration,
+    elbo_name,
     front_in_words,
     number,
     with_interval,
@@ -36,7 +38,8 @@ from src.reporting.words import (
 log = logging.getLogger(__name__)
 
 TEMPLATE = Path(__file__).with_name("page.html")
-AVERAGED = ("value", *TESTED, "active_latents", "latent_dim", "bits_per_dim", *COSTS)
+PRINTED = ("printed_value", "test_minus_elbo")  # the elbo as papers print it, lower is better
+AVERAGED = ("value", *TESTED, *PRINTED, "active_latents", "latent_dim", "bits_per_dim", *COSTS)
 MOST_KEYS = 9  # in the figures by key
 MOST_COLUMNS = 6  # of the contact sheet
 DPI = 130
@@ -51,7 +54,8 @@ class Section:
         title: of the section; empty where it is the only one.
         keys: the swept keys that differ between them.
         metric: what to call the elbo.
-        compared_by: the metric that tells which is best.
+        compared_by: the metric that tells which is best, as it is printed.
+        best_first: the order of its numbers that begins with the best.
         points: rows of the table of points.
         configurations: rows of the table over seeds; empty with one seed.
         doubt: why none is called the best; empty where one is.
@@ -63,6 +67,7 @@ class Section:
     keys: list[str]
     metric: str
     compared_by: str
+    best_first: str
     doubt: str
     best: dict[str, Any] | None
     points: list[dict[str, Any]]
@@ -158,10 +163,11 @@ def _commit(text: str) -> str:
 
 
 def _sections(results: Results, folder: Path) -> Iterator[Section]:
-    families = list(results.families())
+    families = [_as_printed(family) for family in results.families()]
     for place, points in enumerate(families, 1):
         first = points.iloc[0]
-        metric = "pseudo-elbo" if first.pseudo_likelihood else "elbo"
+        metric = elbo_name(first.pseudo_likelihood)
+        compared_by, sign = as_printed(str(first.compared_by), metric)
         keys = [key for key in results.swept if points[key].nunique(dropna=False) > 1]
         only = len(families) == 1
         title = (
@@ -174,7 +180,8 @@ def _sections(results: Results, folder: Path) -> Iterator[Section]:
             title=title,
             keys=keys,
             metric=metric,
-            compared_by=str(first.compared_by),
+            compared_by=compared_by,
+            best_first="descending" if first.maximize and sign > 0 else "ascending",
             doubt=doubt,
             best=best_in_words(results, points, results.swept, means, chosen) if chosen else None,
             points=[{**_point(row), "id": i} for i, row in points.iterrows()],
@@ -187,6 +194,14 @@ def _sections(results: Results, folder: Path) -> Iterator[Section]:
                 {"caption": caption, "data": _save(figure, folder / f"{name}{suffix}"), "name": name}
             )
         yield section
+
+
+def _as_printed(points: pd.DataFrame) -> pd.DataFrame:
+    """The points with columns for what the page says of them: the elbo with the sign that papers print."""
+    _, sign = as_printed(str(points.compared_by.iloc[0]), "")
+    return points.assign(
+        printed_value=sign * points.value.astype(float), test_minus_elbo=-points.test_elbo.astype(float)
+    )
 
 
 def _why_no_best(points: pd.DataFrame) -> str:
@@ -208,8 +223,8 @@ def _figures(
         caption = f"The trade between what a code costs and what it leaves to the decoder.{bars}"
         yield "rate_distortion", caption, sweeps.rate_distortion(tested, points, keys, names, metric)
         if keys:
-            label, title = f"test {metric} (nats per image)", f"Test {metric} against each swept key; higher is better"
-            figure = sweeps.by_key(tested, points, keys[:MOST_KEYS], names, "test_elbo", label, title)
+            label, title = f"test −{metric} (nats per image)", f"Test −{metric} against each swept key; lower is better"
+            figure = sweeps.by_key(tested, points, keys[:MOST_KEYS], names, "test_minus_elbo", label, title)
             yield "test_elbo", f"Weighted as in the elbo, whatever kl_weight trained with.{bars}", figure
     used = tested.dropna(subset=["active_latents", "latent_dim"])
     if len(used) > 1 and keys:
@@ -222,7 +237,7 @@ def _figures(
     other = "wall_seconds" if costs.whole_seconds.notna().all() else "whole_seconds"
     fronts = {c: _front(costs, c, sign) for c, (_, sign) in COSTS.items() if c != other and costs[c].notna().sum() > 1}
     if len(costs) > 1 and fronts:
-        figure = sweeps.cost(costs, "test_elbo", f"test {metric} (nats per image)", fronts)
+        figure = sweeps.cost(costs, "test_minus_elbo", f"test −{metric} (nats per image)", fronts)
         yield "cost", front_in_words(costs, fronts, keys, names), figure
 
 
@@ -259,7 +274,7 @@ def _tile(results: Results, row: pd.Series) -> dict[str, str]:
         "point": row.point,
         "what": configuration(row, _keys(results), {**results.names, SEED: SEED}) or row.point,
         "status": row.status,
-        "figures": f"elbo {number(row.test_elbo)}"
+        "figures": f"−{elbo_name(row.pseudo_likelihood)} {number(-row.test_elbo)}"
         if pd.notna(row.test_elbo)
         else (row.error if isinstance(row.error, str) else "not tested"),
         "path": str(strip),
