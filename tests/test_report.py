@@ -48,6 +48,9 @@ def page(swept) -> str:
     return (swept[0] / "report" / "index.html").read_text()
 
 
+FIGURES = ("rate_distortion", "test_elbo", "latents", "cost")
+
+
 def cells(page: str, heading: str) -> list[list[str]]:
     """Texts of the first table below a heading."""
     table = re.split(f"<h2[^>]*>{heading}</h2>", page)[1].split("<tbody>")[1].split("</tbody>", 1)[0]
@@ -57,8 +60,9 @@ def cells(page: str, heading: str) -> list[list[str]]:
 
 def test_the_page_is_whole_and_says_what_the_points_say(swept, page):
     folder, written = swept
-    assert not re.search(r"""(?:src|href)=["'](?!data:|#)""", page)  # opens offline
-    for figure in ("rate_distortion", "test_elbo", "latents", "cost"):
+    linked = re.findall(r"""(?:src|href)=["'](?!data:|#)([^"']*)""", page)
+    assert set(linked) == {f"{name}.png" for name in (*FIGURES, "contact_sheet")}  # opens offline, and by itself
+    for figure in FIGURES:
         assert (folder / "report" / f"{figure}.png").stat().st_size > 5_000
         svg = (folder / "report" / f"{figure}.svg").read_bytes()
         assert base64.b64encode(svg).decode() in page
@@ -196,7 +200,7 @@ def test_the_contact_sheet_shows_every_point_in_grid_order(swept, page):
     sheet = page.split('<div class="sheet"')[1].split("<h2>")[0]
     shown = [Image.open(io.BytesIO(base64.b64decode(p))) for p in re.findall(r"data:image/png;base64,([^\"]+)", sheet)]
     assert [picture.getpixel((0, 0)) for picture in shown] == shades
-    assert "repeat(3, 1fr)" in sheet  # three seeds side by side
+    assert "--columns: 3" in sheet  # three seeds side by side
     with Image.open(folder / "report" / "contact_sheet.png") as picture:
         colours = {colour[0] for _, colour in picture.getcolors(2**16)}
     assert set(shades) <= colours
@@ -208,6 +212,39 @@ def test_a_page_that_is_printed_unseen_has_its_pictures_and_whole_tables(page):
     printed = page.split("@media print {")[1].split("</style>")[0]
     assert "tr, figure { break-inside: avoid; }" in printed
     assert re.search(r"th, td \{[^}]*white-space: normal", printed)
+
+
+def test_headings_sort_by_keyboard_too_and_begin_with_the_best(page):
+    """A click on val/elbo put the worst on top, and nothing but a mouse reached it."""
+    heads = re.findall(r'<th data-first="(\w+)"[^>]*><button type="button">(.*?)</button></th>', page)
+    assert len(heads) == page.split("<script>")[0].count("<button") == 8 + 14
+    first = {name: way for way, name in heads}
+    more = {"seeds", "active latents", "epochs", "images/s"}  # is better
+    assert {name for name, way in first.items() if way == "descending"} == more
+    assert "aria-sort" in page.split("<script>")[1]
+
+
+@pytest.mark.parametrize(
+    ("metric", "name", "first"),
+    [
+        ("val/active_latents", "val/active_latents", "descending"),
+        ("val/rate", "val/rate", "ascending"),
+        ("val/elbo", "val −pseudo-elbo", "ascending"),
+    ],
+)
+def test_the_first_order_is_that_of_the_metric(tmp_path, metric, name, first):
+    figures = {"best": {metric: 3.0}, "config": {"compare_by": metric}}
+    write_grid(tmp_path, {"model.kl_weight": [0.5, 1.0]}, lambda typed: figures)
+    page = write_report(read_results(tmp_path)).read_text()
+    assert f'<th data-first="{first}"><button type="button">{name}</button>' in page
+
+
+def test_a_narrow_or_dark_screen_is_served(page):
+    style = page.split("<style>")[1].split("</style>")[0]
+    assert "@media screen and (prefers-color-scheme: dark)" in style
+    assert not re.search(r"(?<!-)color: #", style.split("body {")[1])  # all from the variables above
+    for table in re.finditer("<table", page):
+        assert page[: table.start()].endswith('<div class="scroll">')  # is as wide as it likes in its own box
 
 
 def test_a_contact_sheet_takes_pictures_of_any_size(tmp_path):
@@ -274,7 +311,7 @@ def reported(folder: Path, grid: dict[str, list], figures=None, **options) -> st
 
 def drawn(page: str, name: str) -> list[str]:
     """Texts of a figure: beside the outlines of its letters an SVG holds what they spell."""
-    svg = re.search(rf'<img src="data:image/svg\+xml;base64,([^"]+)" alt="{name}">', page)[1]
+    svg = re.search(rf'<a href="{name}\.png"[^>]*><img src="data:image/svg\+xml;base64,([^"]+)" alt="{name}">', page)[1]
     return [html.unescape(text) for text in re.findall("<!-- (.*?) -->", base64.b64decode(svg).decode())]
 
 

@@ -60,7 +60,7 @@ class Section:
         configurations: rows of the table over seeds; empty with one seed.
         doubt: why none is called the best; empty where one is.
         best: the best configuration, in words and numbers.
-        figures: name, caption and data of each figure.
+        figures: name, caption and data of each figure, and its file beside the page.
     """
 
     title: str
@@ -116,6 +116,7 @@ def write_report(results: Results) -> Path:
         notes=_notes(results),
         sheet=sheet,
         columns=columns,
+        pictured=bool(pictures),
         unfinished=[_unfinished(results, row) for _, row in table[table.status != "finished"].iterrows()],
         commands=[{"point": row.point, "id": i, **commands(results, row)} for i, row in table.iterrows()],
         when=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -190,9 +191,8 @@ def _sections(results: Results, folder: Path) -> Iterator[Section]:
         suffix = "" if only else f"_{place}"
         names = {key: results.names[key] for key in keys}
         for name, caption, figure in _figures(points, means, keys, names, metric):
-            section.figures.append(
-                {"caption": caption, "data": _save(figure, folder / f"{name}{suffix}"), "name": name}
-            )
+            file = folder / f"{name}{suffix}.png"
+            section.figures.append({"caption": caption, "data": _save(figure, file), "name": name, "file": file.name})
         yield section
 
 
@@ -313,7 +313,7 @@ def _is_grey(image: Image.Image) -> bool:
 
 def _save(figure: Figure, path: Path) -> str:
     """Write a figure as PNG and SVG; the latter as text for the page."""
-    with mpl.rc_context({"svg.hashsalt": path.name}):
+    with mpl.rc_context({"svg.hashsalt": path.stem}):
         for kind in ("png", "svg"):
             with whole_file(path.with_suffix(f".{kind}")) as file:
                 figure.savefig(file, format=kind, dpi=DPI, metadata={"Date": None} if kind == "svg" else None)
