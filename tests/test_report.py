@@ -357,6 +357,38 @@ def test_values_of_every_kind_stand_on_an_axis(tmp_path, grid, ticks):
     assert np.diff(places).min() > 0.04 * left.bbox.width
 
 
+def test_choices_that_have_no_order_are_not_joined_and_the_costs_name_them(tmp_path):
+    """Lines from model to model said that there is something between them; dots had no names."""
+    page = reported(tmp_path, {"model": ["lstm", "conv_tiny"], "model.latent_dim": [2, 4]})
+    assert {"lstm, 2", "lstm, 4", "conv_tiny, 2", "conv_tiny, 4", "Names: model, latent_dim."} <= {*drawn(page, "cost")}
+    results = read_results(tmp_path)
+    points = results.finished.assign(minus=-results.finished.test_elbo)
+    means = configurations(points, results.swept, ["minus", "test_rate", "active_latents", "latent_dim"])
+    figure = sweeps.by_key(means, points, results.swept, results.names, "minus", "", "")
+    joined = [{line.get_linestyle() for line in axes.lines if line.get_marker() in "os^"} for axes in figure.axes]
+    assert joined[0] == {"None"}
+    assert "None" not in joined[1]
+    signs = [{line.get_linestyle() for line in axes.get_legend().get_lines()} for axes in figure.axes]
+    assert (signs[0], "None" in signs[1]) == ({"None"}, False)
+    costs = means.assign(whole_seconds=[60.0, 90.0, 60.0, 120.0])
+    for axes in sweeps.cost(costs, "minus", "", {"whole_seconds": [0, 1]}, results.swept, results.names).axes:
+        assert {line.get_linestyle() for line in axes.lines} <= {"None"}
+
+
+def test_a_label_of_all_latents_is_under_no_marker(swept):
+    results = read_results(swept[0])
+    means = configurations(results.finished, results.swept, ["test_rate", "active_latents", "latent_dim"])
+    figure = sweeps.latents(means, results.finished, results.swept, results.names)
+    figure.draw_without_rendering()
+    left = figure.axes[0]
+    labels = {text.get_text(): text.get_window_extent() for text in left.texts}
+    assert labels.keys() == {"all of 2", "all of 4", "all of 8"}
+    assert all(left.bbox.x1 < box.x0 and box.x1 < figure.axes[1].bbox.x0 for box in labels.values())
+    crowd = means.assign(latent_dim=[1, 1, 1, 2, 2, 2, 64, 64, 64])
+    texts = sweeps.latents(crowd, results.finished, results.swept, results.names).axes[0].texts
+    assert [text.get_text() for text in texts] == ["all of 64", "all of 2"]
+
+
 @pytest.mark.parametrize(("bad", "which"), [(math.nan, {0}), (math.inf, {0, 1, 2, 3})])
 def test_figures_that_are_no_numbers_are_left_out(tmp_path, bad, which):
     def figures(typed):

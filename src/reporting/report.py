@@ -237,7 +237,7 @@ def _figures(
     other = "wall_seconds" if costs.whole_seconds.notna().all() else "whole_seconds"
     fronts = {c: _front(costs, c, sign) for c, (_, sign) in COSTS.items() if c != other and costs[c].notna().sum() > 1}
     if len(costs) > 1 and fronts:
-        figure = sweeps.cost(costs, "test_minus_elbo", f"test −{metric} (nats per image)", fronts)
+        figure = sweeps.cost(costs, "test_minus_elbo", f"test −{metric} (nats per image)", fronts, keys, names)
         yield "cost", front_in_words(costs, fronts, keys, names), figure
 
 
