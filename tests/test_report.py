@@ -48,6 +48,9 @@ def page(swept) -> str:
     return (swept[0] / "report" / "index.html").read_text()
 
 
+FIGURES = ("rate_distortion", "test_elbo", "latents", "cost")
+
+
 def cells(page: str, heading: str) -> list[list[str]]:
     """Texts of the first table below a heading."""
     table = re.split(f"<h2[^>]*>{heading}</h2>", page)[1].split("<tbody>")[1].split("</tbody>", 1)[0]
@@ -57,22 +60,59 @@ def cells(page: str, heading: str) -> list[list[str]]:
 
 def test_the_page_is_whole_and_says_what_the_points_say(swept, page):
     folder, written = swept
-    assert not re.search(r"""(?:src|href)=["'](?!data:|#)""", page)  # opens offline
-    for figure in ("rate_distortion", "test_elbo", "latents", "cost"):
+    linked = re.findall(r"""(?:src|href)=["'](?!data:|#)([^"']*)""", page)
+    assert set(linked) == {f"{name}.png" for name in (*FIGURES, "contact_sheet")}  # opens offline, and by itself
+    for figure in FIGURES:
         assert (folder / "report" / f"{figure}.png").stat().st_size > 5_000
         svg = (folder / "report" / f"{figure}.svg").read_bytes()
         assert base64.b64encode(svg).decode() in page
     rows = cells(page, "Points")
-    assert [row[5] for row in rows] == [number(m["test"]["elbo"]) for m in written.values()]
+    assert [row[5] for row in rows] == [number(-m["test"]["elbo"]) for m in written.values()]
     means = cells(page, "Configurations")
     elbos = [m["test"]["elbo"] for m in written.values()]
-    assert [row[4] for row in means] == [with_interval(*interval(elbos[i : i + 3])) for i in range(0, 27, 3)]
+    nelbos = [-elbo for elbo in elbos]
+    assert [row[4] for row in means] == [with_interval(*interval(nelbos[i : i + 3])) for i in range(0, 27, 3)]
     best = max(range(0, 27, 3), key=lambda i: np.mean(elbos[i : i + 3]))
     latent_dim, kl_weight = (list(written)[best].split("__")[i].split("-")[1] for i in (1, 0))
     assert f"<strong>latent_dim = {latent_dim}, kl_weight = {float(kl_weight):g}</strong>" in page
     assert "python -m src.train experiment=mnist_lstm model.latent_dim=2 model.kl_weight=0.5 seed=0" in page
     table = pd.read_csv(folder / "results.csv")
     assert table.test_elbo.tolist() == pytest.approx(elbos)
+
+
+def test_the_elbo_has_one_sign_as_papers_print_it(swept, page):
+    """Bar and table said -96.73, README and figures 96.73."""
+    folder, written = swept
+    best = page.split('<div class="best">')[1].split("</div>")[0]
+    assert "val −pseudo-elbo 98.57 ± 0.63" in best
+    assert re.search(r"on the test split −pseudo-elbo [\d.]+ ± [\d.]+, pseudo-distortion [\d.]+ ± [\d.]+, rate", best)
+    assert "−pseudo-elbo: as papers print it; lower is better" in page
+    assert not re.search(r">\s*-\d", page)  # nothing that a reader sees
+    sheet = page.split('<div class="sheet"')[1]
+    assert all(f"−pseudo-elbo {number(-metrics['test']['elbo'])}" in sheet for metrics in written.values())
+    for name in ("test_elbo", "cost"):
+        said = drawn(page, name)
+        assert "test −pseudo-elbo (nats per image)" in said
+        assert not [text for text in said if re.fullmatch(r"[-−]\d+", text)]  # a tick
+    assert (pd.read_csv(folder / "results.csv")[["value", "test_elbo"]] < 0).all(axis=None)
+
+
+@pytest.mark.parametrize(
+    ("metric", "printed"), [("val/elbo", "val −elbo 99.00"), ("val/rate", "val/rate 20.00"), ("elbo", "−elbo 99.00")]
+)
+def test_what_else_points_are_compared_by_is_printed_as_it_is(tmp_path, metric, printed):
+    value = {"val/rate": 20.0}.get(metric, -99.0)
+    figures = {"best": {metric: value}, "config": {"compare_by": metric}, "pseudo_likelihood": False}
+    write_grid(tmp_path, {"model.kl_weight": [1.0]}, lambda typed: figures)
+    page = write_report(read_results(tmp_path)).read_text()
+    assert printed in page.split('<div class="best">')[1].split("</div>")[0]
+
+
+def test_minutes_are_those_of_the_whole_point(swept, page):
+    """Start-up and all: the training alone told of a fifth of what 200 points take."""
+    assert {tuple(row[-3:-1]) for row in cells(page, "Points")} == {("1.50", "1.00")}
+    assert "time of a point, start-up included (minutes)" in drawn(page, "cost")
+    assert "By time" in page
 
 
 def test_failed_and_unfinished_points_are_shown_with_their_reason(tmp_path):
@@ -160,10 +200,51 @@ def test_the_contact_sheet_shows_every_point_in_grid_order(swept, page):
     sheet = page.split('<div class="sheet"')[1].split("<h2>")[0]
     shown = [Image.open(io.BytesIO(base64.b64decode(p))) for p in re.findall(r"data:image/png;base64,([^\"]+)", sheet)]
     assert [picture.getpixel((0, 0)) for picture in shown] == shades
-    assert "repeat(3, 1fr)" in sheet  # three seeds side by side
+    assert "--columns: 3" in sheet  # three seeds side by side
     with Image.open(folder / "report" / "contact_sheet.png") as picture:
         colours = {colour[0] for _, colour in picture.getcolors(2**16)}
     assert set(shades) <= colours
+
+
+def test_a_page_that_is_printed_unseen_has_its_pictures_and_whole_tables(page):
+    """Browsers load what is lazy once it is scrolled to: on paper the contact sheet was empty."""
+    assert "loading=" not in page
+    printed = page.split("@media print {")[1].split("</style>")[0]
+    assert "tr, figure { break-inside: avoid; }" in printed
+    assert re.search(r"th, td \{[^}]*white-space: normal", printed)
+
+
+def test_headings_sort_by_keyboard_too_and_begin_with_the_best(page):
+    """A click on val/elbo put the worst on top, and nothing but a mouse reached it."""
+    heads = re.findall(r'<th data-first="(\w+)"[^>]*><button type="button">(.*?)</button></th>', page)
+    assert len(heads) == page.split("<script>")[0].count("<button") == 8 + 14
+    first = {name: way for way, name in heads}
+    more = {"seeds", "active latents", "epochs", "images/s"}  # is better
+    assert {name for name, way in first.items() if way == "descending"} == more
+    assert "aria-sort" in page.split("<script>")[1]
+
+
+@pytest.mark.parametrize(
+    ("metric", "name", "first"),
+    [
+        ("val/active_latents", "val/active_latents", "descending"),
+        ("val/rate", "val/rate", "ascending"),
+        ("val/elbo", "val −pseudo-elbo", "ascending"),
+    ],
+)
+def test_the_first_order_is_that_of_the_metric(tmp_path, metric, name, first):
+    figures = {"best": {metric: 3.0}, "config": {"compare_by": metric}}
+    write_grid(tmp_path, {"model.kl_weight": [0.5, 1.0]}, lambda typed: figures)
+    page = write_report(read_results(tmp_path)).read_text()
+    assert f'<th data-first="{first}"><button type="button">{name}</button>' in page
+
+
+def test_a_narrow_or_dark_screen_is_served(page):
+    style = page.split("<style>")[1].split("</style>")[0]
+    assert "@media screen and (prefers-color-scheme: dark)" in style
+    assert not re.search(r"(?<!-)color: #", style.split("body {")[1])  # all from the variables above
+    for table in re.finditer("<table", page):
+        assert page[: table.start()].endswith('<div class="scroll">')  # is as wide as it likes in its own box
 
 
 def test_a_contact_sheet_takes_pictures_of_any_size(tmp_path):
@@ -230,7 +311,7 @@ def reported(folder: Path, grid: dict[str, list], figures=None, **options) -> st
 
 def drawn(page: str, name: str) -> list[str]:
     """Texts of a figure: beside the outlines of its letters an SVG holds what they spell."""
-    svg = re.search(rf'<img src="data:image/svg\+xml;base64,([^"]+)" alt="{name}">', page)[1]
+    svg = re.search(rf'<a href="{name}\.png"[^>]*><img src="data:image/svg\+xml;base64,([^"]+)" alt="{name}">', page)[1]
     return [html.unescape(text) for text in re.findall("<!-- (.*?) -->", base64.b64decode(svg).decode())]
 
 
@@ -276,6 +357,38 @@ def test_values_of_every_kind_stand_on_an_axis(tmp_path, grid, ticks):
     assert np.diff(places).min() > 0.04 * left.bbox.width
 
 
+def test_choices_that_have_no_order_are_not_joined_and_the_costs_name_them(tmp_path):
+    """Lines from model to model said that there is something between them; dots had no names."""
+    page = reported(tmp_path, {"model": ["lstm", "conv_tiny"], "model.latent_dim": [2, 4]})
+    assert {"lstm, 2", "lstm, 4", "conv_tiny, 2", "conv_tiny, 4", "Names: model, latent_dim."} <= {*drawn(page, "cost")}
+    results = read_results(tmp_path)
+    points = results.finished.assign(minus=-results.finished.test_elbo)
+    means = configurations(points, results.swept, ["minus", "test_rate", "active_latents", "latent_dim"])
+    figure = sweeps.by_key(means, points, results.swept, results.names, "minus", "", "")
+    joined = [{line.get_linestyle() for line in axes.lines if line.get_marker() in "os^"} for axes in figure.axes]
+    assert joined[0] == {"None"}
+    assert "None" not in joined[1]
+    signs = [{line.get_linestyle() for line in axes.get_legend().get_lines()} for axes in figure.axes]
+    assert (signs[0], "None" in signs[1]) == ({"None"}, False)
+    costs = means.assign(whole_seconds=[60.0, 90.0, 60.0, 120.0])
+    for axes in sweeps.cost(costs, "minus", "", {"whole_seconds": [0, 1]}, results.swept, results.names).axes:
+        assert {line.get_linestyle() for line in axes.lines} <= {"None"}
+
+
+def test_a_label_of_all_latents_is_under_no_marker(swept):
+    results = read_results(swept[0])
+    means = configurations(results.finished, results.swept, ["test_rate", "active_latents", "latent_dim"])
+    figure = sweeps.latents(means, results.finished, results.swept, results.names)
+    figure.draw_without_rendering()
+    left = figure.axes[0]
+    labels = {text.get_text(): text.get_window_extent() for text in left.texts}
+    assert labels.keys() == {"all of 2", "all of 4", "all of 8"}
+    assert all(left.bbox.x1 < box.x0 and box.x1 < figure.axes[1].bbox.x0 for box in labels.values())
+    crowd = means.assign(latent_dim=[1, 1, 1, 2, 2, 2, 64, 64, 64])
+    texts = sweeps.latents(crowd, results.finished, results.swept, results.names).axes[0].texts
+    assert [text.get_text() for text in texts] == ["all of 64", "all of 2"]
+
+
 @pytest.mark.parametrize(("bad", "which"), [(math.nan, {0}), (math.inf, {0, 1, 2, 3})])
 def test_figures_that_are_no_numbers_are_left_out(tmp_path, bad, which):
     def figures(typed):
@@ -285,7 +398,7 @@ def test_figures_that_are_no_numbers_are_left_out(tmp_path, bad, which):
                 "best": {"val/elbo": elbo}, "seconds": 0.0, "train_images_per_second": bad}  # fmt: skip
 
     rows = cells(reported(tmp_path, {"model.kl_weight": [0.5, 1, 2, 4]}, figures), "Points")
-    assert [row[3] for row in rows] == ["–" if place in which else f"{-100 - place:.2f}" for place in range(4)]
+    assert [row[3] for row in rows] == ["–" if place in which else f"{100 + place:.2f}" for place in range(4)]
 
 
 # ---- the command line ----------------------------------------------------------------------------------------------

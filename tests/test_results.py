@@ -1,6 +1,7 @@
 """The table of a report: the points' own numbers, whatever started them."""
 
 import json
+import math
 from pathlib import Path
 
 from src.locks import lock
@@ -26,6 +27,7 @@ def test_the_table_holds_the_points_own_numbers(tmp_path):
             own["best"]["val/elbo"],
         )
         assert (row.wall_seconds, row.process_mib, row.fingerprint) == (60.0, 900.0, "f" * 32)
+        assert row.whole_seconds == 90.0
     assert results.table["model.kl_weight"].tolist()[:4] == [0.5, 0.5, 0.5, 1.0]  # grid order
     assert results.differences() == []
 
@@ -82,6 +84,18 @@ def test_points_that_have_not_begun_are_waited_for(tmp_path):
     assert "1 finished, 1 waiting" in write_report(results).read_text()
 
 
+def test_what_several_attempts_took_together_is_not_known(tmp_path):
+    for place, (status, attempts) in enumerate((("finished", 1), ("finished", 2), ("running", 1))):
+        metrics = record() if status == "finished" else None
+        run = write_point(tmp_path, ["seed"], [f"seed={place}"], place, metrics, status)
+        told = {**json.loads((run / "point.json").read_text()), "attempts": attempts}
+        (run / "point.json").write_text(json.dumps(told | ({"seconds": 0.0} if status == "running" else {})))
+    single_run(tmp_path / "alone", ["seed=3"], {})
+    whole = dict(read_results(tmp_path).table[["point", "whole_seconds"]].itertuples(index=False))
+    assert [point for point, seconds in whole.items() if seconds == 90.0] == ["seed-0"]
+    assert sum(math.isnan(seconds) for seconds in whole.values()) == 3
+
+
 def test_the_loss_of_different_kl_weights_chooses_nothing(tmp_path):
     def figures(typed):
         return {"kl_weight": typed["model.kl_weight"], "best": {"val/loss": 10.0 * typed["model.kl_weight"]}}
@@ -104,7 +118,7 @@ def test_points_are_compared_by_what_they_say_at_the_epoch_they_kept(tmp_path):
     results = read_results(tmp_path)
     assert results.table.value.tolist() == [-102, -100]
     assert results.table.maximize.all()
-    assert "Next: kl_weight = 0.5." in write_report(results).read_text().split("Chosen by val/elbo:")[1]
+    assert "Next: kl_weight = 0.5." in write_report(results).read_text().split("Chosen by val −pseudo-elbo:")[1]
 
 
 def test_a_run_without_what_it_is_compared_by_is_compared_by_nothing():

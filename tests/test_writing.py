@@ -144,6 +144,31 @@ def test_long_names_are_cut_in_the_middle():
     assert [short(name, 20) for name in ("", " ", "\u200b", "_")] == ["''", "' '", r"'\u200b'", "_"]
 
 
+def test_names_beside_points_lie_on_nothing():
+    rng = torch.Generator().manual_seed(0)
+    x, y = (torch.rand(30, generator=rng).tolist() for _ in range(2))
+    names = [f"$a_{i}$, {i}" for i in range(29)] + ["the last one, in the middle of the others"]
+    figure = Figure(layout="constrained")
+    axes = figure.subplots()
+    axes.plot(x, y, "o", ms=6)
+    axes.annotate("in the way", (0.5, 0.5))
+    writing.name_points(figure, {axes: [*zip(x, y, names, strict=True), (float("nan"), 0.5, "nowhere")]}, fontsize=8)
+    said = {*texts(figure)}
+    figure.draw_without_rendering()
+    half = 0.5 * 6 / 72 * figure.dpi
+    boxes = [text.get_window_extent() for text in axes.texts]
+    for place, box in enumerate(boxes):
+        assert not box.count_overlaps(boxes[:place])
+        spots = axes.transData.transform([*zip(x, y, strict=True)])
+        if place:  # what was in the way was there before
+            assert not any(box.x0 - half < a < box.x1 + half and box.y0 - half < b < box.y1 + half for a, b in spots)
+            assert axes.bbox.padded(1).contains(box.x0, box.y0)
+            assert axes.bbox.padded(1).contains(box.x1, box.y1)
+    assert names[0] in said  # the first ones choose first
+    assert 15 < len(boxes) < 31
+    assert "nowhere" not in said
+
+
 # ---- fonts ---------------------------------------------------------------------------------------------------------
 
 

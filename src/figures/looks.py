@@ -49,22 +49,28 @@ class Look:
         marker = MARKERS[(second if len(self.keys) > 1 else first) % len(MARKERS)]
         return {"color": colours[first % len(colours)], "marker": marker, "ls": STYLES[second % len(STYLES)]}
 
-    def legend(self, axes: Axes) -> None:
-        """One entry a value."""
+    def legend(self, axes: Axes, lines: bool = True) -> None:
+        """One entry a value; without the line where points are not joined by any."""
         handles, names = [], []
         for at, key in enumerate(self.keys[:2]):
             for value in self.values[key]:
                 look = self.of({k: self.values[k][0] for k in self.keys[:2]} | {key: value})
                 look |= {"color": "0.35"} if at == 1 else {}
+                look |= {} if lines else {"ls": "none"}
                 handles.append(Line2D([], [], **look))
                 names.append(f"{short(self.names[key], LONGEST_NAME)} = {short(shown(value), LONGEST_NAME)}")
         if handles and len(handles) <= MOST_LINES:
             legend(axes, handles, names, fontsize=9)
 
 
+def numeric(values: Sequence[Any]) -> bool:
+    """Whether values are numbers, which have an order and something between them; the choices of a group have not."""
+    return all(isinstance(value, int | float) for value in values)
+
+
 def palette(values: Sequence[Any]) -> Sequence[Any]:
     """Ordered colours for numbers, distinct ones for names."""
-    if all(isinstance(value, int | float) for value in values) and len(values) > 2:
+    if numeric(values) and len(values) > 2:
         return matplotlib.colormaps["viridis"](np.linspace(0.0, 0.88, len(values)))
     return OKABE_ITO
 
@@ -77,7 +83,7 @@ def shown(value: Any) -> str:
 def ordered(values: pd.Series) -> list[Any]:
     """Different values, sorted where they are numbers."""
     different = list(dict.fromkeys(v for v in values if not pd.isna(v)))
-    return sorted(different) if all(isinstance(v, int | float) for v in different) else different
+    return sorted(different) if numeric(different) else different
 
 
 def look_of(table: pd.DataFrame, keys: Sequence[str], names: Mapping[str, str]) -> Look:
@@ -107,7 +113,7 @@ def place(axes: Axes, values: Sequence[Any]) -> dict[Any, float]:
 
     Names stand side by side, and so do a few numbers that would overprint each other on an axis.
     """
-    numbers = all(isinstance(v, int | float) for v in values)
+    numbers = numeric(values)
     wide = numbers and len(values) > 1 and values[0] > 0 and values[-1] / values[0] >= WIDE_RANGE
     few = len(values) <= MOST_VALUES
     if not numbers or (few and _crowded(np.log(values) if wide else np.array(values, float))):

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from src.figures.looks import (
+    CROWDED,
     MOST_LINES,
     MOST_VALUES,
     OKABE_ITO,
@@ -16,14 +17,15 @@ from src.figures.looks import (
     curves,
     joined,
     look_of,
+    numeric,
     ordered,
     place,
     shown,
 )
-from src.figures.writing import Figure
+from src.figures.writing import LONGEST_NAME, Figure, name_points, short
 
 FEW_SEEDS = 3  # below this an interval is wider than the axes: the points themselves are drawn
-MOST_WRITTEN = 18  # KL weights written beside their points
+MOST_WRITTEN = 18  # points that are all named; of more, those that matter
 KL_WEIGHT = "model.kl_weight"
 
 
@@ -56,28 +58,24 @@ def rate_distortion(
     for part in lines:
         axes.plot(part.test_rate, part.test_distortion, lw=1.5, ms=6, **look.of(part.iloc[0]))
     written = KL_WEIGHT in keys and table[KL_WEIGHT].nunique() <= MOST_VALUES
-    if written:
-        _write_weights(axes, lines)
     axes.margins(0.1)
-    _iso_elbo(axes, f"−{metric}")
-    look.legend(axes)
-    note = "Grey: lines of equal elbo, labelled with its negative; lower left is better." + (
-        " Numbers: kl_weight." if written else ""
-    )
+    _iso_elbo(axes)
+    note = f"Grey: lines of equal −{metric}; lower left is better." + (" Numbers: kl_weight." if written else "")
     figure.supxlabel(note, fontsize=9, color="0.35")
+    if written:
+        name_points(figure, {axes: _weights(lines)}, fontsize=8, color="0.25")
+    look.legend(axes, lines is not single)
     return figure
 
 
-def _write_weights(axes: Axes, lines: Sequence[pd.DataFrame]) -> None:
-    """KL weights beside their points: beside all where they are few, else along the longest line."""
+def _weights(lines: Sequence[pd.DataFrame]) -> list[tuple[float, float, str]]:
+    """KL weights and their points: of all where they are few, else along the longest line."""
     longest = max(lines, key=lambda part: part.test_rate.max() - part.test_rate.min())
     written = pd.concat(lines) if sum(len(part) for part in lines) <= MOST_WRITTEN else longest
-    for _, row in written.iterrows():
-        at, beside = (row.test_rate, row.test_distortion), (5, 5)
-        axes.annotate(shown(row[KL_WEIGHT]), at, beside, textcoords="offset points", fontsize=8, color="0.25")
+    return [(row.test_rate, row.test_distortion, shown(row[KL_WEIGHT])) for _, row in written.iterrows()]
 
 
-def _iso_elbo(axes: Axes, name: str) -> None:
+def _iso_elbo(axes: Axes) -> None:
     """Lines on which distortion + rate is the same."""
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
     left = max(0.0, left)  # a rate is not negative
@@ -151,12 +149,13 @@ def _panel(
     if not lines:
         axes.plot([where[v] for v in table[key]], table[column], "o", ms=4, color=OKABE_ITO[0], alpha=0.7)
         return where
-    many = len(lines) > MOST_LINES
+    many, between = len(lines) > MOST_LINES, numeric(values)
     points = points[points[key].isin(values)]
     axes.plot([where[v] for v in points[key]], points[column], ".", ms=3, color="0.6", zorder=1)
     for part in lines:
         x = [where[v] for v in part[key]]
         style = {"color": "0.7", "marker": ".", "ls": "-"} if many else look.of(part.iloc[0])
+        style |= {} if between else {"ls": "none"}
         axes.plot(x, part[column], lw=1.3, ms=5, **style)
         bars = _sure(part)
         if not many and len(bars):
@@ -164,24 +163,36 @@ def _panel(
             axes.errorbar(at, bars[column], bars[f"{column}_ci"], fmt="none", ecolor=style["color"], lw=0.8, capsize=2)
     if many:
         mean = table.groupby(table[key].map(where))[column].mean()
-        axes.plot(mean.index, mean, "o-", color="black", lw=1.8, label="mean over the others")
+        axes.plot(mean.index, mean, "o-" if between else "o", color="black", lw=1.8, label="mean over the others")
         axes.legend(fontsize=8)
     else:
-        look.legend(axes)
+        look.legend(axes, between)
     return where
 
 
-def cost(table: pd.DataFrame, quality: str, label: str, fronts: Mapping[str, Sequence[int]]) -> Figure:
+def cost(
+    table: pd.DataFrame,
+    quality: str,
+    label: str,
+    fronts: Mapping[str, Sequence[int]],
+    keys: Sequence[str],
+    names: Mapping[str, str],
+) -> Figure:
     """Quality against what it costs, with the configurations that no other one beats in both.
+
+    All are named by their values where they are few, else those.
 
     Args:
         table: configurations.
-        quality: column of the quality, better where larger.
+        quality: column of the quality, better where less.
         label: what to call it.
         fronts: for each column of costs the positions on its Pareto front, by rising cost.
+        keys: swept keys.
+        names: what to call them.
     """
     titles = {
-        "wall_seconds": ("wall time (minutes)", 1 / 60),
+        "whole_seconds": ("time of a point, start-up included (minutes)", 1 / 60),
+        "wall_seconds": ("time of the training alone (minutes)", 1 / 60),
         "train_images_per_second": ("training speed (images/s)", 1.0),
         "memory_mib": ("peak memory (MiB)", 1.0),
         "trainable_parameters": ("trainable parameters", 1.0),
@@ -189,21 +200,28 @@ def cost(table: pd.DataFrame, quality: str, label: str, fronts: Mapping[str, Seq
     wide = 2
     figure = Figure(figsize=(10, 3.6 * math.ceil(len(fronts) / wide) + 0.4), layout="constrained")
     panels = figure.subplots(math.ceil(len(fronts) / wide), wide, squeeze=False, sharey=True).flatten()
+    called = [", ".join(short(shown(row[key]), LONGEST_NAME) for key in keys) for _, row in table.iterrows()]
+    named = {}
     for axes, (column, front) in zip(panels, fronts.items(), strict=False):
         name, scale = titles[column]
         x, y = table[column] * scale, table[quality]
         axes.plot(x, y, "o", ms=5, color=OKABE_ITO[5], mec="0.3", mew=0.4)
-        axes.plot(x.iloc[front], y.iloc[front], "D-", ms=7, lw=1.2, color=OKABE_ITO[3], mfc="none", mew=1.5)
+        axes.plot(x.iloc[front], y.iloc[front], "D", ms=7, color=OKABE_ITO[3], mfc="none", mew=1.5)
         axes.set(xlabel=name)
         axes.grid(alpha=0.25)
         axes.xaxis.set_major_locator(MaxNLocator(5))
         if x.max() / max(x.min(), 1e-9) >= WIDE_RANGE:
             axes.set_xscale("log")
+        axes.margins(0.12)
+        others = [i for i in range(len(table)) if i not in front] if len(table) <= MOST_WRITTEN else []
+        named[axes] = [(x.iloc[i], y.iloc[i], called[i]) for i in (*front, *others)]
     for axes in panels[len(fronts) :]:
         axes.set_axis_off()
     for axes in panels[::wide]:
         axes.set_ylabel(label)
     figure.suptitle("Cost and quality; diamonds: no other configuration is both cheaper and better")
+    figure.supxlabel(f"Names: {', '.join(names[key] for key in keys)}.", fontsize=9, color="0.35")
+    name_points(figure, named, fontsize=7.5, color="0.25")
     return figure
 
 
@@ -222,17 +240,14 @@ def latents(table: pd.DataFrame, points: pd.DataFrame, keys: Sequence[str], name
     where = _panel(left, table, points, along, keys, names, "active_latents")
     _panel(right, table, points, along, keys, names, "test_rate")
     sizes = ordered(table.latent_dim)
-    for size in sizes if len(sizes) <= MOST_VALUES else ():
+    written = math.inf
+    for size in reversed(sizes) if len(sizes) <= MOST_VALUES else ():
         left.axhline(size, color="0.8", lw=0.8, zorder=0)
-        left.annotate(
-            f"all of {size:g}",
-            (1, size),
-            xycoords=("axes fraction", "data"),
-            ha="right",
-            va="bottom",
-            fontsize=7.5,
-            color="0.5",
-        )
+        if written - size >= CROWDED * sizes[-1]:  # beside the panel, where no marker is
+            beside = {"xytext": (4, 0), "textcoords": "offset points", "ha": "left", "va": "center"}
+            at = {"xycoords": ("axes fraction", "data"), "fontsize": 7.5, "color": "0.5"}
+            left.annotate(f"all of {size:g}", (1, size), **at, **beside)
+            written = size
     gone = table[table.active_latents == 0]
     if len(gone):
         left.plot([where[v] for v in gone[along]], gone.active_latents, "x", ms=10, mew=2, color="#B00020")

@@ -6,8 +6,10 @@ nothing, and bytes that are no text or characters that no font has are written o
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from itertools import chain
+from math import isfinite
 from typing import Any
 from unicodedata import east_asian_width
 
@@ -21,6 +23,7 @@ from matplotlib.font_manager import FontProperties, findfont, fontManager, get_f
 from matplotlib.legend import Legend
 from matplotlib.text import Text
 from matplotlib.ticker import FixedFormatter, FuncFormatter
+from matplotlib.transforms import Bbox
 
 from src.files import readable
 
@@ -29,6 +32,8 @@ log = logging.getLogger(__name__)
 EMPTY_GLYPHS = re.compile("last ?resort|adobe ?blank", re.IGNORECASE)  # fonts that have a box for every character
 LONGEST_NAME = 24  # letters of a name in a label
 MOST_SHOWN = 5  # characters in the warning
+POINT = 1 / 72  # inches
+BESIDE = 7  # points between a marker's middle and its name
 
 _families: dict[str, str] = {}  # of each character that the usual font lacks and an installed one has
 _without: set[str] = set()  # characters that no font has
@@ -62,6 +67,62 @@ def legend(axes: Axes, handles: Sequence[Artist], names: Sequence[str], **look: 
     for text, name in zip(made.get_texts(), names, strict=True):
         text.set_text(name)
     return made
+
+
+def name_points(figure: Figure, points: Mapping[Axes, Sequence[tuple[float, float, str]]], **look: Any) -> None:
+    """Write names beside points, on no marker and no other text; one for which there is no room is left out.
+
+    Args:
+        figure: is finished but for its legends, which find their place by what is there.
+        points: of each panel x, y and name; the first ones have the first choice.
+        look: of the texts.
+    """
+    at_their_point = {"xytext": (0, 0), "textcoords": "offset points", "ha": "left", "va": "bottom"}
+    written = {
+        axes: [axes.annotate(name, (x, y), **at_their_point, **look) for x, y, name in named if isfinite(x + y)]
+        for axes, named in points.items()
+    }
+    for text in chain(*written.values()):
+        text.set_in_layout(False)
+    figure.draw_without_rendering()  # now it is known where everything is, in dots
+    point = POINT * figure.dpi
+    for axes, texts in written.items():
+        taken = [*_markers(axes), *(text.get_window_extent() for text in axes.texts if text not in texts)]
+        for text in texts:
+            x, y = axes.transData.transform(text.xy)
+            free = (box for box in _beside(x, y, text.get_window_extent(), point) if _fits(box, axes, taken))
+            box = next(free, None)
+            if box is None:
+                text.remove()
+            else:
+                text.set_position(((box.x0 - x) / point, (box.y0 - y) / point))
+                taken.append(box)
+
+
+def _markers(axes: Axes) -> list[Bbox]:
+    """The places of a panel's markers, without those that are mere dots."""
+    boxes = []
+    for line in axes.lines:
+        if line.get_marker() not in ("None", ".", ""):
+            half = 0.5 * line.get_markersize() * POINT * axes.figure.dpi
+            spots = axes.transData.transform(line.get_xydata())
+            boxes += [Bbox([spot - half, spot + half]) for spot in spots if isfinite(spot.sum())]
+    return boxes
+
+
+def _beside(x: float, y: float, size: Bbox, point: float) -> Iterator[Bbox]:
+    """Where a text of some size may stand beside a place, the best first."""
+    for right, up in ((1, 1), (1, 0), (-1, 1), (0, 1), (1, -1), (-1, 0), (0, -1), (-1, -1)):
+        gap = (BESIDE if 0 in (right, up) else 0.6 * BESIDE) * point
+        left = x + gap if right > 0 else x - gap - size.width if right < 0 else x - size.width / 2
+        low = y + gap if up > 0 else y - gap - size.height if up < 0 else y - size.height / 2
+        yield Bbox.from_bounds(left, low, size.width, size.height)
+
+
+def _fits(box: Bbox, axes: Axes, taken: Sequence[Bbox]) -> bool:
+    """Whether a box is in a panel and on nothing that is there."""
+    inside = axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1 and axes.bbox.y0 <= box.y0 and box.y1 <= axes.bbox.y1
+    return inside and not box.count_overlaps(taken)
 
 
 def short(name: str, longest: int) -> str:

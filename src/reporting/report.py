@@ -25,9 +25,11 @@ from src.reporting.statistics import configurations, pareto, verdict
 from src.reporting.words import (
     COSTS,
     TESTED,
+    as_printed,
     best_in_words,
     commands,
     configuration,
+    elbo_name,
     front_in_words,
     number,
     with_interval,
@@ -36,7 +38,8 @@ from src.reporting.words import (
 log = logging.getLogger(__name__)
 
 TEMPLATE = Path(__file__).with_name("page.html")
-AVERAGED = ("value", *TESTED, "active_latents", "latent_dim", "bits_per_dim", *COSTS)
+PRINTED = ("printed_value", "test_minus_elbo")  # the elbo as papers print it, lower is better
+AVERAGED = ("value", *TESTED, *PRINTED, "active_latents", "latent_dim", "bits_per_dim", *COSTS)
 MOST_KEYS = 9  # in the figures by key
 MOST_COLUMNS = 6  # of the contact sheet
 DPI = 130
@@ -51,18 +54,20 @@ class Section:
         title: of the section; empty where it is the only one.
         keys: the swept keys that differ between them.
         metric: what to call the elbo.
-        compared_by: the metric that tells which is best.
+        compared_by: the metric that tells which is best, as it is printed.
+        best_first: the order of its numbers that begins with the best.
         points: rows of the table of points.
         configurations: rows of the table over seeds; empty with one seed.
         doubt: why none is called the best; empty where one is.
         best: the best configuration, in words and numbers.
-        figures: name, caption and data of each figure.
+        figures: name, caption and data of each figure, and its file beside the page.
     """
 
     title: str
     keys: list[str]
     metric: str
     compared_by: str
+    best_first: str
     doubt: str
     best: dict[str, Any] | None
     points: list[dict[str, Any]]
@@ -111,6 +116,7 @@ def write_report(results: Results) -> Path:
         notes=_notes(results),
         sheet=sheet,
         columns=columns,
+        pictured=bool(pictures),
         unfinished=[_unfinished(results, row) for _, row in table[table.status != "finished"].iterrows()],
         commands=[{"point": row.point, "id": i, **commands(results, row)} for i, row in table.iterrows()],
         when=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -158,10 +164,11 @@ def _commit(text: str) -> str:
 
 
 def _sections(results: Results, folder: Path) -> Iterator[Section]:
-    families = list(results.families())
+    families = [_as_printed(family) for family in results.families()]
     for place, points in enumerate(families, 1):
         first = points.iloc[0]
-        metric = "pseudo-elbo" if first.pseudo_likelihood else "elbo"
+        metric = elbo_name(first.pseudo_likelihood)
+        compared_by, sign = as_printed(str(first.compared_by), metric)
         keys = [key for key in results.swept if points[key].nunique(dropna=False) > 1]
         only = len(families) == 1
         title = (
@@ -174,7 +181,8 @@ def _sections(results: Results, folder: Path) -> Iterator[Section]:
             title=title,
             keys=keys,
             metric=metric,
-            compared_by=str(first.compared_by),
+            compared_by=compared_by,
+            best_first="descending" if first.maximize and sign > 0 else "ascending",
             doubt=doubt,
             best=best_in_words(results, points, results.swept, means, chosen) if chosen else None,
             points=[{**_point(row), "id": i} for i, row in points.iterrows()],
@@ -183,10 +191,17 @@ def _sections(results: Results, folder: Path) -> Iterator[Section]:
         suffix = "" if only else f"_{place}"
         names = {key: results.names[key] for key in keys}
         for name, caption, figure in _figures(points, means, keys, names, metric):
-            section.figures.append(
-                {"caption": caption, "data": _save(figure, folder / f"{name}{suffix}"), "name": name}
-            )
+            file = folder / f"{name}{suffix}.png"
+            section.figures.append({"caption": caption, "data": _save(figure, file), "name": name, "file": file.name})
         yield section
+
+
+def _as_printed(points: pd.DataFrame) -> pd.DataFrame:
+    """The points with columns for what the page says of them: the elbo with the sign that papers print."""
+    _, sign = as_printed(str(points.compared_by.iloc[0]), "")
+    return points.assign(
+        printed_value=sign * points.value.astype(float), test_minus_elbo=-points.test_elbo.astype(float)
+    )
 
 
 def _why_no_best(points: pd.DataFrame) -> str:
@@ -208,8 +223,8 @@ def _figures(
         caption = f"The trade between what a code costs and what it leaves to the decoder.{bars}"
         yield "rate_distortion", caption, sweeps.rate_distortion(tested, points, keys, names, metric)
         if keys:
-            label, title = f"test {metric} (nats per image)", f"Test {metric} against each swept key; higher is better"
-            figure = sweeps.by_key(tested, points, keys[:MOST_KEYS], names, "test_elbo", label, title)
+            label, title = f"test −{metric} (nats per image)", f"Test −{metric} against each swept key; lower is better"
+            figure = sweeps.by_key(tested, points, keys[:MOST_KEYS], names, "test_minus_elbo", label, title)
             yield "test_elbo", f"Weighted as in the elbo, whatever kl_weight trained with.{bars}", figure
     used = tested.dropna(subset=["active_latents", "latent_dim"])
     if len(used) > 1 and keys:
@@ -218,9 +233,11 @@ def _figures(
         )
         yield "latents", caption, sweeps.latents(used, points, keys, names)
     costs = means.dropna(subset=["test_elbo"]).reset_index(drop=True)
-    fronts = {c: _front(costs, c, sign) for c, (_, sign) in COSTS.items() if costs[c].notna().sum() > 1}
+    # What a point takes is what plans the next sweep; the training's time stands in where that is not known of all.
+    other = "wall_seconds" if costs.whole_seconds.notna().all() else "whole_seconds"
+    fronts = {c: _front(costs, c, sign) for c, (_, sign) in COSTS.items() if c != other and costs[c].notna().sum() > 1}
     if len(costs) > 1 and fronts:
-        figure = sweeps.cost(costs, "test_elbo", f"test {metric} (nats per image)", fronts)
+        figure = sweeps.cost(costs, "test_minus_elbo", f"test −{metric} (nats per image)", fronts, keys, names)
         yield "cost", front_in_words(costs, fronts, keys, names), figure
 
 
@@ -229,10 +246,10 @@ def _front(table: pd.DataFrame, column: str, sign: int) -> list[int]:
 
 
 def _point(row: pd.Series) -> dict[str, Any]:
-    seconds = row.wall_seconds
     return {
         **row.to_dict(),
-        "minutes": None if pd.isna(seconds) else seconds / 60,
+        "minutes": row.whole_seconds / 60,
+        "training_minutes": None if pd.isna(row.wall_seconds) else row.wall_seconds / 60,
     }
 
 
@@ -257,7 +274,7 @@ def _tile(results: Results, row: pd.Series) -> dict[str, str]:
         "point": row.point,
         "what": configuration(row, _keys(results), {**results.names, SEED: SEED}) or row.point,
         "status": row.status,
-        "figures": f"elbo {number(row.test_elbo)}"
+        "figures": f"−{elbo_name(row.pseudo_likelihood)} {number(-row.test_elbo)}"
         if pd.notna(row.test_elbo)
         else (row.error if isinstance(row.error, str) else "not tested"),
         "path": str(strip),
@@ -296,7 +313,7 @@ def _is_grey(image: Image.Image) -> bool:
 
 def _save(figure: Figure, path: Path) -> str:
     """Write a figure as PNG and SVG; the latter as text for the page."""
-    with mpl.rc_context({"svg.hashsalt": path.name}):
+    with mpl.rc_context({"svg.hashsalt": path.stem}):
         for kind in ("png", "svg"):
             with whole_file(path.with_suffix(f".{kind}")) as file:
                 figure.savefig(file, format=kind, dpi=DPI, metadata={"Date": None} if kind == "svg" else None)

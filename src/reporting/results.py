@@ -71,8 +71,8 @@ class Results:
         folder: it.
         plan: the sweep's command; empty for runs that were started one by one.
         table: a row a point, in grid order: ``point``, ``status``, ``error``, ``path``, the swept keys (with dots, or
-            as ``seed``), ``value`` (of the metric ``compared_by``, at the epoch that was kept), and the columns of
-            FIGURES and FACTS.
+            as ``seed``), ``value`` (of the metric ``compared_by``, at the epoch that was kept), ``whole_seconds``
+            (start-up included; ``wall_seconds`` are the training's), and the columns of FIGURES and FACTS.
         swept: keys whose values differ, without the seed.
         overrides: command line of each point, by its name.
     """
@@ -203,12 +203,19 @@ def _row(folder: Path, run: Path) -> dict[str, Any]:
         "compared_by": metric,
         "maximize": (natural_mode(str(metric)) or select(config, "callbacks.checkpoint.mode")) != "min",
         "value": _number(value),
+        "whole_seconds": _whole_seconds(record),
         **{column: _number(select(metrics, path)) for column, path in FIGURES.items()},
         **{column: select({**metrics, "config": config}, path) for column, path in FACTS.items()},
         "overrides": [o for o in typed if isinstance(o, str)] if isinstance(typed, list) else [],
         "own_seed": _number(metrics.get("seed")),
         "config": config if isinstance(config, dict) else {},
     }
+
+
+def _whole_seconds(record: Record | None) -> float:
+    """What a point took from its start to its end; NaN where that was several attempts: nobody has their sum."""
+    known = record is not None and record.attempts == 1
+    return float((_number(record.seconds) if known else None) or math.nan)
 
 
 def _number(value: Any) -> float | int | None:

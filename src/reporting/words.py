@@ -16,7 +16,8 @@ from src.reporting.statistics import Verdict
 
 # Column: what to call it, and 1 where less of it is better.
 COSTS = {
-    "wall_seconds": ("wall time", 1),
+    "whole_seconds": ("time", 1),
+    "wall_seconds": ("training time", 1),
     "train_images_per_second": ("speed", -1),
     "memory_mib": ("memory", 1),
     "trainable_parameters": ("size", 1),
@@ -24,6 +25,22 @@ COSTS = {
 TESTED = ("test_elbo", "test_distortion", "test_rate")
 MOST_RIVALS = 4  # that are named beside the best configuration
 MOST_NAMED = 3  # configurations of a front in its caption
+
+
+def elbo_name(pseudo: Any) -> str:
+    """What to call the elbo of points whose likelihood is one of the data, or is not."""
+    return "pseudo-elbo" if pd.notna(pseudo) and pseudo else "elbo"
+
+
+def as_printed(metric: str, elbo: str) -> tuple[str, int]:
+    """What to call the metric that points are compared by, and the sign of its numbers: papers print the −elbo.
+
+    Args:
+        metric: its name, such as ``val/elbo``.
+        elbo: what to call the elbo.
+    """
+    split, _, name = metric.rpartition("/")
+    return (f"{split} −{elbo}".strip(), -1) if name == "elbo" else (metric, 1)
 
 
 def with_interval(mean: float, half: float) -> str:
@@ -48,8 +65,15 @@ def configuration(row: Mapping[str, Any], keys: Sequence[str], names: Mapping[st
 def best_in_words(
     results: Results, points: pd.DataFrame, keys: Sequence[str], means: pd.DataFrame, chosen: Verdict
 ) -> dict[str, Any]:
-    """The best configuration, how sure that is, and its best run."""
+    """The best configuration, how sure that is, and its best run; elbos with the sign that papers print."""
     row = means[means.key == chosen.best.key].iloc[0]
+    elbo = elbo_name(points.pseudo_likelihood.iloc[0])
+    metric, sign = as_printed(str(points.compared_by.iloc[0]), elbo)
+    tested = {
+        "test_elbo": (f"−{elbo}", -1),
+        "test_distortion": (f"{elbo.removesuffix('elbo')}distortion", 1),
+        "test_rate": ("rate", 1),
+    }
     best_points = points[points.point.isin(row.points)]
     example = best_points.sort_values("value", ascending=not best_points.maximize.iloc[0]).iloc[0]
     return {
@@ -57,9 +81,12 @@ def best_in_words(
         "text": chosen.text,
         "rivals": [configuration(rival, keys, results.names) for rival in chosen.rivals[:MOST_RIVALS]],
         "more_rivals": max(0, len(chosen.rivals) - MOST_RIVALS),
-        "value": with_interval(row.value, row.value_ci),
+        "metric": metric,
+        "value": with_interval(sign * row.value, row.value_ci),
         "figures": [
-            (c.removeprefix("test_"), with_interval(row[c], row[f"{c}_ci"])) for c in TESTED if pd.notna(row[c])
+            (name, with_interval(way * row[column], row[f"{column}_ci"]))
+            for column, (name, way) in tested.items()
+            if pd.notna(row[column])
         ],
         "seeds": int(row.seeds),
         "point": example.point,
