@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from src.errors import UserError
-from src.machine import multiplies_bfloat16
+from src.machine import check_precision, multiplies_bfloat16
 from src.models.base import BaseVAE
 from src.trust import saved_value
 
@@ -33,8 +33,8 @@ def fill_precision(cfg: DictConfig, recorded: Path | None = None) -> None:
         UserError: float16 on a CPU, where Lightning would take bfloat16 in its place.
     """
     cpu = cfg.trainer.accelerator == "cpu" or (cfg.trainer.accelerator == "auto" and not on_gpu(cfg))
-    if cpu and cfg.trainer.precision in (16, "16", "16-mixed"):
-        raise UserError(f"trainer.precision={cfg.trainer.precision} is for GPUs: choose bf16-mixed or 32-true")
+    if cpu:
+        check_precision(cfg.trainer.precision)
     if cfg.trainer.precision != "auto":
         return
     if recorded is not None and cfg.ckpt_path == "last" and recorded.exists():

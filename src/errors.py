@@ -12,7 +12,7 @@ DIVERGED = 3  # exit status of a training whose loss was no longer a number
 # How torch, CUDA, cuDNN, cuBLAS and C++ say that memory is full, where they do not say it with a class of its own.
 # oneDNN's last words are of its scratch memory; a layer that it does not know ends in "... a primitive descriptor".
 MEMORY_FULL = re.compile(
-    r"out of memory|can(no|')t allocate memory|(CUDNN|CUBLAS)_STATUS_ALLOC_FAILED|bad_alloc"
+    r"out of memory|can(no|')t allocate memory|failed to map segment|(CUDNN|CUBLAS)_STATUS_ALLOC_FAILED|bad_alloc"
     r"|could not create a primitive(?! descriptor)",
     re.I,
 )
@@ -80,7 +80,7 @@ def memory_full(error: BaseException) -> str | None:
     for link in _links(error):
         system = isinstance(link, MemoryError) or (isinstance(link, OSError) and link.errno == errno.ENOMEM)
         text = one_line(link)
-        if system or (isinstance(link, RuntimeError) and MEMORY_FULL.search(text)):
+        if system or (isinstance(link, RuntimeError | ImportError) and MEMORY_FULL.search(text)):
             where = "the GPU's memory" if re.search("CUDA|CUDNN|CUBLAS", text, re.I) else "the memory"
             asked = re.search(r"allocate (\d[\d.]*) ?(bytes|[KMGTPE]?i?B)\b", text)
             return f"{where} is full" + (f" ({_size(float(asked[1]), asked[2])} more were asked for)" if asked else "")
@@ -114,6 +114,8 @@ def _library_error(error: BaseException, root: BaseException) -> str | None:
         return "no GPU is to be seen on this machine: choose trainer=cpu"
     if isinstance(error, InstantiationException):
         key = re.search(r"full_key: (\S+)", str(error))
+        if "is blocklisted" in text:
+            return f"{key[1] if key else 'the config'}: {text.partition(' is blocklisted')[0]} may not be called"
         if absent := re.search(r"Error locating target '([^']+)'", str(error)):
             return f"{key[1] if key else ''}._target_={absent[1]}: there is no such class"
         return f"{key[1] if key else 'the config'}: {text} (HYDRA_FULL_ERROR=1 shows where)"

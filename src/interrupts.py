@@ -16,6 +16,13 @@ def interrupt_on(*numbers: signal.Signals) -> dict[signal.Signals, Any]:
     return {number: signal.signal(number, _interrupt) for number in heard}
 
 
+def stop_interrupting() -> None:
+    """Leave signals to whoever listens next, such as a trainer that saves first."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is _interrupt:
+            signal.signal(number, signal.SIG_DFL)
+
+
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt(number)
 

@@ -64,3 +64,13 @@ def peak_memory() -> float:
         return int(found.group(1)) / 1024
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, others kilobytes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def check_precision(precision: int | str) -> None:
+    """See that a CPU can train in a precision.
+
+    Raises:
+        UserError: it is float16, in whose place Lightning would take bfloat16 there.
+    """
+    if precision in (16, "16", "16-mixed"):
+        raise UserError(f"trainer.precision={precision} is for GPUs: choose bf16-mixed or 32-true")

@@ -1,6 +1,7 @@
 """The optimizer of a model: weights of layers with many inputs take shorter steps where steps have a fixed length."""
 
 import contextlib
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from src.errors import UserError
 from src.networks.blocks import WideLinear
 
 FACTORS = "factors"  # of a parameter group: what its settings are multiplied by during a step
@@ -26,7 +28,11 @@ def optimizer_of(model: nn.Module, make: Callable[..., Optimizer]) -> Optimizer:
     Args:
         model: that.
         make: called with the parameters, or with groups of them.
+
+    Raises:
+        UserError: it makes no optimizer that can train on batches, or is given settings that it does not have.
     """
+    _refuse_settings(make)
     wide = {m.weight: m.step_factor for m in model.modules() if isinstance(m, WideLinear) and m.step_factor < 1}
     if not wide or follows_gradient(make):
         return make(model.parameters())
@@ -41,15 +47,31 @@ def optimizer_of(model: nn.Module, make: Callable[..., Optimizer]) -> Optimizer:
     return optimizer
 
 
+def _refuse_settings(make: Callable[..., Optimizer]) -> None:
+    kind, given = (make.func, make.keywords) if isinstance(make, functools.partial) else (make, {})
+    name = getattr(kind, "__qualname__", kind)
+    if isinstance(kind, type) and not issubclass(kind, Optimizer):
+        raise UserError(f"optimizer._target_: {name} is no optimizer")
+    parameters = inspect.signature(kind).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()) and (lost := given.keys() - parameters.keys()):
+        raise UserError(
+            f"{name} takes no {', '.join(sorted(lost))}: leave out what it does not have, with "
+            + " ".join(f"'~optimizer.{key}'" for key in sorted(lost))
+        )
+    step = inspect.signature(kind.step).parameters if isinstance(kind, type) else {}
+    if [p for key, p in step.items() if key != "self" and p.default is p.empty]:
+        raise UserError(
+            f"{name} evaluates the loss several times a step, which differs from batch to batch: choose an optimizer "
+            "that takes its step from one gradient"
+        )
+
+
 def follows_gradient(make: Callable[..., Optimizer]) -> bool:
     """Whether steps grow with the gradient, as SGD's do; those of Adam have about the same length for any gradient.
 
-    Found out by steps of a single weight. Those that search along a line, such as LBFGS, want the loss as a function:
-    theirs do. Those that take no step on a CPU, such as quantized ones, are taken for kinds of Adam.
+    Found out by steps of a single weight. Those that take none on a CPU, such as quantized ones, are taken for kinds of
+    Adam.
     """
-    step = make([nn.Parameter(torch.zeros(1, 1))]).step
-    if any(p.default is p.empty for p in inspect.signature(step).parameters.values()):
-        return True
     return _moved(make, weight=0.0, gradient=8.0) > 2 * _moved(make, weight=0.0, gradient=1.0)
 
 

@@ -10,6 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from src.interrupts import stop_interrupting
 from src.sweeps.points import run_here
 from src.system.cli import announce, command
 
@@ -58,6 +59,9 @@ def main(cfg: DictConfig) -> float | None:
     training.say(record.describe_data(datamodule))
     if start.weights is not None:
         training.say(f"beginning with the weights of {start.weights}")
+    if start.resume is not None:
+        training.say(f"going on after {start.steps:,} steps, from {start.resume}")
+    stop_interrupting()
     run.claim(cfg)
     training.run_to_its_end(run, cfg, trainer, model, datamodule, start)
     return record.best(trainer).get(cfg.compare_by)

@@ -305,7 +305,7 @@ def test_an_override_with_spaces_around_its_sign_is_named():
         ("evaluate", "run=x parts=[]", "parts=[]: give all"),
         ("evaluate", "run=x bound.samples=0", "bound.samples=0: give a whole number of at least 1"),
         ("evaluate", "run=x split=train", "split=train: give one of val, test"),
-        ("evaluate", "", "run has no value: set it: run=..."),
+        ("evaluate", "", "run has no value: set it: run=outputs"),
         ("evaluate", "run=42", "quotes: 'run=\"42\"'"),
         ("explore", "run=x figures=sample", "figures=sample: give all, one or a list"),
         ("explore", "run=x noise=-1", "noise=-1: give a number above 0 and up to 10, or null"),

@@ -67,6 +67,23 @@ def test_one_training_at_a_time_works_in_a_run_folder(run, monkeypatch):
     lock_for_training(run).close()
 
 
+def test_a_folder_that_is_named_after_what_hydra_chose_is_locked_like_any_other(tmp_path):
+    """As the default one is: an error while its name was looked up was made a warning, and two runs shared a folder."""
+    (tmp_path / "conv_tiny").mkdir()
+    held = lock_for_training(tmp_path / "conv_tiny")
+    words = (*QUICK, "trainer=debug", f"hydra.run.dir='{tmp_path}/${{hydra:runtime.choices.model}}'")
+    assert_one_line_error(cli(*words), f"another process trains in {tmp_path}/conv_tiny")
+    held.close()
+    done = cli(*words, *PLAIN)
+    assert done.returncode == 0, done.stdout
+    assert "Warning" not in done.stdout
+    assert (tmp_path / "conv_tiny" / ".lock").exists()
+
+
+def test_a_name_of_a_folder_that_means_nothing_is_one_line():
+    assert_one_line_error(cli(*QUICK, "hydra.run.dir='${nothing:here}'"), "nothing")
+
+
 @pytest.mark.parametrize("name", [".lock", "train.log", "metrics.json"])
 def test_a_resume_writes_nothing_through_a_link_out(run, tmp_path, name):
     """The lock was made, and the log begun, before anybody looked."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
 from src.data.batches import Batch
-from src.errors import UserError, memory_full
+from src.errors import UserError, memory_full, one_line
 from src.likelihoods import Likelihood, Pixels
 from src.metrics.means import ExampleMean
 from src.metrics.posterior import ACTIVE_VARIANCE
@@ -259,7 +259,7 @@ class BaseVAE(L.LightningModule, ABC):
         """The optimizer of all parameters, with its state empty.
 
         Raises:
-            UserError: it refuses its settings.
+            UserError: it cannot be made.
         """
         return _made("optimizer", optimizer_of, self, self._make_optimizer)
 
@@ -267,7 +267,7 @@ class BaseVAE(L.LightningModule, ABC):
         """The optimizer, and its learning-rate schedule where there is one.
 
         Raises:
-            UserError: one of them refuses its settings.
+            UserError: one of them cannot be made.
         """
         optimizer = self.new_optimizer()
         # Else Lightning leaves it to a fused optimizer to unscale float16's gradients in its step: too late for the
@@ -305,4 +305,4 @@ def _made(what: str, make: Callable[..., Any], *args: Any) -> Any:
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         if memory_full(error):
             raise
-        raise UserError(f"the {what} refuses its settings: {error}") from error
+        raise UserError(f"the {what} cannot be made: {one_line(error)}") from error

@@ -1,26 +1,29 @@
 """What all commands share: Hydra composes their config, it is checked before torch is imported, errors are one line."""
 
+import atexit
 import contextlib
 import errno
 import functools
 import logging
 import os
+import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
 import hydra
 from hydra._internal import utils as hydra_internals
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from src.contents import LOCK, OURS
 from src.errors import UserError, explain
 from src.files import readable, refuse_links_out
-from src.interrupts import status_of
+from src.interrupts import interrupt_on, status_of
 from src.locks import lock_for_training
 from src.system.configs import check_config, check_sweep, expand_home
 from src.system.overrides import check_options, refusal
@@ -42,6 +45,7 @@ def command(config: str, folder: str = "") -> Callable[[Callable[[DictConfig], A
         @functools.wraps(task)
         def main() -> None:
             try:
+                interrupt_on(signal.SIGTERM, signal.SIGHUP)
                 logging.raiseExceptions = False  # a log that cannot be written says so with a traceback for each line
                 check_options(sys.argv[1:])
                 # Hydra's own report has up to fifteen lines, and there is no door to it; without it we get its errors.
@@ -107,39 +111,48 @@ class Check(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """One run."""
-        self._check(check_config, config)
-        if self.command != "train":  # the others write into a run's folder, or into one of their own
-            return
-        folder = Path(OmegaConf.select(config, "hydra.run.dir"))
+        with self._ending_on_errors():
+            check_config(config, self.command)
+            expand_home(config, self.command)
+            if self.command == "train":  # the others write into a run's folder, or into one of their own
+                HydraConfig.instance().set_config(config)  # the folder's name may ask for what Hydra has chosen
+                self._take(Path(config.hydra.run.dir))
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """A sweep: what is fixed, and each value of what is swept."""
+        with self._ending_on_errors():
+            check_sweep(config, self.command)
+            expand_home(config, self.command)
+
+    def _take(self, folder: Path) -> None:
+        """Make the run's folder and keep other trainings out of it, before there is a log: that of another is not ours.
+
+        Raises:
+            UserError: another training is in it, a link in it leads out, or it cannot be used.
+        """
         try:
             self._before = set(folder.iterdir()) if folder.is_dir() else None
             folder.mkdir(parents=True, exist_ok=True)
             if not os.access(folder, os.W_OK):
                 raise PermissionError(errno.EACCES, "it cannot be written to")
             refuse_links_out(folder, OURS)
-            self._lock = lock_for_training(folder)  # before there is a log: that of another training is not ours
-        except UserError as error:
-            print_error(f"error: {error}")
-            sys.exit(error.exit_status)
+            self._lock = lock_for_training(folder)
+            atexit.register(self._remove_empty, folder)
         except OSError as error:
-            print_error(f"error: cannot use the folder {folder} ({error.strerror}): choose another hydra.run.dir")
-            sys.exit(1)
-
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """A sweep: what is fixed, and each value of what is swept."""
-        self._check(check_sweep, config)
+            raise UserError(
+                f"cannot use the folder {folder} ({error.strerror}): choose another hydra.run.dir"
+            ) from error
 
     def on_run_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """An error that the user can mend is one line; a run that never began leaves nothing behind."""
+        """An error that the user can mend is one line."""
         error = job_return._return_value
         if job_return.status is not JobStatus.FAILED or (line := self._explain(error)) is None:
             return  # Hydra raises the error, and it comes to :func:`command`
         (log.error if logging.root.handlers else print_error)(readable(f"error: {line}"))  # logging may be turned off
-        self._remove_empty(Path(config.hydra.runtime.output_dir))
         sys.exit(_exit_status(error))
 
     def _remove_empty(self, folder: Path) -> None:
-        """Remove what this run has made, where that is its log alone; of what was there before, nothing."""
+        """Remove what a run has made that never began: its log alone; of what was there before, nothing."""
         made = set(folder.iterdir()) - (self._before or set())
         if {path.suffix for path in made if path.name != LOCK} == {".log"}:
             for path in made:
@@ -151,13 +164,14 @@ class Check(Callback):
     def _explain(self, error: Exception) -> str | None:
         return None if _wants_traceback() else explain(error, self.command)
 
-    def _check(self, check: Callable[[DictConfig, str], None], config: DictConfig) -> None:
+    @contextlib.contextmanager
+    def _ending_on_errors(self) -> Iterator[None]:
+        """End the program on any error: Hydra would make a warning of it, and go on without what was to be done."""
         try:
-            check(config, self.command)
-            expand_home(config, self.command)
-        except Exception as error:  # Hydra makes warnings of what its callbacks raise, but for SystemExit
+            yield
+        except Exception as error:
             if (line := self._explain(error)) is None:
                 traceback.print_exc()
             else:
                 print_error(f"error: {line}")
-            sys.exit(1)
+            sys.exit(_exit_status(error))

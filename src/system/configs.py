@@ -12,7 +12,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from src.errors import UserError
-from src.machine import check_processes
+from src.machine import check_precision, check_processes
 from src.system.directions import mode_of
 from src.system.keys import KEYS, check, groups_of, kind_of, pattern_of, takes_paths
 from src.system.kinds import Anything, Kind, nearest, spelled
@@ -24,6 +24,7 @@ NEEDED = (
     *("trainer.max_epochs", "model.latent_dim", "data.image_size", "data.channels", "data.batch_size"),
     *("seed", "tags", "compile", "compare_by", "test", "ckpt_path", "run_dir"),
 )
+MEANT = {"run": "outputs/... (the folder that a training left)", "sweep": "outputs/... (a folder of runs)"}
 MAY_BE_NULL = ("schedule", "callbacks", "logger", "hydra.launcher", "hydra.sweeper")
 
 
@@ -53,7 +54,7 @@ def check_config(config: DictConfig, command: str) -> None:
         if OmegaConf.is_missing(node, name):
             if key in swept:
                 continue
-            where = config.data.get("where_to_get") if key == "data.root" else f"set it: {key}=..."
+            where = config.data.get("where_to_get") if key == "data.root" else f"set it: {key}={MEANT.get(key, '...')}"
             raise UserError(f"{key} has no value: {where}")
         # What a file takes from another key is checked there, or known only when it runs.
         if key in lines or not OmegaConf.is_interpolation(node, name):
@@ -62,6 +63,7 @@ def check_config(config: DictConfig, command: str) -> None:
         _check_modes(config)
         if OmegaConf.select(config, "trainer.accelerator") == "cpu":
             check_processes(OmegaConf.select(config, "trainer.devices"))
+            check_precision(OmegaConf.select(config, "trainer.precision"))
 
 
 def _check_value(key: str, node: DictConfig, name: str, kind: Kind, line: str | None) -> None:
@@ -136,6 +138,8 @@ def check_sweep(config: DictConfig, command: str) -> None:
         for value in values if kind is not None else ():
             if not (isinstance(value, str) and "${" in value):  # of another key, in each point
                 check(key, value, kind)
+                if key == "trainer.precision" and OmegaConf.select(config, "trainer.accelerator") == "cpu":
+                    check_precision(value)
 
 
 def _check_names(config: DictConfig, keys: dict[str, Kind], typed: Iterable[Override]) -> None:
