@@ -35,7 +35,7 @@ $(READY): pyproject.toml
 	@touch $@
 
 train: setup     ## train on the embedded digits, or on what ARGS says
-	$(PY) -m src.train $(ARGS)
+	$(PY) -m src.train $(or $(ARGS),experiment=digits)
 
 # Most tests start commands whose time is imports, or wait for them: one process more than cores, of one thread each.
 WORKERS := $(shell $(PYTHON) -c 'import os; print(min(4, os.cpu_count() + 1))')
