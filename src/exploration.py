@@ -32,7 +32,7 @@ SIDE = 20  # pictures along a side of the manifold
 ROWS, DIRECTIONS = 10, 8  # latents in the figure of traversals, rows in that of directions
 WEAK = 0.5  # nats of the largest rate below which no latent alone shows much
 PAIRS, STEPS = 4, 8  # interpolations, and pictures in each
-CLASSES_A_ROW, MOST_A_ROW = 5, 12  # pictures side by side; where the classes are many, as many as there are rows
+CLASSES_A_ROW, MOST_A_ROW = 5, 16  # pictures side by side; where the classes are many, as many as there are rows
 COMPONENTS = 10  # of the mixture
 
 
@@ -258,7 +258,7 @@ def class_means(subject: Subject) -> Figure:
     z = torch.stack([codes.mean[codes.label == label].mean(0) for label in present])
     *images, centre = whole(subject.decode(torch.cat([z, codes.mean[codes.label >= 0].mean(0, keepdim=True)])))
     images = torch.stack(images)
-    columns = min(max(CLASSES_A_ROW, math.isqrt(len(present))), MOST_A_ROW)
+    columns = min(max(CLASSES_A_ROW, math.isqrt(2 * len(present))), MOST_A_ROW)
     rows = range(0, len(present), columns)
     differences = images - centre
     reach = differences.abs().max().clamp_min(1e-6)

@@ -288,7 +288,7 @@ def test_stacks_put_reconstructions_below_originals(count, rows, columns):
     originals = torch.linspace(0, 0.4, count).view(-1, 1, 1, 1).expand(count, 1, 64, 64)
     picture = grids.stacks([originals, originals + 0.5])
     pair = 2 * 66 + 2 + grids.PAIR_GAP
-    assert picture.shape == (3, rows // 2 * pair, columns * 66 + 2)
+    assert picture.shape == (3, rows // 2 * pair - grids.PAIR_GAP, columns * 66 + 2)
     for top in range(0, picture.shape[1], pair):
         above, below = (picture[0, top + i * 66 + 30, 30::66] for i in (0, 1))
         torch.testing.assert_close(below, above + 0.5)

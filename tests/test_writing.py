@@ -109,7 +109,7 @@ def test_formulas_are_only_what_matplotlib_writes():
         ("none", 64, {"manifold", "class_means"}),
         ("constant", 64, {"manifold"}),
         ("constant", 1, {"manifold", "histogram", "plane"}),
-        ("single", 3, {"manifold", "scatter", "interpolations", "samples_from_mixture"}),
+        ("single", 3, {"manifold", "scatter", "directions", "interpolations", "samples_from_mixture"}),
     ],
 )
 def test_pictures_of_unusual_data_are_drawn_without_a_warning(case, dims, impossible):
@@ -230,3 +230,13 @@ def test_the_scatter_names_the_largest_of_very_many_classes():
     figure = latents.scatter(torch.rand(91, 2), labels, [f"c{i}" for i in range(50)], "title", ("x", "y"))
     said = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
     assert said == ["10 more classes", *(f"c{i}" for i in range(40))]
+
+
+def test_numbers_along_an_axis_are_whole():
+    """Matplotlib would write 0.015 to 0.045, and 688.5 in a corner."""
+    figure = Figure()
+    axes = figure.subplots()
+    axes.plot([0, 1], [688.515, 688.545])
+    said = texts(figure)
+    assert {"688.520", "688.540"} <= {*said}
+    assert axes.yaxis.get_offset_text().get_text() == ""

@@ -51,7 +51,7 @@ def stacks(rows: Sequence[Tensor], columns: int = COLUMNS) -> Tensor:
     whole = len(rows[0]) // columns * columns
     cut = zip(*(row[:whole].split(columns) for row in rows), strict=True)
     grids = [pad(grid(torch.cat(stack), columns), (0, 0, 0, PAIR_GAP), value=GAP) for stack in cut]
-    return torch.cat(grids, dim=1)
+    return torch.cat(grids, dim=1)[:, :-PAIR_GAP]
 
 
 def strip(rows: Sequence[Tensor], width: int = 512) -> Tensor:

@@ -22,7 +22,7 @@ from matplotlib.backend_bases import RendererBase
 from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 from matplotlib.legend import Legend
 from matplotlib.text import Text
-from matplotlib.ticker import FixedFormatter, FuncFormatter
+from matplotlib.ticker import FixedFormatter, FuncFormatter, ScalarFormatter
 from matplotlib.transforms import Bbox
 
 from src.files import readable
@@ -53,6 +53,8 @@ class Figure(figure.Figure):
                 written = axis.get_major_formatter().format_ticks(axis.get_majorticklocs())
                 axis.set_ticklabels([drawable(label) for label in written])
             else:
+                if isinstance(axis.get_major_formatter(), ScalarFormatter):
+                    axis.get_major_formatter().set_useOffset(False)  # a sum in the corner is overlooked
                 numbers.update((axis.offsetText, *axis.get_ticklabels(which="both")))
         for text in self.findobj(Text):
             if text not in numbers:
