@@ -44,6 +44,8 @@ def main(cfg: DictConfig) -> None:
             log.info("\n%s\n\nWritten to %s", evaluation_table(parts, names), run.folder.metrics)
             if names["elbo"] != "elbo":
                 log.info(record.PSEUDO)
+            if cfg.split == "test":
+                log.info("Of test images: while models or settings are still being chosen, compare with split=val")
             if left := [part for part in options if part not in parts]:
                 log.info("To go on: the same command with parts=[%s]", ",".join(left))
 
