@@ -42,6 +42,17 @@ def describe_data(datamodule: ImageDataModule) -> str:
     return "; ".join([f"{datamodule.name}: {counts}", *_classes(datamodule), *data_notes(datamodule)])
 
 
+def parameters(model: BaseVAE) -> int:
+    """How many numbers are trained."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def describe_size(model: BaseVAE) -> str:
+    """``27.1 M parameters``; fewer than a million are counted out."""
+    count = parameters(model)
+    return f"{count / 1e6:.1f} M parameters" if count >= 1e6 else f"{count:,} parameters"
+
+
 def data_notes(datamodule: ImageDataModule) -> list[str]:
     """What was found while reading and splitting the images."""
     notes = [*datamodule.pool.notes]
@@ -110,7 +121,7 @@ def summarize(
         "names": model.metric_names(datamodule.pixels),
         "latent_dim": model.latent_dim,
         "kl_weight": model.kl_weight,
-        "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "trainable_parameters": parameters(model),
         "data": {
             "name": datamodule.name,
             "fingerprint": datamodule.fingerprint,

@@ -52,6 +52,7 @@ def main(cfg: DictConfig) -> float | None:
         checkpoints.check_resumable(start.resume, start.checkpoint, model)
     acceleration.compile_networks(model, cfg)
     trainer = runs.build_trainer(cfg)
+    training.say(record.describe_size(model))  # before the images are decoded, which may take minutes
     datamodule.prepare_data()
     run.check_images(start, datamodule)
     start = start._replace(checkpoint=None)  # it is mapped: its file would stay on the disk

@@ -68,7 +68,10 @@ def test_metrics_say_what_was_measured(finished):
         assert metrics["git_commit"].startswith(commit.stdout.strip())
     assert re.search(rf"test −pseudo-elbo +{-test['elbo']:.4f}\n", done.stdout)  # as papers print it
     assert "test loss" not in done.stdout  # at a KL weight of 1 it is the same
-    assert re.search(r"epoch 2/2  val −pseudo-elbo [\d.]+ \(best\)  distortion", done.stdout)
+    figure = r"\d+\.\d\d"
+    terms = rf"distortion {figure}  rate {figure}  train {figure}"
+    assert re.search(rf"^epoch 2/2  val −pseudo-elbo {figure} \(best\)  {terms}  (\d\.\d|\d\d+) s$", done.stdout, re.M)
+    assert f"\n{metrics['trainable_parameters']:,} parameters\n" in done.stdout
     assert re.search(r"look at it +(tensorboard --logdir |make tensorboard LOGDIR=)\S", done.stdout)
 
 
