@@ -1,7 +1,7 @@
 """Figures of a trained run: likelihoods, latents, samples, reconstructions, representation.
 
 ``python -m src.evaluate run=outputs/...`` needs the run folder alone. It prints a table and writes
-``metrics.json`` (under ``evaluation``) and TensorBoard scalars into that folder.
+``metrics.json`` (under ``evaluation``) and TensorBoard's text tab into that folder.
 """
 
 import logging

@@ -197,7 +197,7 @@ class EvaluationRecord:
         self.folder = run.folder
         self.record = run.record
         self.split = split
-        self._writer: SummaryWriter | None = None
+        self.names = run.model.metric_names(run.datamodule.pixels)
 
     def keep(self, name: str, figures: dict[str, Any]) -> None:
         """Write one part."""
@@ -210,11 +210,24 @@ class EvaluationRecord:
             kept = {part: of for part, of in then.items() if stamp.items() <= of.items()}
             self.record = {**self.record, "evaluation": {**evaluation, self.split: {**kept, name: figures}}}
             write_json(self.folder.metrics, self.record)
-        self._writer = self._writer or SummaryWriter(self.folder.tensorboard)  # one file for all parts
-        for key, value in flatten({"evaluation": {self.split: {name: figures}}}):
-            if isinstance(value, int | float) and not key.endswith("seed"):
-                self._writer.add_scalar(key.replace(".", "/"), value, self.record.get("steps", 0))
-        self._writer.flush()
+            self._show(self.record["evaluation"][self.split])
+
+    def _show(self, parts: dict[str, Any]) -> None:
+        """One table of all parts in TensorBoard's text tab, in place of the one before.
+
+        As scalars they would be charts of one dot each, in front of those of the training.
+        """
+        suffix = f".evaluation-{self.split}"
+        for old in self.folder.tensorboard.glob(f"events.out.tfevents.*{suffix}"):
+            old.unlink()
+        rows = ["| part | figure | value |", "|---|---|---|"]
+        for key, value in flatten(parts):
+            part, _, name = key.partition(".")
+            if isinstance(value, int | float) and not name.endswith("seed"):
+                told, number = (f"−{self.names['elbo']}", -value) if name == "elbo" else (name, value)
+                rows.append(f"| {part} | {told} | {number if isinstance(number, int) else f'{number:.4f}'} |")
+        with SummaryWriter(str(self.folder.tensorboard), filename_suffix=suffix) as writer:
+            writer.add_text(f"evaluation/{self.split}", "\n".join(rows), self.record.get("steps", 0))
 
 
 def peak_memory() -> dict[str, float]:

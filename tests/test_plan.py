@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from hydra.conf import ConfigSourceInfo
+from hydra.core.hydra_config import HydraConfig
 
 from src.errors import UserError
 from src.files import quoted
@@ -93,6 +94,17 @@ def test_a_preset_that_sets_more_than_the_sweep_is_refused(tmp_path):
     config.hydra.runtime.config_sources.append(ConfigSourceInfo(str(tmp_path), "file", "test"))
     with pytest.raises(UserError, match="sets trainer: a preset only says what is swept"):
         plan_of(config, "")
+
+
+def test_runs_that_are_only_tried_go_apart():
+    for trainer, folder in {"cpu": "outputs", "debug": "outputs/debug"}.items():
+        config = multirun_config(f"trainer={trainer}")
+        HydraConfig.instance().set_config(config)
+        try:
+            assert config.hydra.run.dir.startswith(f"{folder}/digits/conv_deep/2")
+        finally:
+            HydraConfig.instance().cfg = None
+        assert config.hydra.sweep.dir == f"{folder}/multirun"
 
 
 def test_the_grid_of_a_command_is_known_beforehand():

@@ -89,6 +89,7 @@ def test_tensorboard_shows_everything(finished):
             hyperparameters |= {key: value for key, value in start.hparams.items()}
     assert {f"{s}/{m}" for s in ("train", "val", "test") for m in ("elbo", "distortion", "rate")} <= tags["scalars"]
     assert {"step/loss", "step/grad_norm", "step/learning_rate"} <= tags["scalars"]
+    assert {tag.partition("/")[0] for tag in tags["scalars"]} == {"step", "test", "train", "val"}  # no `epoch` in front
     assert {"reconstructions", "samples"} <= tags["images"]
     assert "rate_per_latent" in tags["histograms"]
     assert {"config/text_summary", "model/text_summary", "custom_scalars__config__"} <= tags["tensors"]
