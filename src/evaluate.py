@@ -4,6 +4,9 @@
 ``metrics.json`` (under ``evaluation``) and TensorBoard's text tab into that folder.
 """
 
+if not __package__:  # started as a file, it does not find the project
+    raise SystemExit(f"error: type python -m src.evaluate in {__file__.rpartition('src')[0]}")
+
 import logging
 from typing import Any
 

@@ -3,6 +3,9 @@
 ``python -m src.train model=conv_deep data=chest_xray``; ``--help`` lists every group and key.
 """
 
+if not __package__:  # started as a file, it does not find the project
+    raise SystemExit(f"error: type python -m src.train in {__file__.rpartition('src')[0]}")
+
 import logging
 import os
 
