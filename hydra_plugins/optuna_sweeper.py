@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 
 from src.errors import UserError
 from src.locks import lock
-from src.system.directions import natural_mode
+from src.system.directions import natural_mode, printed
 
 STUDY = "sweep"
 
@@ -147,7 +147,8 @@ class OptunaSweeper(Sweeper):
                 else:
                     study.tell(trial, value)
             done = len(study.get_trials(states=kept, deepcopy=False))
-            best = f", best {study.best_value:.4f}" if any(t.state == TrialState.COMPLETE for t in study.trials) else ""
+            any_value = any(t.state == TrialState.COMPLETE for t in study.trials)
+            best = f", best {printed(self.config.compare_by, study.best_value)}" if any_value else ""
             print(f"search: {done} of {self.trials} points{best}", flush=True)
 
 

@@ -13,11 +13,9 @@ from omegaconf import DictConfig
 
 from src.errors import UserError, explain
 from src.interrupts import status_of
-from src.machine import processors
-from src.sweeps.gpus import visible_gpus
-from src.sweeps.plan import Plan, plan_in
+from src.sweeps.plan import plan_in
 from src.sweeps.points import Point, program_of
-from src.sweeps.slots import Slot, run_all, slots_of
+from src.sweeps.slots import Slot, run_all, slots_here
 from src.system.processes import Cold, forking
 
 # What a training imports on its way to the first step and after it.
@@ -68,7 +66,6 @@ class SlotsLauncher(Launcher):
         sweep = Path(self.config.hydra.sweep.dir)
         try:
             plan, program = plan_in(sweep), program_of(self.config.hydra)
-            _refuse_to_sweep_the_machine(plan)
             points = [
                 Point(sweep, plan, overrides, number, program, self._starter)
                 for number, overrides in enumerate(job_overrides, initial_job_idx)
@@ -86,16 +83,8 @@ class SlotsLauncher(Launcher):
 
     @functools.cached_property
     def _slots(self) -> list[Slot]:
-        asked = (self.config.trainer.accelerator, self.config.trainer.devices)
-        gpus = [] if asked[0] == "cpu" else visible_gpus()
-        return slots_of(*asked, gpus, processors(), self.slots, self.per_gpu, self.threads)
-
-
-def _refuse_to_sweep_the_machine(plan: Plan) -> None:
-    """Slots are made once, for points that all take the same part of the machine."""
-    for key in ("trainer", "trainer.accelerator", "trainer.devices"):
-        if key in plan.swept:
-            raise UserError(f"{key} cannot be swept: it decides how this machine is divided; give a sweep for each")
+        plan = plan_in(Path(self.config.hydra.sweep.dir))
+        return slots_here(self.config, plan, self.slots, self.per_gpu, self.threads)
 
 
 def _returned(point: Point) -> JobReturn:

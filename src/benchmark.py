@@ -4,6 +4,9 @@
 ``outputs/benchmark``. Ratios are of the same run; nothing else should run meanwhile.
 """
 
+if not __package__:  # started as a file, it does not find the project
+    raise SystemExit(f"error: type python -m src.benchmark in {__file__.rpartition('src')[0]}")
+
 import logging
 import signal
 

@@ -1,8 +1,11 @@
 """Figures of a trained run: likelihoods, latents, samples, reconstructions, representation.
 
 ``python -m src.evaluate run=outputs/...`` needs the run folder alone. It prints a table and writes
-``metrics.json`` (under ``evaluation``) and TensorBoard scalars into that folder.
+``metrics.json`` (under ``evaluation``) and TensorBoard's text tab into that folder.
 """
+
+if not __package__:  # started as a file, it does not find the project
+    raise SystemExit(f"error: type python -m src.evaluate in {__file__.rpartition('src')[0]}")
 
 import logging
 from typing import Any

@@ -4,6 +4,9 @@
 TensorBoard, and with ``embed=npz|csv`` the latents.
 """
 
+if not __package__:  # started as a file, it does not find the project
+    raise SystemExit(f"error: type python -m src.explore in {__file__.rpartition('src')[0]}")
+
 import logging
 
 from omegaconf import DictConfig

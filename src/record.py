@@ -42,6 +42,17 @@ def describe_data(datamodule: ImageDataModule) -> str:
     return "; ".join([f"{datamodule.name}: {counts}", *_classes(datamodule), *data_notes(datamodule)])
 
 
+def parameters(model: BaseVAE) -> int:
+    """How many numbers are trained."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def describe_size(model: BaseVAE) -> str:
+    """``27.1 M parameters``; fewer than a million are counted out."""
+    count = parameters(model)
+    return f"{count / 1e6:.1f} M parameters" if count >= 1e6 else f"{count:,} parameters"
+
+
 def data_notes(datamodule: ImageDataModule) -> list[str]:
     """What was found while reading and splitting the images."""
     notes = [*datamodule.pool.notes]
@@ -110,7 +121,7 @@ def summarize(
         "names": model.metric_names(datamodule.pixels),
         "latent_dim": model.latent_dim,
         "kl_weight": model.kl_weight,
-        "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "trainable_parameters": parameters(model),
         "data": {
             "name": datamodule.name,
             "fingerprint": datamodule.fingerprint,
@@ -186,7 +197,7 @@ class EvaluationRecord:
         self.folder = run.folder
         self.record = run.record
         self.split = split
-        self._writer: SummaryWriter | None = None
+        self.names = run.model.metric_names(run.datamodule.pixels)
 
     def keep(self, name: str, figures: dict[str, Any]) -> None:
         """Write one part."""
@@ -199,11 +210,24 @@ class EvaluationRecord:
             kept = {part: of for part, of in then.items() if stamp.items() <= of.items()}
             self.record = {**self.record, "evaluation": {**evaluation, self.split: {**kept, name: figures}}}
             write_json(self.folder.metrics, self.record)
-        self._writer = self._writer or SummaryWriter(self.folder.tensorboard)  # one file for all parts
-        for key, value in flatten({"evaluation": {self.split: {name: figures}}}):
-            if isinstance(value, int | float) and not key.endswith("seed"):
-                self._writer.add_scalar(key.replace(".", "/"), value, self.record.get("steps", 0))
-        self._writer.flush()
+            self._show(self.record["evaluation"][self.split])
+
+    def _show(self, parts: dict[str, Any]) -> None:
+        """One table of all parts in TensorBoard's text tab, in place of the one before.
+
+        As scalars they would be charts of one dot each, in front of those of the training.
+        """
+        suffix = f".evaluation-{self.split}"
+        for old in self.folder.tensorboard.glob(f"events.out.tfevents.*{suffix}"):
+            old.unlink()
+        rows = ["| part | figure | value |", "|---|---|---|"]
+        for key, value in flatten(parts):
+            part, _, name = key.partition(".")
+            if isinstance(value, int | float) and not name.endswith("seed"):
+                told, number = (f"−{self.names['elbo']}", -value) if name == "elbo" else (name, value)
+                rows.append(f"| {part} | {told} | {number if isinstance(number, int) else f'{number:.4f}'} |")
+        with SummaryWriter(str(self.folder.tensorboard), filename_suffix=suffix) as writer:
+            writer.add_text(f"evaluation/{self.split}", "\n".join(rows), self.record.get("steps", 0))
 
 
 def peak_memory() -> dict[str, float]:

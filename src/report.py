@@ -4,6 +4,9 @@
 ``results.csv`` into that folder. A multirun ends with the same.
 """
 
+if not __package__:  # started as a file, it does not find the project
+    raise SystemExit(f"error: type python -m src.report in {__file__.rpartition('src')[0]}")
+
 import logging
 from pathlib import Path
 

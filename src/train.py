@@ -3,6 +3,9 @@
 ``python -m src.train model=conv_deep data=chest_xray``; ``--help`` lists every group and key.
 """
 
+if not __package__:  # started as a file, it does not find the project
+    raise SystemExit(f"error: type python -m src.train in {__file__.rpartition('src')[0]}")
+
 import logging
 import os
 
@@ -53,6 +56,7 @@ def main(cfg: DictConfig) -> float | None:
         checkpoints.check_resumable(start.resume, start.checkpoint, model)
     acceleration.compile_networks(model, cfg)
     trainer = runs.build_trainer(cfg)
+    training.say(record.describe_size(model))  # before the images are decoded, which may take minutes
     datamodule.prepare_data()
     run.check_images(start, datamodule)
     start = start._replace(checkpoint=None)  # it is mapped: its file would stay on the disk

@@ -8,7 +8,7 @@ from src import record, runs
 from src.callbacks.memory import History
 from src.callbacks.resume import BestCheckpoint, PatientEarlyStopping
 from src.errors import UserError
-from src.system.directions import mode_of
+from src.system.directions import mode_of, printed
 from tests.helpers import composed, multirun_config
 from tests.test_callbacks import SMALL, fit
 
@@ -28,6 +28,11 @@ def test_the_mode_follows_from_the_metric(metric, mode):
     assert mode_of("val/mine", other) == other
     with pytest.raises(UserError, match="say min or max"):
         mode_of("val/mine", None)
+
+
+def test_people_read_the_elbo_as_papers_print_it():
+    assert printed("val/elbo", -96.73, "pseudo-elbo") == "val −pseudo-elbo 96.7300"
+    assert printed("val/bits_per_dim", 1.25) == "val/bits_per_dim 1.2500"
 
 
 def test_a_falling_loss_is_kept_goes_on_and_lowers_no_rate(tmp_path):

@@ -100,15 +100,27 @@ def test_the_same_evaluation_gives_the_same_file(evaluated, subject):
         assert json.loads(json.dumps(figures)) == before[name]
 
 
-def test_tensorboard_gets_the_scalars(evaluated):
-    tags = set()
-    for file in (evaluated[0] / "tensorboard").glob("events*"):
-        tags.update(EventAccumulator(str(file)).Reload().Tags()["scalars"])
-    assert {
-        "evaluation/test/elbo/elbo",
-        "evaluation/test/samples/classifier/sets/prior/frechet_distance/value",
-        "evaluation/test/representation/linear_probe/accuracy",
-    } <= tags
+def test_tensorboard_gets_one_table_a_split_and_no_charts(evaluated, tmp_path):
+    def shown(run: Path) -> list[str]:
+        events = [EventAccumulator(str(file)).Reload() for file in (run / "tensorboard").glob("events*")]
+        tags = {tag for file in events for tag in file.Tags()["scalars"]}
+        assert not any(tag.startswith("evaluation") for tag in tags)
+        return [e.tensor_proto.string_val[0].decode() for file in events for e in table_of(file)]
+
+    def table_of(file: EventAccumulator) -> list:
+        tag = "evaluation/test/text_summary"
+        return file.Tensors(tag) if tag in file.Tags()["tensors"] else []
+
+    run = Path(shutil.copytree(evaluated[0], tmp_path / "run"))
+    (table,) = shown(run)  # of six parts, that came one by one
+    figures = json.loads((run / "metrics.json").read_text())["evaluation"]["test"]
+    assert f"| elbo | −pseudo-elbo | {-figures['elbo']['elbo']:.4f} |" in table
+    for part, name in (
+        ("samples", "classifier.sets.prior.frechet_distance.value"),
+        ("representation", "linear_probe.accuracy"),
+    ):
+        assert f"| {part} | {name} | " in table
+    assert not {"checkpoint", "seed", "bound.seed"} & set(table.split())
 
 
 def test_parts_are_kept_for_the_same_weights_only(evaluated, tmp_path):

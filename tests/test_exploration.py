@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.distributions import Normal
@@ -321,3 +322,15 @@ def test_loss_curves_show_what_was_logged():
     assert lines["−pseudo-elbo, validation"] == [11, 10, 9]
     assert lines["rate, validation"] == [1, 1, 1]
     assert "rate, training" not in lines
+    assert all(axes.get_lines()[0].get_xdata().tolist() == [1, 2, 3] for axes in figure.axes)
+
+
+def test_loss_curves_of_one_epoch_have_no_other_and_hide_no_dot():
+    epoch = {f"{stage}/{name}": -30.0 for stage in ("train", "val") for name in ("elbo", "distortion", "rate")}
+    figure = curves.loss_curves([{"epoch": 0, **epoch}], {"elbo": "pseudo-elbo", "distortion": "pseudo-distortion"})
+    FigureCanvasAgg(figure).draw()
+    for axes in figure.axes:
+        low, high = axes.get_xlim()
+        assert [tick for tick in axes.get_xticks() if low <= tick <= high] == [1]
+        assert axes.get_legend().get_window_extent().y1 < axes.get_window_extent().y0
+        assert figure.bbox.contains(*axes.get_legend().get_window_extent().p0)

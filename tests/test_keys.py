@@ -1,20 +1,24 @@
 """What is refused before torch is imported: every key, every kind of mistake, one line each."""
 
 import os
+import re
 import subprocess
 import sys
 import time
 
 import pytest
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from src.errors import UserError
 from src.evaluation.parts import PARTS
 from src.exploration import PICTURES
 from src.models.base import PRECISIONS
 from src.networks.blocks import ACTIVATIONS
+from src.runs import flatten
 from src.system import keys
 from src.system.configs import check_config, check_sweep, expand_home, parsed
+from src.system.help import help_of
 from src.system.kinds import Anything, Choice, ListOf, Number, OneGroup, Text, Whole, one_or_each, or_null
 from src.system.overrides import check_options, refusal
 from tests.helpers import EXPERIMENTS, LIKELIHOODS, MODELS, ROOT, assert_one_line_error, cli, command, multirun_config
@@ -415,3 +419,41 @@ def test_no_command_imports_torch_before_its_config_is_checked():
     modules = "src.train, src.evaluate, src.explore, src.report, src.benchmark, hydra_plugins.slots_launcher"
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules or 'lightning' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_the_commands_that_read_explain_their_own_keys_and_list_no_others():
+    for of, folder in (("evaluate", CONF), ("explore", CONF), ("report", CONF / "report")):
+        done = cli("--help", module=f"src.{of}")
+        assert done.returncode == 0, done.stdout
+        told = re.findall(r"^  ([\w.]+)=(\S*) *(.*)", done.stdout, re.M)
+        with initialize_config_dir(str(folder), version_base="1.3"):
+            tree = compose(of)
+        assert {key for key, *_ in told} == {key for key, _ in flatten(OmegaConf.to_container(tree))}
+        assert "chest_xray" not in done.stdout
+    assert told == [("sweep", "...", "the folder of a multirun, or any that holds run folders")]
+    assert "run=... " in cli("--help", "run=x", module="src.explore").stdout
+    assert "== Configuration groups ==" in cli("--help").stdout  # all of a training's keys are Hydra's to list
+
+
+def test_help_finds_what_is_said_of_nested_keys_and_on_more_lines(tmp_path):
+    (tmp_path / "more.yaml").write_text("# Of others.\nrun: ???   # which run\n")
+    (tmp_path / "mine.yaml").write_text(
+        "# python -m src.mine\ndefaults:\n  - more\n  - hydra: reader\n  - _self_\n\n"
+        "flag: true\nbound:   # of a bound\n  samples: 5   # how many,\n               # at most\n"
+        "  parts:\n    - a\n    - b\nhydra:\n  job: {}\n"
+    )
+    *_, keys, _ = help_of(tmp_path / "mine.yaml", "About ``it``.").split("\n\n")
+    assert [re.split(" {2,}", line.strip()) for line in keys.splitlines()[1:]] == [
+        ["run=...", "which run"],
+        ["flag=true"],
+        ["bound.samples=5", "how many, at most"],
+        ["bound.parts=[a,b]"],
+    ]
+
+
+@pytest.mark.parametrize("of", ["train", "evaluate", "explore", "report", "benchmark"])
+def test_a_command_that_is_started_as_a_file_says_what_to_type(of, tmp_path):
+    words = [sys.executable, str(ROOT / "src" / f"{of}.py"), "--help"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"error: type python -m src.{of} in {ROOT}/\n"

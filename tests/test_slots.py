@@ -14,7 +14,7 @@ from src.errors import UserError
 from src.locks import is_locked
 from src.sweeps import gpus
 from src.sweeps.gpus import visible_gpus
-from src.sweeps.slots import run_all, slots_of
+from src.sweeps.slots import Board, epochs_of, run_all, slots_of
 from tests.helpers import ROOT
 from tests.points import WORKER, point
 
@@ -220,3 +220,41 @@ def test_nohup_lets_a_sweep_outlive_its_terminal(tmp_path, start):
         assert is_locked(tmp_path / "value-2")
         process.terminate()
         process.wait(30)
+
+
+# ---- what is said ----------------------------------------------------------------------------------------------------
+
+LINES = """\
+conv_tiny with 2 latents on digits: max_epochs 20, cpu
+epoch 3/20  val −pseudo-elbo 36.57 (best)  distortion 36.47  rate 0.09  train 38.08  30 s, about 9 min left
+epoch 4/20  val −pseudo-elbo 36.57  distortion 36.47  rate 0.09  train 38.08  10.0 s, about 3 min left
+a library's warning: epoch 9/20
+"""
+
+
+def test_a_sweeps_line_says_how_far_running_points_are_and_when_the_first_will_end(tmp_path):
+    points = [point(tmp_path, f"value={i}") for i in range(4)]
+    now = time.time()
+    for i, running in enumerate(points[:2]):
+        running.folder.mkdir()
+        running.record.status, running.record.began = "running", now - 100
+        (running.folder / "output.log").write_text(LINES if i == 0 else "digits: 1,294 training images\n")
+        os.utime(running.folder / "output.log", (now, now))
+    board = Board(points, 2)
+    # 16 epochs of 20 seconds are left of the first, so that each takes some 420: (2 * 420 + 320 + 320) / 2.
+    assert board.standing() == "0 of 4 done, 2 running (epochs 4/20), 0 failed, about 12 min left"
+    (points[1].folder / "output.log").write_bytes(b"\xff" * 9000)
+    (points[0].folder / "output.log").unlink()
+    assert Board(points, 2).standing() == "0 of 4 done, 2 running, 0 failed"
+
+
+def test_epochs_are_read_from_the_end_of_what_a_point_has_printed(tmp_path):
+    output = tmp_path / "output.log"
+    assert epochs_of(output) is None
+    output.write_text("epoch 1/9  train −elbo 5.00  99 s\n" * 1000 + "epoch 7  train −elbo 5.00  0.5 s\n" * 200)
+    reached = epochs_of(output)
+    assert (str(reached), reached.seconds, reached.seconds_left) == ("7", 0.5, None)
+    output.write_text("epoch 8/9  train −elbo 5.00  20 s\nepoch 9/9")  # cut off while it is written
+    os.utime(output, (0, 0))
+    assert str(epochs_of(output)) == "8/9"
+    assert epochs_of(output).seconds_left == 0  # long overdue

@@ -68,7 +68,10 @@ def test_metrics_say_what_was_measured(finished):
         assert metrics["git_commit"].startswith(commit.stdout.strip())
     assert re.search(rf"test −pseudo-elbo +{-test['elbo']:.4f}\n", done.stdout)  # as papers print it
     assert "test loss" not in done.stdout  # at a KL weight of 1 it is the same
-    assert re.search(r"epoch 2/2  val −pseudo-elbo [\d.]+ \(best\)  distortion", done.stdout)
+    figure = r"\d+\.\d\d"
+    terms = rf"distortion {figure}  rate {figure}  train {figure}"
+    assert re.search(rf"^epoch 2/2  val −pseudo-elbo {figure} \(best\)  {terms}  (\d\.\d|\d\d+) s$", done.stdout, re.M)
+    assert f"\n{metrics['trainable_parameters']:,} parameters\n" in done.stdout
     assert re.search(r"look at it +(tensorboard --logdir |make tensorboard LOGDIR=)\S", done.stdout)
 
 
@@ -86,6 +89,7 @@ def test_tensorboard_shows_everything(finished):
             hyperparameters |= {key: value for key, value in start.hparams.items()}
     assert {f"{s}/{m}" for s in ("train", "val", "test") for m in ("elbo", "distortion", "rate")} <= tags["scalars"]
     assert {"step/loss", "step/grad_norm", "step/learning_rate"} <= tags["scalars"]
+    assert {tag.partition("/")[0] for tag in tags["scalars"]} == {"step", "test", "train", "val"}  # no `epoch` in front
     assert {"reconstructions", "samples"} <= tags["images"]
     assert "rate_per_latent" in tags["histograms"]
     assert {"config/text_summary", "model/text_summary", "custom_scalars__config__"} <= tags["tensors"]

@@ -16,6 +16,7 @@ from src.models.base import BaseVAE
 log = logging.getLogger(__name__)
 
 LONG = 90.0  # seconds that are left, from which on they are worth saying
+LONG_EPOCH = 10.0  # seconds, from which on their tenths are not
 
 
 class Throughput(Callback):
@@ -133,7 +134,7 @@ class EpochLine(Checkpoint):
         if history is None or not history.epochs or not trainer.is_global_zero:
             return
         epoch, of = history.epochs[-1], trainer.max_epochs
-        parts = [f"epoch {_number(trainer)}", *_figures(trainer, pl_module, epoch), f"{self._seconds[-1]:.1f} s"]
+        parts = [f"epoch {_number(trainer)}", *_figures(trainer, pl_module, epoch), _took(self._seconds[-1])]
         left = ((of or 0) - trainer.current_epoch - 1) * sum(self._seconds) / len(self._seconds)
         parts[-1] += f", about {left / 60:.0f} min left" if left > LONG and not trainer.should_stop else ""
         log.info("  ".join(parts))
@@ -143,6 +144,11 @@ def _number(trainer: Trainer) -> str:
     """The epoch, counted from 1, and of how many."""
     most = trainer.max_epochs
     return f"{trainer.current_epoch + 1}" + (f"/{most}" if most is not None and most > 0 else "")
+
+
+def _took(seconds: float) -> str:
+    """``0.3 s`` or ``36 s``: a tenth is noise in what takes longer."""
+    return f"{seconds:.{1 if seconds < LONG_EPOCH else 0}f} s"
 
 
 def _figures(trainer: Trainer, module: BaseVAE, epoch: dict[str, float]) -> list[str]:

@@ -1,5 +1,6 @@
 """What a run shows: TensorBoard while it trains, pictures when it ends."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,17 @@ from src.figures import grids
 from src.files import whole_file
 from src.models.base import BaseVAE
 from src.subject import Subject
+
+
+class Scalars(TensorBoardLogger):
+    """Lightning's logger without the number of the epoch, which it adds to all that an epoch logs.
+
+    TensorBoard sorts charts by name: that one came first, before any loss.
+    """
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log what was measured."""
+        super().log_metrics({name: value for name, value in metrics.items() if name != "epoch"}, step)
 
 
 class Dashboard(Callback):

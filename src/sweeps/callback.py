@@ -4,16 +4,20 @@ import logging
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict
 
 from src.errors import UserError, explain
 from src.files import quoted
-from src.sweeps.plan import plan_in, plan_of, sweep_folder
+from src.sweeps.plan import Plan, plan_in, plan_of, sweep_folder
 from src.sweeps.points import unfinished
+from src.sweeps.slots import slots_here
 from src.sweeps.tensorboard import name_columns
+
+if TYPE_CHECKING:  # with pandas, which nobody waits for before the end
+    from src.reporting.results import Results
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +31,7 @@ class Sweep(Callback):
         """Before the first point: ``sweep.json``, and what TensorBoard is to show."""
         try:
             plan = plan_of(config, shlex.join(["python", "-m", "src.train", *sys.argv[1:]]))
+            _refuse_other_machines(config, plan)
         except UserError as error:
             sys.exit(f"error: {error}")
         folder = sweep_folder(plan, config)
@@ -49,9 +54,44 @@ class Sweep(Callback):
         folder = Path(config.hydra.sweep.dir)
         missing = unfinished(folder, plan_in(folder))
         try:
-            print(f"report: {write_report(read_results(folder))}")
+            results = read_results(folder)
+            page = write_report(results)
+            print("; ".join([*last_words(results), f"report: {page}"]))
         except Exception as error:  # the points count, whatever becomes of the report
             log.exception("no report: %s", explain(error) or error)
         if missing:
             print(f"{missing} point{'s' if missing > 1 else ''} failed: repeat the command to try again")
             sys.exit(min(missing, MOST_EXIT_CODE))
+
+
+def _refuse_other_machines(config: DictConfig, plan: Plan) -> None:
+    """See that this machine has slots for the sweep, before it gets a folder; other engines bring their own.
+
+    Raises:
+        UserError: it has none.
+    """
+    launcher = config.hydra.launcher
+    if launcher is not None and str(launcher.get("_target_")).endswith(".SlotsLauncher"):
+        slots_here(config, plan, launcher.slots, launcher.per_gpu, launcher.threads)
+
+
+def last_words(results: "Results") -> list[str]:
+    """How many points are done, and the best configuration of those that compare, by the report's own statistics.
+
+    None is best by a loss that has another meaning at every KL weight.
+    """
+    from src.reporting.statistics import configurations, verdict
+    from src.reporting.words import TESTED, best_in_words
+
+    said = [f"{len(results.finished)} of {len(results.table)} done"]
+    if (points := next(results.families(), None)) is None:
+        return said
+    first, swept = points.iloc[0], results.swept
+    if str(first.compared_by).endswith("/loss") and points.kl_weight.nunique() > 1:
+        return said
+    if (chosen := verdict(points, swept, bool(first.maximize))) is None:
+        return said
+    best = best_in_words(results, points, swept, configurations(points, swept, ("value", *TESTED)), chosen)
+    seeds = f"{best['seeds']} seed{'s' if best['seeds'] > 1 else ''}"
+    among = "" if len(points) == len(results.finished) else f" of the {len(points)} that compare"
+    return [*said, f"best{among} {best['what'].replace(' = ', '=')}: {best['metric']} {best['value']} ({seeds})"]

@@ -1,23 +1,38 @@
 """As many points at a time as this machine has slots: its GPUs, or its processors, divided among them."""
 
 import contextlib
+import os
+import re
 import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
+from omegaconf import DictConfig
 from tqdm import tqdm
 
 from src.console import duration
+from src.contents import OUTPUT
 from src.errors import UserError
 from src.interrupts import interrupt_on
-from src.sweeps.gpus import INSTANCE
+from src.machine import processors
+from src.sweeps.gpus import INSTANCE, visible_gpus
+from src.sweeps.plan import Plan
 from src.sweeps.points import GRACE, Point
+from src.sweeps.records import compared
+from src.system.directions import printed
 from src.system.keys import require
 
 Slot = dict[str, str]  # the variables that pin a process to its part of the machine
 LOOK_EVERY = 0.2  # seconds
+READ_EVERY = 2.0  # seconds between two looks into what running points have printed: a disk may be slow
+TAIL = 4096  # bytes of that: some thirty epochs
+MOST_TOLD = 4  # running points whose epochs are named: the line is to fit a terminal
+# A line of src.callbacks.memory.EpochLine.
+EPOCH = re.compile(r"^epoch (\d+)(?:/(\d+))?  .*  (\d+(?:\.\d+)?) s\b", re.MULTILINE)
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -65,6 +80,20 @@ def slots_of(
         count = slots or max(1, processors // each)
     share = threads or max(1, processors // (count * each))
     return [{**pins[i % len(pins)], **dict.fromkeys(THREADS, str(share))} for i in range(count)]
+
+
+def slots_here(config: DictConfig, plan: Plan, slots: int | None, per_gpu: int, threads: int | None) -> list[Slot]:
+    """What this machine gives a sweep, see :func:`slots_of`.
+
+    Raises:
+        UserError: it has not what a point asks for, or the sweep would divide it anew at every point.
+    """
+    for key in ("trainer", "trainer.accelerator", "trainer.devices"):
+        if key in plan.swept:
+            raise UserError(f"{key} cannot be swept: it decides how this machine is divided; give a sweep for each")
+    asked = (config.trainer.accelerator, config.trainer.devices)
+    gpus = [] if asked[0] == "cpu" else visible_gpus()
+    return slots_of(*asked, gpus, processors(), slots, per_gpu, threads)
 
 
 def run_all(points: Sequence[Point], slots: Sequence[Slot]) -> None:
@@ -121,6 +150,41 @@ def stop_all(running: Iterable[Point]) -> None:
             continue
 
 
+class Epochs(NamedTuple):
+    """How far a training has come, by its own lines."""
+
+    done: int
+    of: int | None  # None where it has no end of its own
+    seconds: float  # that one takes
+    said: float  # when that was, in seconds since 1970
+
+    def __str__(self) -> str:
+        return f"{self.done}" + ("" if self.of is None else f"/{self.of}")
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Until the last epoch, which it may not need; None where there is no last one."""
+        if self.of is None:
+            return None
+        since = min(max(0.0, time.time() - self.said), self.seconds)
+        return max(0.0, (self.of - self.done) * self.seconds - since)
+
+
+def epochs_of(output: Path) -> Epochs | None:
+    """What the last lines of a point's output say of its epochs; None where they say nothing, or cannot be read."""
+    try:
+        with open(output, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
+            said, at = EPOCH.findall(file.read().decode(errors="replace")), os.fstat(file.fileno()).st_mtime
+    except OSError:
+        return None
+    if not said:
+        return None
+    number, of, _ = said[-1]
+    mean = sum(float(seconds) for *_, seconds in said) / len(said)
+    return Epochs(int(number), int(of) if of else None, mean, at)
+
+
 class Board:
     """The one line that says how a sweep stands; without a terminal, a line a point.
 
@@ -134,6 +198,8 @@ class Board:
     def __init__(self, points: Sequence[Point], slots: int) -> None:
         self._points = points
         self._slots = slots
+        self._reached: dict[Point, Epochs | None] = {}
+        self._looked = -READ_EVERY
         self._line = tqdm(total=0, bar_format="{desc}", disable=None, leave=False, file=sys.stdout)
         before = sum(p.record.status == "finished" for p in points)
         if before:
@@ -149,7 +215,7 @@ class Board:
 
     def tell(self, point: Point) -> None:
         """A point has ended: worth a line where there is no terminal, or where it failed."""
-        value = "" if point.value is None else f", {point.value:.4f}"
+        value = "" if point.value is None else f", {self._value(point)}"
         error = f": {point.record.error}" if point.record.error else ""
         if self._line.disable or point.record.status == "failed":
             self.say(f"{point.name} {point.record.status}{value}{error} [{self.standing()}]")
@@ -160,25 +226,49 @@ class Board:
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
 
+    def _value(self, point: Point) -> str:
+        """What it is compared by, as papers print it; ``nan`` for one that diverged."""
+        metric, names = compared(point.metrics)[0], point.metrics.get("names", {})
+        return printed(metric, point.value, names.get("elbo", "elbo")) if metric else f"{point.value:.4f}"
+
     def standing(self) -> str:
-        """``3 of 8 done, 2 running, 1 failed, about 4 min left``."""
+        """``3 of 8 done, 2 running (epochs 4/20, 3/20), 1 failed, about 4 min left``."""
         count = {status: 0 for status in ("finished", "running", "failed")}
         for point in self._points:
             if point.record.status in count:
                 count[point.record.status] += 1
-        text = f"{count['finished']} of {len(self._points)} done, {count['running']} running, {count['failed']} failed"
-        left = self._seconds_left()
+        reached = self._epochs()
+        told = [str(epochs) for epochs in reached.values()]
+        more = ", ..." if len(told) > MOST_TOLD else ""
+        epochs = f" (epochs {', '.join(told[:MOST_TOLD])}{more})" if told else ""
+        text = (
+            f"{count['finished']} of {len(self._points)} done, {count['running']} running{epochs}, "
+            f"{count['failed']} failed"
+        )
+        left = self._seconds_left(reached)
         return text + (f", about {duration(left)} left" if left else "")
 
-    def _seconds_left(self) -> float | None:
-        """From what points took so far; None while that is not known."""
+    def _epochs(self) -> dict[Point, Epochs]:
+        """How far the running points have come that have said so; their files are looked at every few seconds."""
+        if time.monotonic() - self._looked > READ_EVERY:
+            self._looked = time.monotonic()
+            self._reached = {p: epochs_of(p.folder / OUTPUT) for p in self._points if p.record.status == "running"}
+        going = [(point, epochs) for point, epochs in self._reached.items() if point.record.status == "running"]
+        return {point: epochs for point, epochs in going if epochs is not None}
+
+    def _seconds_left(self, reached: Mapping[Point, Epochs]) -> float | None:
+        """From what points took so far, and from what the epochs of running ones take; None while neither is known."""
+        now = time.time()
+        spent = {p: now - p.record.began for p in self._points if p.record.status == "running"}
+        to_come = {point: epochs.seconds_left for point, epochs in reached.items() if epochs.seconds_left is not None}
         took = [p.record.seconds for p in self._points if p.record.status == "finished"]
+        took = took or [spent[point] + left for point, left in to_come.items()]
         if not took:
             return None
-        mean, now = sum(took) / len(took), time.time()
-        going = [now - p.record.began for p in self._points if p.record.status == "running"]
+        mean = sum(took) / len(took)
+        going = [to_come.get(point, max(0.0, mean - since)) for point, since in spent.items()]
         waiting = sum(p.record.status == "waiting" for p in self._points)
-        return (mean * waiting + sum(max(0.0, mean - spent) for spent in going)) / self._slots
+        return (mean * waiting + sum(going)) / self._slots
 
     def close(self) -> None:
         """The line goes."""

@@ -15,6 +15,7 @@ from typing import IO, Any, NoReturn
 
 import hydra
 from hydra._internal import utils as hydra_internals
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
@@ -26,6 +27,7 @@ from src.files import readable, refuse_links_out
 from src.interrupts import interrupt_on, status_of
 from src.locks import lock_for_training
 from src.system.configs import check_config, check_sweep, expand_home
+from src.system.help import help_of
 from src.system.overrides import check_options, refusal
 
 log = logging.getLogger(__name__)
@@ -48,6 +50,9 @@ def command(config: str, folder: str = "") -> Callable[[Callable[[DictConfig], A
                 interrupt_on(signal.SIGTERM, signal.SIGHUP)
                 logging.raiseExceptions = False  # a log that cannot be written says so with a traceback for each line
                 check_options(sys.argv[1:])
+                if config != "train" and get_args_parser().parse_args(sys.argv[1:]).help:
+                    print(help_of(CONF / folder / f"{config}.yaml", sys.modules[task.__module__].__doc__))
+                    return
                 # Hydra's own report has up to fifteen lines, and there is no door to it; without it we get its errors.
                 hydra_internals.run_and_report = lambda call: call()
                 hydra.main(version_base="1.3", config_path=str(CONF / folder), config_name=config)(task)()

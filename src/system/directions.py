@@ -14,6 +14,18 @@ def natural_mode(metric: str) -> str | None:
     return "min" if name in BETTER_BELOW else "max" if name in BETTER_ABOVE else None
 
 
+def printed(metric: str, value: float, elbo: str = "elbo") -> str:
+    """A metric's name and value for people, who know the −elbo from papers: ``val −elbo 96.7300``.
+
+    Args:
+        metric: its name, such as ``val/elbo``.
+        value: of it.
+        elbo: what to call the elbo.
+    """
+    split, _, name = metric.rpartition("/")
+    return f"{split} −{elbo} {-value:.4f}" if name == "elbo" else f"{metric} {value:.4f}"
+
+
 def mode_of(metric: str, mode: str | None, key: str = "mode") -> str:
     """The mode in which a metric is monitored: its own, or for a metric that is not ours the one that is given.
 

@@ -152,6 +152,7 @@ TRAIN: dict[str, Kind] = {
     "trainer.use_distributed_sampler": Choice((False,)),
     # Lightning would put samplers of its own in place of the one that makes our batches.
     "trainer.overfit_batches": Either((Choice((0, 0.0)),), "0, or in its place trainer.limit_train_batches"),
+    "trainer.default_root_dir": PATH,
     "trainer.*": Anything(),
     # what watches it
     "callbacks.*._target_": TARGET,
