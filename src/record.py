@@ -152,6 +152,9 @@ def report(run: RunFolder, metrics: dict[str, Any]) -> str:
         figures = {f"−{names['elbo']}": -metrics["test"]["elbo"], **figures}
     if metrics["kl_weight"] == 1:
         figures.pop("loss", None)  # it is the −elbo
+    if (active := figures.get("active latents")) is not None:
+        thin = f", {figures['rate'] / active:.2f} nats each" if active else ""  # of 512 active ones each may say little
+        figures["active latents"] = f"{active} of {metrics['latent_dim']}{thin}"
     rows: list[tuple[str, Any]] = [(f"test {name}", value) for name, value in figures.items()]
     if metrics["train_images_per_second"]:
         speed = f"{metrics['train_images_per_second']:,.0f} images/s"

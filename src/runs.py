@@ -93,7 +93,7 @@ class RunFolder:
         path, checkpoint, refusals = first_readable(kept)
         if path != self.last:
             why = refusals[0] if refusals else f"there is no {self.last}"
-            rank_zero_only(log.warning)("%s; going on from %s, epoch %s", why, path, checkpoint.get("epoch"))
+            rank_zero_only(log.warning)("%s; going on from %s", why, path)
         return Start(resume=path, checkpoint=checkpoint, steps=int(checkpoint.get("global_step") or 0))
 
     @rank_zero_only

@@ -261,7 +261,7 @@ def test_divergence_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
         "optimizer.lr=1e27",
     )
     done = cli(*QUICK, *PLAIN, *explode, f"hydra.run.dir={tmp_path}")
-    assert_one_line_error(done, "training stopped in epoch 1", "at step 11", "last.ckpt", "optimizer.lr")
+    assert_one_line_error(done, "training stopped in epoch 2", "at step 11", "last.ckpt", "optimizer.lr")
     state = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert state["epoch"] == 0
     assert all(torch.isfinite(value).all() for value in state["state_dict"].values())

@@ -146,7 +146,7 @@ class NonFiniteGuard(Callback):
         saved = [folder / "last.ckpt" for folder in folders if (folder / "last.ckpt").exists()]
         kept = f"the last good checkpoint is {saved[0]}" if saved else "no epoch was complete yet"
         cause = self._cause(trainer, module, step, terms)
-        raise Diverged(f"training stopped in epoch {trainer.current_epoch}: {what}; {kept}. {cause}")
+        raise Diverged(f"training stopped in epoch {trainer.current_epoch + 1}: {what}; {kept}. {cause}")
 
     # ---- the cause -------------------------------------------------------------------------------------------
 
