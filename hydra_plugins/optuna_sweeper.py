@@ -18,9 +18,9 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from src.errors import UserError
-from src.locks import lock
 from src.system.directions import natural_mode, printed
+from src.system.errors import UserError
+from src.system.locks import lock
 
 STUDY = "sweep"
 

@@ -11,18 +11,18 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from src.errors import UserError, explain
-from src.interrupts import status_of
 from src.sweeps.plan import plan_in
 from src.sweeps.points import Point, program_of
 from src.sweeps.slots import Slot, run_all, slots_here
+from src.system.errors import UserError, explain
 from src.system.processes import Cold, forking
+from src.system.signals import status_of
 
 # What a training imports on its way to the first step and after it.
 TRAINING = (
     "torch._dynamo",
-    "src.record",
-    "src.runs",
+    "src.runs.record",
+    "src.runs.folder",
     "src.evaluation.likelihood",
     "src.data.arrays",
     "src.data.folder",

@@ -21,12 +21,12 @@ log = logging.getLogger(__name__)
 def main(cfg: DictConfig) -> None:
     """Evaluate one run."""
     announce(f"evaluating {cfg.run}")
-    from src import record
-    from src.console import hush_libraries
-    from src.evaluation.parts import evaluate, parts_of
+    from src.evaluation.suite import evaluate, parts_of
     from src.evaluation.table import evaluation_table
-    from src.loading import load_run, subject_of
-    from src.machine import keep_pages
+    from src.runs import record
+    from src.runs.load import load_run, subject_of
+    from src.system.console import hush_libraries
+    from src.system.machine import keep_pages
 
     hush_libraries()
     keep_pages()

@@ -11,8 +11,8 @@ import logging
 
 from omegaconf import DictConfig
 
-from src.errors import UserError
 from src.system.cli import announce, command
+from src.system.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -25,27 +25,28 @@ def main(cfg: DictConfig) -> None:
     announce(f"exploring {cfg.run}")
     from torch.utils.tensorboard import SummaryWriter
 
-    from src import embedding, exploration, pictures, record, scores
-    from src.console import hush_libraries
-    from src.files import whole_file
-    from src.loading import load_run, subject_of
-    from src.machine import keep_pages
+    from src.exploration import export, gallery, own_images, scores
+    from src.runs import record
+    from src.runs.load import load_run, subject_of
+    from src.system.console import hush_libraries
+    from src.system.files import whole_file
+    from src.system.machine import keep_pages
 
     hush_libraries()
     keep_pages()
-    chosen, form = exploration.choose(cfg.figures), embedding.form_of(cfg.embed)
+    chosen, form = gallery.choose(cfg.figures), export.form_of(cfg.embed)
     run = load_run(cfg.run, cfg.checkpoint, cfg.data.root, cfg.cache_dir, cfg.other_data)
     subject = subject_of(run, cfg.split, cfg.seed, cfg.device, cfg.cache_dir)
     log.info("%s, %s weights %s, %s", run.folder.path, cfg.checkpoint, run.checkpoint_hash, record.on_what(subject))
-    own = pictures.read(cfg.images, subject.datamodule, cfg.invert) if cfg.images else None
-    pictures.check_noise(cfg.noise, subject.datamodule)
+    own = own_images.read(cfg.images, subject.datamodule, cfg.invert) if cfg.images else None
+    own_images.check_noise(cfg.noise, subject.datamodule)
 
     known = None
     if own is not None:
         if not cfg.invert and (hint := scores.look_like_negatives(subject, own.x)):
             log.warning(hint)
         known = scores.scores(subject, own.x)
-    drawn = [*exploration.draw(subject, chosen, cfg.figures != "all"), *pictures.draw(subject, own, cfg.noise, known)]
+    drawn = [*gallery.draw(subject, chosen, cfg.figures != "all"), *own_images.draw(subject, own, cfg.noise, known)]
     if own is not None:
         for old in run.folder.figures.glob("pictures*.png"):  # of other pictures, maybe more of them
             old.unlink()
@@ -57,13 +58,13 @@ def main(cfg: DictConfig) -> None:
         step = run.record.get("steps", 0)
         for name, figure in drawn:
             path = run.folder.figures / f"{name}.png"
-            exploration.write(figure, path)
+            gallery.write(figure, path)
             writer.add_figure(f"explore/{name}", figure, step)
             log.info("%s", path)
         if form:
-            for path in embedding.export(subject, own, run.folder.path / "embedding", form):
+            for path in export.export(subject, own, run.folder.path / "embedding", form):
                 log.info("%s", path)
-            embedding.project(subject, writer, run.folder.tensorboard)
+            export.project(subject, writer, run.folder.tensorboard)
 
 
 if __name__ == "__main__":

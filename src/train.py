@@ -13,9 +13,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from src.interrupts import stop_interrupting
 from src.sweeps.points import run_here
 from src.system.cli import announce, command
+from src.system.signals import stop_interrupting
 
 log = logging.getLogger(__name__)
 
@@ -34,40 +34,41 @@ def main(cfg: DictConfig) -> float | None:
     # torch and Lightning come after the config is composed and checked: a typo is answered at once.
     import lightning as L
 
-    from src import acceleration, checkpoints, record, runs, training
-    from src.console import hush_libraries
-    from src.machine import keep_pages
+    from src.runs import checkpoints, fit, folder, record
+    from src.system.console import hush_libraries
+    from src.system.machine import keep_pages
+    from src.training import acceleration
 
     hush_libraries()
     keep_pages()
-    run = runs.RunFolder(cfg.run_dir)
-    runs.fill_seed(cfg, run)
+    run = folder.RunFolder(cfg.run_dir)
+    folder.fill_seed(cfg, run)
     acceleration.fill_precision(cfg, run.config)
     start = run.start(cfg)
 
     L.seed_everything(cfg.seed, workers=True, verbose=False)
-    datamodule = runs.build_datamodule(cfg)
-    model = runs.build_model(cfg, datamodule)
-    runs.check_metrics(cfg, model, datamodule)
+    datamodule = folder.build_datamodule(cfg)
+    model = folder.build_model(cfg, datamodule)
+    folder.check_metrics(cfg, model, datamodule)
     # A damaged or foreign checkpoint is named before anything starts.
     if start.weights is not None:
         model.load_state_dict(checkpoints.weights_of(start.weights, start.checkpoint, model))
     if start.resume is not None:
         checkpoints.check_resumable(start.resume, start.checkpoint, model)
     acceleration.compile_networks(model, cfg)
-    trainer = runs.build_trainer(cfg)
-    training.say(record.describe_size(model))  # before the images are decoded, which may take minutes
+    trainer = folder.build_trainer(cfg)
+    fit.say(record.describe_size(model))  # before the images are decoded, which may take minutes
     datamodule.prepare_data()
     run.check_images(start, datamodule)
     start = start._replace(checkpoint=None)  # it is mapped: its file would stay on the disk
-    training.say(record.describe_data(datamodule))
+    fit.say(record.describe_data(datamodule))
     if start.weights is not None:
-        training.say(f"beginning with the weights of {start.weights}")
+        fit.say(f"beginning with the weights of {start.weights}")
     if start.resume is not None:
-        training.say(f"going on after {start.steps:,} steps, from {start.resume}")
+        fit.say(f"going on after {start.steps:,} steps, from {start.resume}")
     stop_interrupting()
     run.claim(cfg)
-    training.run_to_its_end(run, cfg, trainer, model, datamodule, start)
+    fit.run_to_its_end(run, cfg, trainer, model, datamodule, start)
     return record.best(trainer).get(cfg.compare_by)
 
 

@@ -5,7 +5,7 @@ import sys
 
 import torch
 
-from src.machine import keep_pages
+from src.system.machine import keep_pages
 
 
 def work() -> None:

@@ -8,8 +8,8 @@ import torch
 from hydra.errors import InstantiationException
 
 from src.data.batches import BatchIndices
-from src.errors import UserError, explain
-from src.likelihoods import Pixels
+from src.models.likelihoods import Pixels
+from src.system.errors import UserError, explain
 from tests.helpers import data, examples
 
 

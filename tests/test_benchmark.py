@@ -11,19 +11,19 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from src.benchmarking import epochs as epochs_part
-from src.benchmarking import parts
-from src.benchmarking import startup as startup_part
-from src.benchmarking.decoding import decoding
-from src.benchmarking.epochs import epochs
-from src.benchmarking.loops import Loop
-from src.benchmarking.measurement import Measurement
-from src.benchmarking.settings import checked
-from src.benchmarking.standin import data_overrides, write_jpegs
-from src.benchmarking.startup import startup
-from src.benchmarking.steps import Steps, count_flops, measure
-from src.benchmarking.written import Network, fastest_of_each_kind, variants
-from src.errors import UserError
+from src.benchmark import epochs as epochs_part
+from src.benchmark import parts
+from src.benchmark import startup as startup_part
+from src.benchmark.decoding import decoding
+from src.benchmark.epochs import epochs
+from src.benchmark.loops import Loop
+from src.benchmark.measurement import Measurement
+from src.benchmark.settings import checked
+from src.benchmark.standin import data_overrides, write_jpegs
+from src.benchmark.startup import startup
+from src.benchmark.steps import Steps, count_flops, measure
+from src.benchmark.written import Network, fastest_of_each_kind, variants
+from src.system.errors import UserError
 from tests import helpers
 from tests.helpers import ROOT, assert_one_line_error, built, cli, composed, data
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from src.errors import UserError
-from src.likelihoods import Pixels
-from src.record import describe_data
+from src.models.likelihoods import Pixels
+from src.runs.record import describe_data
+from src.system.errors import UserError
 from tests.helpers import REAL_DATA, data, needs_binarized, needs_mnist, needs_xrays
 
 

@@ -13,17 +13,18 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from src import footprint, record
-from src.errors import UserError
+from src.evaluation import feature_networks
 from src.evaluation.budget import Cost, chosen, settle
-from src.evaluation.codes import latents, representation
+from src.evaluation.feature_networks import inception_features, own_features
+from src.evaluation.latents import latents, representation
 from src.evaluation.likelihood import bound, bytes_a_code, samples_at_once
-from src.evaluation.parts import evaluate, parts_of
 from src.evaluation.samples import memorisation, samples
-from src.loading import load_run, subject_of
-from src.metrics import features
-from src.metrics.features import inception_features, own_features
-from src.subject import Subject
+from src.evaluation.suite import evaluate, parts_of
+from src.models import footprint
+from src.models.predictor import Subject
+from src.runs import record
+from src.runs.load import load_run, subject_of
+from src.system.errors import UserError
 from tests.helpers import QUICK, WARM, assert_one_line_error, built, cli, examples, folder_data
 from tests.linear_gaussian import LATENTS, PIXELS, SHAPE, probabilistic_pca
 
@@ -217,7 +218,7 @@ def settled(cost: Cost, seconds: float) -> dict[str, dict[str, int]]:
 def test_a_classifier_goes_on_where_its_training_was_interrupted(subject, tmp_path, monkeypatch):
     """Pixels that are drawn anew included."""
     subject.datamodule.binarize = "dynamic"
-    monkeypatch.setattr(features, "STEPS", 45)  # of 11 an epoch
+    monkeypatch.setattr(feature_networks, "STEPS", 45)  # of 11 an epoch
     whole = own_features(subject.datamodule, tmp_path / "whole", subject.device)
 
     def interrupted(epochs, what):
@@ -226,7 +227,7 @@ def test_a_classifier_goes_on_where_its_training_was_interrupted(subject, tmp_pa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as context:
-        context.setattr(features, "progress", interrupted)
+        context.setattr(feature_networks, "progress", interrupted)
         with pytest.raises(KeyboardInterrupt):
             own_features(subject.datamodule, tmp_path / "cut", subject.device)
     (unfinished,) = (tmp_path / "cut").iterdir()
@@ -364,13 +365,13 @@ def test_the_classifier_is_good_made_once_and_mended(finished, tmp_path, monkeyp
     assert made.facts["validation_accuracy"] > 0.95
     images = examples(datamodule, "test", 300)
     vectors, logits = made([images[:200], images[200:]], torch.device("cpu"))
-    assert vectors.shape == (300, features.DIMENSIONS)
+    assert vectors.shape == (300, feature_networks.DIMENSIONS)
     labels = datamodule.pool.labels[datamodule.spread("test", 300)]
     assert (logits.argmax(1) == labels).double().mean() > 0.95
 
     (path,) = tmp_path.glob("features-digits-*.pt")
     with monkeypatch.context() as patched:
-        patched.setattr(features, "_train", None)  # nothing to train: it is read
+        patched.setattr(feature_networks, "_train", None)  # nothing to train: it is read
         assert own_features(datamodule, tmp_path, torch.device("cpu")).facts == made.facts
     path.write_bytes(b"broken")
     assert own_features(datamodule, tmp_path, torch.device("cpu")).facts["hash"] == made.facts["hash"]

@@ -13,15 +13,14 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.distributions import Normal
 
-from src import embedding, exploration, pictures, scores
-from src.errors import UserError
-from src.exploration import PICTURES, NotApplicable, linear, spherical
-from src.figures import curves, grids, latents
-from src.likelihoods import Pixels
-from src.loading import load_run, subject_of
+from src.exploration import curves, export, gallery, grids, latents, own_images, scores
+from src.exploration.gallery import PICTURES, NotApplicable, linear, spherical
 from src.metrics import posterior
-from src.objectives import elbo_terms
-from src.subject import Subject
+from src.models.likelihoods import Pixels
+from src.models.objectives import elbo_terms
+from src.models.predictor import Subject
+from src.runs.load import load_run, subject_of
+from src.system.errors import UserError
 from tests.helpers import QUICK, built, cli
 
 
@@ -80,14 +79,14 @@ def test_embeddings_are_the_posteriors_with_their_names(explored, subject):
 
 
 def test_csv_holds_the_same(subject, tmp_path):
-    paths = [*embedding.export(subject, None, tmp_path, "csv")]
+    paths = [*export.export(subject, None, tmp_path, "csv")]
     assert [path.name for path in paths] == ["train.csv", "val.csv", "test.csv"]
     table = pd.read_csv(paths[2])
     assert list(table.columns) == ["name", "class", "mean_0", "mean_1", "scale_0", "scale_1"]
     np.testing.assert_allclose(table[["mean_0", "mean_1"]], subject.codes("test").mean, rtol=1e-4, atol=1e-6)
-    assert embedding.form_of(True) == "npz"
+    assert export.form_of(True) == "npz"
     with pytest.raises(UserError, match="embed=xls: give one of npz, csv"):
-        embedding.form_of("xls")
+        export.form_of("xls")
 
 
 @pytest.mark.parametrize(
@@ -100,13 +99,13 @@ def test_csv_holds_the_same(subject, tmp_path):
 def test_pictures_that_a_model_cannot_have_say_why(overrides, impossible, caplog):
     caplog.set_level("INFO")
     subject = of(*overrides)
-    drawn = [name for name, _ in exploration.draw(subject, PICTURES, explicit=False)]
+    drawn = [name for name, _ in gallery.draw(subject, PICTURES, explicit=False)]
     assert set(PICTURES) - set(drawn) == impossible
     assert all(f"no {name}: " in caplog.text for name in impossible)
     with pytest.raises(UserError, match="figures=manifold: only a model with 2 latents"):
-        list(exploration.draw(subject, ["manifold"], explicit=True))
+        list(gallery.draw(subject, ["manifold"], explicit=True))
     with pytest.raises(UserError, match="figures=sample: give all, one or a list .* of reconstructions"):
-        exploration.choose("sample")
+        gallery.choose("sample")
 
 
 def test_images_without_classes_have_pictures_too(picture_folder, tmp_path):
@@ -114,13 +113,13 @@ def test_images_without_classes_have_pictures_too(picture_folder, tmp_path):
     subject = of("data=image_folder", f"data.root={root}", "data.channels=1", "data.image_size=16",
                  f"data.cache_dir={tmp_path}")  # fmt: skip
     with pytest.raises(NotApplicable, match="no class labels"):
-        exploration.class_means(subject)
-    assert len(exploration.scatter(subject).axes) == 1
+        gallery.class_means(subject)
+    assert len(gallery.scatter(subject).axes) == 1
     assert len(embedding_names(subject, tmp_path)) == len(subject.datamodule.splits.val)
 
 
 def embedding_names(subject, folder):
-    list(embedding.export(subject, None, folder, "csv"))
+    list(export.export(subject, None, folder, "csv"))
     names = pd.read_csv(folder / "val.csv")["name"].tolist()
     assert all(name.endswith(".png") for name in names)
     return names
@@ -131,15 +130,15 @@ def test_the_manifold_is_decoded_at_normal_quantiles(subject, monkeypatch):
     monkeypatch.setattr(
         subject.__class__, "decode", lambda self, z: asked.append(z) or iter([torch.zeros(len(z), 1, 4, 4)])
     )
-    exploration.manifold(subject)
+    gallery.manifold(subject)
     z = asked[0].unflatten(0, (20, 20))
     shares = Normal(0.0, 1.0).cdf(z)
     torch.testing.assert_close(shares[0, :, 0], (torch.arange(20) + 0.5) / 20)  # latent 0 grows to the right
     torch.testing.assert_close(shares[:, 0, 1], (torch.arange(20).flip(0) + 0.5) / 20)  # latent 1 grows upwards
     asked.clear()
-    exploration.traversals(subject)
+    gallery.traversals(subject)
     rows = asked[0].unflatten(0, (2, 7))
-    first = exploration._best(subject, 1)[0]
+    first = gallery._best(subject, 1)[0]
     torch.testing.assert_close(Normal(0.0, 1.0).cdf(rows[0, :, first]), torch.linspace(0.05, 0.95, 7))
     centre = subject.codes(subject.split).mean.mean(0)
     torch.testing.assert_close(rows[0, :, 1 - first], centre[1 - first].expand(7))
@@ -160,21 +159,21 @@ def test_an_arc_keeps_the_length_and_a_line_cuts_through():
 
 def test_own_pictures_are_prepared_as_the_runs_images(picture_folder, subject, caplog):
     root = picture_folder({"a.png": (16, 16), "deep/b.jpg": (40, 50, 3), "c.png": (9, 9, 4)})
-    read = pictures.read(str(root), subject.datamodule)
+    read = own_images.read(str(root), subject.datamodule)
     assert [Path(name).name for name in read.names] == ["a.png", "c.png", "b.jpg"]
     assert read.x.shape == (3, 1, 16, 16)
     with Image.open(root / "a.png") as image:
         np.testing.assert_allclose(read.x[0, 0], np.asarray(image) / 255, atol=1e-6)
-    assert len(pictures.read([f"{root}/*.png", str(root / "deep")], subject.datamodule).names) == 3
+    assert len(own_images.read([f"{root}/*.png", str(root / "deep")], subject.datamodule).names) == 3
     (root / "a.png").write_bytes(b"no picture")
-    assert [Path(name).name for name in pictures.read(str(root), subject.datamodule).names] == ["c.png", "b.jpg"]
+    assert [Path(name).name for name in own_images.read(str(root), subject.datamodule).names] == ["c.png", "b.jpg"]
     assert "left out: cannot decode" in caplog.text
     with pytest.raises(UserError, match=r"cannot decode .*a\.png"):
-        pictures.read(str(root / "a.png"), subject.datamodule)
+        own_images.read(str(root / "a.png"), subject.datamodule)
     with pytest.raises(UserError, match="no picture there"):
-        pictures.read(f"{root}/*.gif", subject.datamodule)
-    many = pictures.Pictures([str(i) for i in range(40)], torch.rand(40, 1, 16, 16))
-    assert [name for name, _ in pictures.draw(subject, many, None)] == ["pictures_1", "pictures_2", "pictures_3"]
+        own_images.read(f"{root}/*.gif", subject.datamodule)
+    many = own_images.Pictures([str(i) for i in range(40)], torch.rand(40, 1, 16, 16))
+    assert [name for name, _ in own_images.draw(subject, many, None)] == ["pictures_1", "pictures_2", "pictures_3"]
 
 
 def test_own_pictures_are_scored(explored, subject):
@@ -205,9 +204,9 @@ def test_negatives_are_recognized_and_turned(subject, tmp_path):
     white = np.full((16, 16), 255, np.uint8)
     white[4:12, 7:9] = 0
     Image.fromarray(white).save(tmp_path / "one.png")
-    own = pictures.read(str(tmp_path / "one.png"), subject.datamodule)
+    own = own_images.read(str(tmp_path / "one.png"), subject.datamodule)
     assert "invert=true turns them" in scores.look_like_negatives(subject, own.x)
-    turned = pictures.read(str(tmp_path / "one.png"), subject.datamodule, invert=True)
+    turned = own_images.read(str(tmp_path / "one.png"), subject.datamodule, invert=True)
     torch.testing.assert_close(turned.x, 1 - own.x)
     assert scores.look_like_negatives(subject, turned.x) is None
 
@@ -230,8 +229,8 @@ def test_directions_start_at_the_mean_of_the_training_codes(subject, monkeypatch
         seen.append(z)
         return torch.zeros(*z.shape[:2], 1, 8, 8)
 
-    monkeypatch.setattr(exploration, "_decode_table", keep)
-    exploration.directions(subject)
+    monkeypatch.setattr(gallery, "_decode_table", keep)
+    gallery.directions(subject)
     codes = subject.codes("train").mean
     (z,) = seen
     torch.testing.assert_close(z[:, 3], codes.mean(0).expand(len(z), -1))
@@ -246,22 +245,22 @@ def test_own_pictures_have_the_depth_of_the_runs_images(tmp_path, caplog):
         Image.fromarray(values.astype(np.uint16)).save(tmp_path / f"{folder}.png")
     options = ("data=image_folder", "data.channels=1", "data.image_size=16", f"data.cache_dir={tmp_path}/cache")
     datamodule, _ = built(*QUICK, *options, f"data.root={tmp_path}/run")
-    (dark,) = pictures.read(f"{tmp_path}/own", datamodule).x
+    (dark,) = own_images.read(f"{tmp_path}/own", datamodule).x
     np.testing.assert_allclose(dark[0], ramp / 8 / 4095, atol=1.5 / 255)
     assert "deeper.png: its values go from 0 to 65,520, not from 0 to 4,095" in caplog.text
     digits, _ = built(*QUICK)  # of 8 bits: the pictures' own depth counts
-    np.testing.assert_allclose(pictures.read(f"{tmp_path}/run", digits).x[0, 0], ramp / 4095, atol=1.5 / 255)
+    np.testing.assert_allclose(own_images.read(f"{tmp_path}/run", digits).x[0, 0], ramp / 4095, atol=1.5 / 255)
 
 
 def test_pictures_whose_names_are_no_utf8(picture_folder, subject, tmp_path):
     root = picture_folder({"plain.png": (16, 16)})
     shutil.copy(root / "plain.png", os.fsencode(root) + b"/caf\xe9.png")
-    own = pictures.read(str(root), subject.datamodule)
+    own = own_images.read(str(root), subject.datamodule)
     assert [Path(name).name for name in own.names] == [r"caf\xe9.png", "plain.png"]
-    for _, figure in pictures.draw(subject, own, None):
-        exploration.write(figure, tmp_path / "a.png")
+    for _, figure in own_images.draw(subject, own, None):
+        gallery.write(figure, tmp_path / "a.png")
     for form in ("csv", "npz"):
-        *_, path = embedding.export(subject, own, tmp_path, form)
+        *_, path = export.export(subject, own, tmp_path, form)
         names = (
             np.load(path)["name"].tolist() if form == "npz" else pd.read_csv(path, encoding="utf-8")["name"].tolist()
         )
@@ -270,15 +269,15 @@ def test_pictures_whose_names_are_no_utf8(picture_folder, subject, tmp_path):
 
 def test_noise_is_what_was_asked_for(subject):
     x = torch.full((1, 1, 200, 200), 0.5)
-    assert (pictures.add_noise(x, 0.1, Pixels.GREY) - x).std().item() == pytest.approx(0.1, rel=0.05)
-    flipped = pictures.add_noise((torch.rand_like(x) < 0.3).float(), 0.2, Pixels.BINARY)
+    assert (own_images.add_noise(x, 0.1, Pixels.GREY) - x).std().item() == pytest.approx(0.1, rel=0.05)
+    flipped = own_images.add_noise((torch.rand_like(x) < 0.3).float(), 0.2, Pixels.BINARY)
     assert set(flipped.unique().tolist()) == {0.0, 1.0}
     zeros = torch.zeros_like(x)
-    assert pictures.add_noise(zeros, 0.2, Pixels.BINARY).mean().item() == pytest.approx(0.2, rel=0.1)
+    assert own_images.add_noise(zeros, 0.2, Pixels.BINARY).mean().item() == pytest.approx(0.2, rel=0.1)
     for noise in (0, -1, "much"):
         with pytest.raises(UserError, match=f"noise={noise}"):
-            pictures.check_noise(noise, subject.datamodule)
-    ((name, figure),) = pictures.draw(subject, None, 0.3)
+            own_images.check_noise(noise, subject.datamodule)
+    ((name, figure),) = own_images.draw(subject, None, 0.3)
     assert name == "denoising"
     assert "dB before" in figure.get_suptitle()
     assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == ["original", "noisy", "reconstruction"]

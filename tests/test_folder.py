@@ -12,8 +12,8 @@ from hydra.errors import InstantiationException
 
 from src.data import folder
 from src.data.layout import arrange, list_images
-from src.errors import UserError, explain
-from src.record import describe_data
+from src.runs.record import describe_data
+from src.system.errors import UserError, explain
 from tests.helpers import data, folder_data, sides
 
 ROOT = Path("pictures")

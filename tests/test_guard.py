@@ -9,9 +9,9 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
 
-from src.callbacks.guard import NonFiniteGuard
-from src.callbacks.show import Dashboard
-from src.errors import Diverged
+from src.system.errors import Diverged
+from src.training.dashboard import Dashboard
+from src.training.guard import NonFiniteGuard
 from tests.helpers import built
 from tests.test_callbacks import SMALL, fit
 

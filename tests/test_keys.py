@@ -10,14 +10,14 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from src.errors import UserError
-from src.evaluation.parts import PARTS
-from src.exploration import PICTURES
+from src.evaluation.suite import PARTS
+from src.exploration.gallery import PICTURES
 from src.models.base import PRECISIONS
 from src.networks.blocks import ACTIVATIONS
-from src.runs import flatten
+from src.runs.folder import flatten
 from src.system import keys
 from src.system.configs import check_config, check_sweep, expand_home, parsed
+from src.system.errors import UserError
 from src.system.help import help_of
 from src.system.kinds import Anything, Choice, ListOf, Number, OneGroup, Text, Whole, one_or_each, or_null
 from src.system.overrides import check_options, refusal
@@ -453,7 +453,8 @@ def test_help_finds_what_is_said_of_nested_keys_and_on_more_lines(tmp_path):
 
 @pytest.mark.parametrize("of", ["train", "evaluate", "explore", "report", "benchmark"])
 def test_a_command_that_is_started_as_a_file_says_what_to_type(of, tmp_path):
-    words = [sys.executable, str(ROOT / "src" / f"{of}.py"), "--help"]
+    file = f"src/{of}.py" if of != "benchmark" else "src/benchmark/__main__.py"
+    words = [sys.executable, str(ROOT / file), "--help"]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == f"error: type python -m src.{of} in {ROOT}/\n"

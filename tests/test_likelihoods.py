@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from src.errors import UserError
-from src.likelihoods import BernoulliLikelihood, ContinuousBernoulliLikelihood, GaussianLikelihood, Pixels
+from src.models.likelihoods import BernoulliLikelihood, ContinuousBernoulliLikelihood, GaussianLikelihood, Pixels
+from src.system.errors import UserError
 
 SHAPE = (2, 3, 1, 4, 5)  # K, B, C, H, W
 

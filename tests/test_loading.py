@@ -10,9 +10,9 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from src.errors import UserError
-from src.loading import load_run, subject_of
-from src.runs import RunFolder
+from src.runs.folder import RunFolder
+from src.runs.load import load_run, subject_of
+from src.system.errors import UserError
 from tests.helpers import built
 
 
@@ -221,8 +221,8 @@ ATTACKS = {
     "model._target_": "os.system",
     "model.encoder": {"_target_": "os.system", "command": "touch {marker}"},
     "model.likelihood": {"_target_": "torch.os.system", "command": "touch {marker}"},
-    "model.decoder": {"_target_": "src.runs.subprocess", "args": "touch {marker}", "shell": True},
-    "model.act": {"_target_": "src.runs.BaseVAE.__init__.__globals__"},
+    "model.decoder": {"_target_": "src.runs.folder.subprocess", "args": "touch {marker}", "shell": True},
+    "model.act": {"_target_": "src.runs.folder.BaseVAE.__init__.__globals__"},
     "data.name": {"_target_": "torch.hub.load", "repo_or_dir": "evil/repo", "model": "m"},
     "data.where_to_get": {"deeper": [{"_target_": "builtins.exec", "_args_": ["open('{marker}', 'w')"]}]},
     "data._target_": "torch.utils.cpp_extension.load_inline",
@@ -328,8 +328,8 @@ def test_a_checkpoint_cannot_run_code(run, tmp_path):
 
 def test_every_project_config_may_be_read_back(tmp_path, finished):
     """What conf/ names is what a run may name: nothing of ours is refused."""
-    from src.loading import _read_config  # the whole of load_run would want every data set
-    from src.runs import RunFolder
+    from src.runs.folder import RunFolder
+    from src.runs.load import _read_config  # the whole of load_run would want every data set
     from tests.helpers import EXPERIMENTS, LIKELIHOODS, composed
 
     for overrides in (

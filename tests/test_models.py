@@ -7,11 +7,11 @@ import pytest
 import torch
 from hydra.errors import InstantiationException
 
-from src import runs
-from src.checkpoints import read_weights
 from src.data.batches import Batch
-from src.errors import UserError, explain
-from src.objectives import elbo_terms
+from src.models.objectives import elbo_terms
+from src.runs import folder
+from src.runs.checkpoints import read_weights
+from src.system.errors import UserError, explain
 from tests.helpers import EXPERIMENTS, LIKELIHOODS, MODELS, built, composed
 
 
@@ -69,8 +69,8 @@ def test_depth_and_latent_dim_change_every_model(name):
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_experiment_composes_and_builds(name):
     cfg = composed(f"experiment={name}")
-    datamodule = runs.build_datamodule(cfg)
-    model = runs.build_model(cfg, datamodule)
+    datamodule = folder.build_datamodule(cfg)
+    model = folder.build_model(cfg, datamodule)
     assert model.decode(torch.zeros(2, cfg.model.latent_dim)).mean.shape == (2, *datamodule.image_shape)
     assert type(model.configure_optimizers()).__name__ == "Adam"
     assert cfg.optimizer.lr == 1e-3
@@ -228,7 +228,7 @@ def test_losses_of_a_validation_carry_the_final_weight():
         (["model.latent_dim=two"], "model.latent_dim=two: give a whole number"),
         (["model.kl_weight=much"], "model.kl_weight=much: give a number"),
         (["model._target_=src.models.base.BaseVAE"], "abstract class BaseVAE"),
-        (["model.likelihood._target_=src.likelihoods.Likelihood"], "abstract class Likelihood"),
+        (["model.likelihood._target_=src.models.likelihoods.Likelihood"], "abstract class Likelihood"),
         (["model=lstm", "data.image_size=8"], "28 and above"),
         (["model=conv_dropout", "data.image_size=28"], "32 and above"),
     ],
@@ -245,7 +245,7 @@ def test_apples_gpu_is_refused(accelerator, monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match=rf"trainer.accelerator={accelerator} is Apple's GPU here .* trainer=cpu"):
-        runs.build_trainer(composed(f"trainer.accelerator={accelerator}"))
+        folder.build_trainer(composed(f"trainer.accelerator={accelerator}"))
 
 
 def test_sgd_and_schedules_build():

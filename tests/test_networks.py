@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from src.errors import UserError
 from src.networks.blocks import ConvGeometry, DrawingLayer, ResidualConv
 from src.networks.conv import ConvDecoder, ConvEncoder
 from src.networks.lstm import LSTMEncoder
+from src.system.errors import UserError
 from tests.helpers import built
 
 

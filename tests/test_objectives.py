@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch.distributions import Independent, Normal, kl_divergence
 
-from src.metrics.bounds import importance_bound
-from src.models.vae import VAE
-from src.objectives import (
+from src.evaluation.importance import importance_bound
+from src.models.objectives import (
     Inference,
     elbo_terms,
     iwae_bound,
@@ -17,7 +16,8 @@ from src.objectives import (
     rate_per_latent,
     soft_bound,
 )
-from src.priors import StandardNormal
+from src.models.priors import StandardNormal
+from src.models.vae import VAE
 from tests.linear_gaussian import SHAPE, probabilistic_pca
 
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from src.errors import UserError
+from src.models.objectives import elbo_terms
 from src.networks.blocks import WideLinear
-from src.objectives import elbo_terms
-from src.optimizers import FACTORS, decays_apart, follows_gradient, optimizer_of
+from src.system.errors import UserError
+from src.training.optimizers import FACTORS, decays_apart, follows_gradient, optimizer_of
 from tests.helpers import built
 
 INPUTS = 4_096  # 16 times what a WideLinear calls wide

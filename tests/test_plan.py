@@ -8,12 +8,12 @@ import pytest
 from hydra.conf import ConfigSourceInfo
 from hydra.core.hydra_config import HydraConfig
 
-from src.errors import UserError
-from src.files import quoted
 from src.reporting.results import read_results
 from src.sweeps.callback import Sweep, last_words
 from src.sweeps.plan import Plan, plan_of, point_name, sweep_folder
 from src.sweeps.points import program_of
+from src.system.errors import UserError
+from src.system.files import quoted
 from tests.helpers import multirun_config
 from tests.points import trade, write_grid, write_point
 

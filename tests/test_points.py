@@ -11,13 +11,13 @@ import time
 
 import pytest
 
-from src.files import quoted
-from src.locks import is_locked
 from src.sweeps.plan import Plan
 from src.sweeps.points import Point, unfinished
 from src.sweeps.reasons import reason
-from src.sweeps.records import Record
 from src.sweeps.slots import run_all
+from src.sweeps.status import Record
+from src.system.files import quoted
+from src.system.locks import is_locked
 from tests.helpers import ROOT
 from tests.points import point as started_point
 

@@ -16,13 +16,13 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from src.errors import UserError
-from src.figures import looks, sweeps
-from src.figures.sheets import contact_sheet
+from src.reporting import plots, style
+from src.reporting.contact_sheet import contact_sheet
 from src.reporting.report import write_report
 from src.reporting.results import read_results
 from src.reporting.statistics import configurations, interval
 from src.reporting.words import number, with_interval
+from src.system.errors import UserError
 from tests.helpers import ROOT, assert_one_line_error, cli
 from tests.points import record, trade, write_grid, write_point
 
@@ -257,13 +257,13 @@ def test_a_contact_sheet_takes_pictures_of_any_size(tmp_path):
 def test_iso_elbo_lines_are_where_the_elbo_is_the_same(swept):
     results = read_results(swept[0])
     means = configurations(results.finished, results.swept, ["test_rate", "test_distortion", "test_elbo"])
-    axes = sweeps.rate_distortion(means, results.finished, results.swept, results.names).axes[0]
+    axes = plots.rate_distortion(means, results.finished, results.swept, results.names).axes[0]
     grey = [line for line in axes.lines if isinstance(line.get_color(), str) and line.get_color() == "0.85"]
     levels = {round(float(x + y), 6) for line in grey for x, y in zip(*line.get_data(), strict=True)}
     assert len(levels) == len(grey) >= 3
     written = {float(text.get_text()) for text in axes.texts if text.get_color() == "0.55"}
     assert written <= levels
-    curves = [line for line in axes.lines if line.get_marker() in looks.MARKERS]
+    curves = [line for line in axes.lines if line.get_marker() in style.MARKERS]
     assert len(curves) == 3  # one a latent size
     assert all(len(line.get_xdata()) == 3 for line in curves)  # a point a KL weight
 
@@ -350,7 +350,7 @@ def test_values_of_every_kind_stand_on_an_axis(tmp_path, grid, ticks):
     key = list(grid)[-1] if "seed" in grid else next(iter(grid))
     results = read_results(tmp_path)
     means = configurations(results.finished, results.swept, ["test_rate", "active_latents", "latent_dim"])
-    left = sweeps.latents(means, results.finished, [key], results.names).axes[0]
+    left = plots.latents(means, results.finished, [key], results.names).axes[0]
     (crosses,) = [line for line in left.lines if line.get_marker() == "x"]  # as the title says
     assert len(crosses.get_xdata()) == (means.active_latents == 0).sum() > 0
     places = left.transData.transform([(x, 0) for x in left.get_xticks()])[:, 0]
@@ -364,28 +364,28 @@ def test_choices_that_have_no_order_are_not_joined_and_the_costs_name_them(tmp_p
     results = read_results(tmp_path)
     points = results.finished.assign(minus=-results.finished.test_elbo)
     means = configurations(points, results.swept, ["minus", "test_rate", "active_latents", "latent_dim"])
-    figure = sweeps.by_key(means, points, results.swept, results.names, "minus", "", "")
+    figure = plots.by_key(means, points, results.swept, results.names, "minus", "", "")
     joined = [{line.get_linestyle() for line in axes.lines if line.get_marker() in "os^"} for axes in figure.axes]
     assert joined[0] == {"None"}
     assert "None" not in joined[1]
     signs = [{line.get_linestyle() for line in axes.get_legend().get_lines()} for axes in figure.axes]
     assert (signs[0], "None" in signs[1]) == ({"None"}, False)
     costs = means.assign(whole_seconds=[60.0, 90.0, 60.0, 120.0])
-    for axes in sweeps.cost(costs, "minus", "", {"whole_seconds": [0, 1]}, results.swept, results.names).axes:
+    for axes in plots.cost(costs, "minus", "", {"whole_seconds": [0, 1]}, results.swept, results.names).axes:
         assert {line.get_linestyle() for line in axes.lines} <= {"None"}
 
 
 def test_a_label_of_all_latents_is_under_no_marker(swept):
     results = read_results(swept[0])
     means = configurations(results.finished, results.swept, ["test_rate", "active_latents", "latent_dim"])
-    figure = sweeps.latents(means, results.finished, results.swept, results.names)
+    figure = plots.latents(means, results.finished, results.swept, results.names)
     figure.draw_without_rendering()
     left = figure.axes[0]
     labels = {text.get_text(): text.get_window_extent() for text in left.texts}
     assert labels.keys() == {"all of 2", "all of 4", "all of 8"}
     assert all(left.bbox.x1 < box.x0 and box.x1 < figure.axes[1].bbox.x0 for box in labels.values())
     crowd = means.assign(latent_dim=[1, 1, 1, 2, 2, 2, 64, 64, 64])
-    texts = sweeps.latents(crowd, results.finished, results.swept, results.names).axes[0].texts
+    texts = plots.latents(crowd, results.finished, results.swept, results.names).axes[0].texts
     assert [text.get_text() for text in texts] == ["all of 64", "all of 2"]
 
 

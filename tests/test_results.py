@@ -4,12 +4,12 @@ import json
 import math
 from pathlib import Path
 
-from src.locks import lock
 from src.reporting.report import write_report
 from src.reporting.results import plain, read_results
 from src.reporting.statistics import configurations
 from src.sweeps.plan import Plan
-from src.sweeps.records import compared
+from src.sweeps.status import compared
+from src.system.locks import lock
 from tests.points import record, trade, write_grid, write_point
 
 

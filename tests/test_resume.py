@@ -16,14 +16,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from src import locks
-from src.checkpoints import WholeCheckpoints, check_resumable, first_readable, read_checkpoint
-from src.errors import UserError
-from src.files import remove_unfinished, whole_file
-from src.locks import HELD, lock, lock_for_training
-from src.metrics_file import locked, put_aside, write_json
-from src.runs import RunFolder
-from src.trust import saved_value
+from src.runs.checkpoints import WholeCheckpoints, check_resumable, first_readable, read_checkpoint
+from src.runs.folder import RunFolder
+from src.runs.metrics_file import locked, put_aside, write_json
+from src.runs.trust import saved_value
+from src.system import locks
+from src.system.errors import UserError
+from src.system.files import remove_unfinished, whole_file
+from src.system.locks import HELD, lock, lock_for_training
 from tests.helpers import PLAIN, QUICK, WARM, assert_one_line_error, built, cli
 
 

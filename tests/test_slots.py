@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from src.errors import UserError
-from src.locks import is_locked
 from src.sweeps import gpus
 from src.sweeps.gpus import visible_gpus
 from src.sweeps.slots import Board, epochs_of, run_all, slots_of
+from src.system.errors import UserError
+from src.system.locks import is_locked
 from tests.helpers import ROOT
 from tests.points import WORKER, point
 
@@ -150,7 +150,7 @@ def sweep_process(folder: Path, before: str = "", start: str = "cold", **options
     """A sweep of four workers in two slots: the first is soon done, the others take a minute."""
     code = f"""
 from pathlib import Path
-from src.interrupts import status_of
+from src.system.signals import status_of
 from src.sweeps.plan import Plan
 from src.sweeps.points import Point
 from src.sweeps.slots import run_all

@@ -13,13 +13,14 @@ from lightning.pytorch.profilers import SimpleProfiler
 from PIL import Image
 from torchvision.transforms import ToTensor
 
-from src import acceleration, runs
-from src.benchmarking.written import Network
+from src.benchmark.written import Network
 from src.data.decoding import decode
-from src.errors import UserError
-from src.machine import keep_pages, peak_memory
-from src.objectives import elbo_terms
-from src.optimizers import lay_out_state
+from src.models.objectives import elbo_terms
+from src.runs import folder
+from src.system.errors import UserError
+from src.system.machine import keep_pages, peak_memory
+from src.training import acceleration
+from src.training.optimizers import lay_out_state
 from tests.helpers import MODELS, ROOT, built, cli, composed, examples
 
 
@@ -159,7 +160,7 @@ def test_auto_precision_is_what_the_processor_multiplies(native, precision, monk
     (tmp_path / ".hydra").mkdir()
     (tmp_path / ".hydra" / "config.yaml").write_text("trainer: {precision: bf16-mixed}\n")
     resumed = composed("experiment=chest_xray_conv_deep", "ckpt_path=last")
-    acceleration.fill_precision(resumed, runs.RunFolder(tmp_path).config)
+    acceleration.fill_precision(resumed, folder.RunFolder(tmp_path).config)
     assert resumed.trainer.precision == "bf16-mixed"
 
 
@@ -176,7 +177,7 @@ def test_kept_pages_are_not_faulted_in_again():
 def test_the_memory_of_a_process_is_not_that_of_its_parent():
     ballast = bytearray(300 * 2**20)
     ballast[::4096] = b"x" * len(ballast[::4096])
-    call = [sys.executable, "-c", "from src.machine import peak_memory; print(peak_memory())"]
+    call = [sys.executable, "-c", "from src.system.machine import peak_memory; print(peak_memory())"]
     done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=True)
     assert 1 < float(done.stdout) < 100 < peak_memory()
 
@@ -186,8 +187,8 @@ def test_nothing_is_profiled_unless_it_is_asked_for():
     assert profiler.profile("a") is profiler.profile("b")
     with profiler.profile("a"):
         pass
-    assert isinstance(runs.build_trainer(trained()).profiler, acceleration.NoProfiler)
-    assert isinstance(runs.build_trainer(trained("+trainer.profiler=simple")).profiler, SimpleProfiler)
+    assert isinstance(folder.build_trainer(trained()).profiler, acceleration.NoProfiler)
+    assert isinstance(folder.build_trainer(trained("+trainer.profiler=simple")).profiler, SimpleProfiler)
 
 
 def trained(*overrides: str):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from src.data.splits import ImagePool, content_digest, split
-from src.errors import UserError
+from src.system.errors import UserError
 from tests.helpers import sides
 
 

@@ -20,8 +20,8 @@ import torch
 from src.data import cache as caches
 from src.data import decoding, store
 from src.data.store import Store, open_store
-from src.errors import UserError, explain
-from src.record import describe_data
+from src.runs.record import describe_data
+from src.system.errors import UserError, explain
 from src.system.processes import Process
 from tests.helpers import WARM, data, folder_data, sides
 

@@ -17,10 +17,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.distributions import Independent
 
-from src.checkpoints import read_weights
-from src.errors import UserError
-from src.objectives import rate_per_latent
-from src.runs import RunFolder
+from src.models.objectives import rate_per_latent
+from src.runs.checkpoints import read_weights
+from src.runs.folder import RunFolder
+from src.system.errors import UserError
 from tests.helpers import PLAIN, QUICK, ROOT, assert_one_line_error, built, cli, command, examples
 
 

@@ -15,11 +15,11 @@ from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib.font_manager import fontManager
 from torch.utils.tensorboard import SummaryWriter
 
-from src import embedding, pictures
-from src.exploration import PICTURES, NotApplicable, write
-from src.figures import grids, latents, speed, writing
-from src.figures.writing import Figure, short
-from src.subject import Subject
+from src.benchmark import speed
+from src.exploration import export, grids, latents, own_images, writing
+from src.exploration.gallery import PICTURES, NotApplicable, write
+from src.exploration.writing import Figure, short
+from src.models.predictor import Subject
 from tests.helpers import QUICK, built
 
 LATIN = os.fsdecode(b"caf\xe9")  # a name that is not UTF-8
@@ -66,15 +66,15 @@ def test_every_picture_draws_names_as_they_are(tmp_path):
 
 def test_file_names_are_drawn_as_they_are():
     subject = fresh()
-    own = pictures.Pictures([f"/somewhere/{name}.png" for name in PLAIN if "/" not in name], torch.rand(8, 1, 16, 16))
-    ((_, figure),) = pictures.draw(subject, own, None)
+    own = own_images.Pictures([f"/somewhere/{name}.png" for name in PLAIN if "/" not in name], torch.rand(8, 1, 16, 16))
+    ((_, figure),) = own_images.draw(subject, own, None)
     assert {f"{name}.png" for name in PLAIN if len(name) < 9} <= {*texts(figure)}
 
 
 def test_the_projector_has_a_line_an_image(tmp_path):
     subject = with_classes(fresh(), [*NAMES, "two\nlines"])
     with SummaryWriter(tmp_path) as writer:
-        embedding.project(subject, writer, tmp_path)
+        export.project(subject, writer, tmp_path)
     (table,) = tmp_path.rglob("metadata.tsv")
     lines = table.read_text(encoding="utf-8").splitlines()
     assert len(lines) == len(subject.codes("test").mean)

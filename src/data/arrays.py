@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from src.console import progress
 from src.data.base import ImageDataModule
 from src.data.splits import ImagePool, content_digest
 from src.data.store import resize_images
-from src.errors import UserError, memory_full, one_line
-from src.files import remove_unfinished, whole_file
-from src.locks import turn
+from src.system.console import progress
+from src.system.errors import UserError, memory_full, one_line
+from src.system.files import remove_unfinished, whole_file
+from src.system.locks import turn
 
 DOWNLOADING = ".download.lock"  # in the folder that is downloaded into, as long as that takes
 STALLED = 60  # seconds without a byte, after which a download has failed
@@ -36,7 +36,7 @@ def array_pool(images: Tensor, labels: Tensor, classes: list[str], published: np
 
 @contextmanager
 def _downloading(name: str, root: Path, where_to_get: str) -> Iterator[bool]:
-    """Let one process at a time download into ``root``, as :func:`src.locks.turn` does.
+    """Let one process at a time download into ``root``, as :func:`src.system.locks.turn` does.
 
     Raises:
         UserError: whatever has gone wrong with the download; no byte has come for a minute, for one.

@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader
 
 from src.data.batches import Batch, BatchIndices, StoredImages
 from src.data.splits import ImagePool, Splits, split
-from src.errors import UserError
-from src.likelihoods import Pixels
+from src.models.likelihoods import Pixels
+from src.system.errors import UserError
 from src.system.keys import require
 
 Split = Literal["train", "val", "test"]

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from src.data.splits import ImagePool
-from src.randomness import derive_seed
+from src.system.seeds import derive_seed
 
 
 class Batch(NamedTuple):

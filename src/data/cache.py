@@ -19,8 +19,8 @@ from torch import Tensor
 
 from src.data.decoding import Decoded, Found, decode_all
 from src.data.splits import DIGEST, content_digest
-from src.files import readable, whole_file
-from src.locks import turn
+from src.system.files import readable, whole_file
+from src.system.locks import turn
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def _sum(digests: np.ndarray, index: dict[str, Any]) -> str:
 
 
 def turn_to_build(folder: Path, waiting: str) -> contextlib.AbstractContextManager[bool]:
-    """Let one process at a time make a cache, as :func:`src.locks.turn` does; the folder around it is made."""
+    """Let one process at a time make a cache, as :func:`src.system.locks.turn` does; the folder around it is made."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     return turn(folder.parent, f"{DECODING}{folder.name}{LOCK}", waiting)
 

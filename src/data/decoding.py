@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from src.console import progress
 from src.data.splits import content_digest
-from src.machine import processors
+from src.system.console import progress
+from src.system.machine import processors
 
 DRAFT = 4  # a JPEG this many times larger is decoded at a half, a quarter or an eighth of its size
 AT_A_TIME = 32  # files that a thread takes, at most: one by one, the threads wait for each other

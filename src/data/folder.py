@@ -12,10 +12,10 @@ from src.data.base import ImageDataModule, Split
 from src.data.layout import KINDS, Layout, arrange, list_images
 from src.data.splits import ImagePool
 from src.data.store import OnBadImage, open_store
-from src.errors import UserError
-from src.files import readable
-from src.interrupts import time_limit
+from src.system.errors import UserError
+from src.system.files import readable
 from src.system.keys import require
+from src.system.signals import time_limit
 
 NAMED = 3  # undecodable files that the data line names
 PATIENCE = 20.0  # seconds that a regular expression may take for all files

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from src.errors import UserError
-from src.files import readable
+from src.system.errors import UserError
+from src.system.files import readable
 
 SPLITS = {
     "train": ("train", "training"),

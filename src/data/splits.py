@@ -16,7 +16,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from src.errors import UserError
+from src.system.errors import UserError
 
 DIGEST = 16  # bytes of a content's hash
 TENTH = 0.1  # of the images, for validation where nobody says otherwise

@@ -15,8 +15,8 @@ from src.data import cache
 from src.data.cache import Store, short_hash
 from src.data.decoding import in_threads
 from src.data.splits import DIGEST, content_digest
-from src.errors import UserError
-from src.files import readable
+from src.system.errors import UserError
+from src.system.files import readable
 
 OnBadImage = Literal["raise", "skip"]
 FORMAT = 5  # raise it when decoding or the cache's files change, so that old caches are not read

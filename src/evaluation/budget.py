@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from src.console import duration
+from src.evaluation import feature_networks
+from src.evaluation.importance import importance_bound
 from src.evaluation.likelihood import bytes_a_code, samples_at_once
-from src.metrics import features
-from src.metrics.bounds import importance_bound
-from src.randomness import stream
-from src.subject import Subject
+from src.models.predictor import Subject
+from src.system.console import duration
+from src.system.seeds import stream
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class Cost(NamedTuple):
     encoding: float  # of an image
     decoding: float  # of a code
     weighing: float  # of a posterior sample for the bound: drawn, decoded and compared with its image
-    features: float  # of an image
+    feature_networks: float  # of an image
     network: float  # to make the feature network; 0 where it is there
 
     def of_codes(self, parts: Iterable[str], train: int, judged: int) -> float:
@@ -125,7 +125,7 @@ def measured(subject: Subject) -> Cost:
             _seconds(lambda: subject.posterior(x)) / len(x),
             _seconds(lambda: [*subject.decode(z)]) / len(x),
             _seconds(lambda: importance_bound(subject.model, x[:1], at_once, at_once)) / at_once,
-            *features.cost(subject.datamodule, subject.cache_dir, subject.device),
+            *feature_networks.cost(subject.datamodule, subject.cache_dir, subject.device),
         )
 
 

@@ -6,16 +6,16 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from src.callbacks.memory import ProgressBar
-from src.callbacks.resume import ReproducibleNoise
-from src.console import progress
 from src.data.base import ImageDataModule
-from src.footprint import BYTES_AT_ONCE, largest_layer
-from src.metrics.bounds import importance_bound
+from src.evaluation.importance import importance_bound
 from src.metrics.reconstruction import Similarity
 from src.models.base import BaseVAE
-from src.randomness import stream
-from src.subject import Subject
+from src.models.footprint import BYTES_AT_ONCE, largest_layer
+from src.models.predictor import Subject
+from src.system.console import progress
+from src.system.seeds import stream
+from src.training.history import ProgressBar
+from src.training.resume import ReproducibleNoise
 
 LIKELIHOODS_IMAGES = 8  # its parameters, and what is computed of them
 

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from src.console import progress
 from src.data.base import Split
+from src.evaluation.feature_networks import Features, inception_features, own_features
 from src.metrics import distances
-from src.metrics.features import Features, inception_features, own_features
-from src.randomness import stream
-from src.subject import Subject
+from src.models.predictor import Subject
+from src.system.console import progress
+from src.system.seeds import stream
 
 LARGE, FEW = 256, 10  # features beyond which a Fréchet distance takes seconds, and repetitions of it then
 FEWEST = 10  # images in a set

@@ -14,7 +14,7 @@ def evaluation_table(parts: dict[str, dict[str, Any]], names: dict[str, str]) ->
     """All parts, one block each.
 
     Args:
-        parts: what :func:`src.evaluation.parts.evaluate` returns.
+        parts: what :func:`src.evaluation.suite.evaluate` returns.
         names: what to call ``elbo`` and ``distortion``.
     """
     writers = {

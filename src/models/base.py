@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
 from src.data.batches import Batch
-from src.errors import UserError, memory_full, one_line
-from src.likelihoods import Likelihood, Pixels
 from src.metrics.means import ExampleMean
 from src.metrics.posterior import ACTIVE_VARIANCE
+from src.models.likelihoods import Likelihood, Pixels
+from src.models.objectives import ElboTerms, Inference, elbo_terms, linear_warmup, soft_bound
+from src.models.priors import StandardNormal
 from src.networks.blocks import WideLinear
-from src.objectives import ElboTerms, Inference, elbo_terms, linear_warmup, soft_bound
-from src.optimizers import lay_out_state, optimizer_of
-from src.priors import StandardNormal
 from src.system.directions import mode_of
+from src.system.errors import UserError, memory_full, one_line
 from src.system.keys import require
+from src.training.optimizers import lay_out_state, optimizer_of
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 MAX_LOG_VARIANCE = 12.0  # posterior standard deviations stay within exp(+-6)

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from src.models.base import BaseVAE
-from src.objectives import ElboTerms, Inference
+from src.models.objectives import ElboTerms, Inference
 
 
 class VAE(BaseVAE):

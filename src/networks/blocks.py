@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from src.errors import UserError
+from src.system.errors import UserError
 
 Norm = Literal["before", "after", "none"]
 ACTIVATIONS = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "silu": nn.SiLU, "gelu": nn.GELU, "tanh": nn.Tanh}
@@ -83,7 +83,7 @@ class WideLinear(nn.Linear):
     ``n`` inputs by ``n * lr``: for 16,384 inputs enough to throw a log-variance head, and with it the loss, two
     orders of magnitude off. With its learning rate divided by ``n / base`` the output moves no further than that of
     a layer with ``base`` inputs (maximal update parametrization, Yang et al. 2022, arXiv 2203.03466, table 8).
-    :func:`src.optimizers.optimizer_of` sees to that where steps have a fixed length.
+    :func:`src.training.optimizers.optimizer_of` sees to that where steps have a fixed length.
     """
 
     _version = 2  # version 1 kept the weight divided by step_factor, and multiplied the product

@@ -17,9 +17,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
-from src.figures import looks, sweeps
-from src.figures.sheets import contact_sheet
-from src.files import readable, refuse_links_out, remove_unfinished, whole_file
+from src.reporting import plots, style
+from src.reporting.contact_sheet import contact_sheet
 from src.reporting.results import SEED, Results, short
 from src.reporting.statistics import configurations, pareto, verdict
 from src.reporting.words import (
@@ -34,6 +33,7 @@ from src.reporting.words import (
     number,
     with_interval,
 )
+from src.system.files import readable, refuse_links_out, remove_unfinished, whole_file
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ def write_report(results: Results) -> Path:
         with whole_file(folder / "contact_sheet.png") as file:
             contact_sheet(pictures, columns).save(file, "PNG")
     pages = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    pages.filters.update(number=number, shown=looks.shown, sortable=lambda value: "" if pd.isna(value) else value)
+    pages.filters.update(number=number, shown=style.shown, sortable=lambda value: "" if pd.isna(value) else value)
     text = pages.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         name=str(results.folder),
         command=results.plan.command,
@@ -135,8 +135,8 @@ def _swept(results: Results) -> list[dict[str, str]]:
     """Each swept key with the values that points have, and as typed."""
     rows = []
     for key in _keys(results):
-        values = looks.ordered(results.table[key])
-        found = ", ".join(looks.shown(v) for v in values)
+        values = style.ordered(results.table[key])
+        found = ", ".join(style.shown(v) for v in values)
         rows.append({"key": key, "typed": results.plan.swept.get(key) or found})
     return rows
 
@@ -218,26 +218,26 @@ def _figures(
     """Name, caption and figure of all that can be drawn of these points."""
     tested = means.dropna(subset=list(TESTED))
     bars = " Dots: single points." if (means.seeds > 1).any() else ""
-    bars += " Bars: 95 % intervals over seeds." if (means.seeds >= sweeps.FEW_SEEDS).any() else ""
+    bars += " Bars: 95 % intervals over seeds." if (means.seeds >= plots.FEW_SEEDS).any() else ""
     if len(tested) > 1:
         caption = f"The trade between what a code costs and what it leaves to the decoder.{bars}"
-        yield "rate_distortion", caption, sweeps.rate_distortion(tested, points, keys, names, metric)
+        yield "rate_distortion", caption, plots.rate_distortion(tested, points, keys, names, metric)
         if keys:
             label, title = f"test −{metric} (nats per image)", f"Test −{metric} against each swept key; lower is better"
-            figure = sweeps.by_key(tested, points, keys[:MOST_KEYS], names, "test_minus_elbo", label, title)
+            figure = plots.by_key(tested, points, keys[:MOST_KEYS], names, "test_minus_elbo", label, title)
             yield "test_elbo", f"Weighted as in the elbo, whatever kl_weight trained with.{bars}", figure
     used = tested.dropna(subset=["active_latents", "latent_dim"])
     if len(used) > 1 and keys:
         caption = (
             "A latent is active where its posterior mean varies by more than 0.01 over the images (Burda et al. 2016)."
         )
-        yield "latents", caption, sweeps.latents(used, points, keys, names)
+        yield "latents", caption, plots.latents(used, points, keys, names)
     costs = means.dropna(subset=["test_elbo"]).reset_index(drop=True)
     # What a point takes is what plans the next sweep; the training's time stands in where that is not known of all.
     other = "wall_seconds" if costs.whole_seconds.notna().all() else "whole_seconds"
     fronts = {c: _front(costs, c, sign) for c, (_, sign) in COSTS.items() if c != other and costs[c].notna().sum() > 1}
     if len(costs) > 1 and fronts:
-        figure = sweeps.cost(costs, "test_minus_elbo", f"test −{metric} (nats per image)", fronts, keys, names)
+        figure = plots.cost(costs, "test_minus_elbo", f"test −{metric} (nats per image)", fronts, keys, names)
         yield "cost", front_in_words(costs, fronts, keys, names), figure
 
 

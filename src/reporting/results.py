@@ -9,12 +9,12 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from src.errors import UserError
-from src.locks import is_locked
+from src.runs.trust import read_yaml
 from src.sweeps.plan import Plan, point_name, short_names
-from src.sweeps.records import Record, compared, read_metrics
+from src.sweeps.status import Record, compared, read_metrics
 from src.system.directions import natural_mode
-from src.trust import read_yaml
+from src.system.errors import UserError
+from src.system.locks import is_locked
 
 SEED = "seed"
 NOT_SETTINGS = ("ckpt_path", "tags", "sweep")

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 from scipy.stats import t
 
-from src.figures.sweeps import FEW_SEEDS
+from src.reporting.plots import FEW_SEEDS
 
 
 def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:

@@ -9,10 +9,10 @@ from typing import Any
 
 import pandas as pd
 
-from src.figures.looks import shown
-from src.files import quoted
 from src.reporting.results import Results
 from src.reporting.statistics import Verdict
+from src.reporting.style import shown
+from src.system.files import quoted
 
 # Column: what to call it, and 1 where less of it is better.
 COSTS = {

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict
 
-from src.errors import UserError, explain
-from src.files import quoted
+from src.sweeps.hparams import name_columns
 from src.sweeps.plan import Plan, plan_in, plan_of, sweep_folder
 from src.sweeps.points import unfinished
 from src.sweeps.slots import slots_here
-from src.sweeps.tensorboard import name_columns
+from src.system.errors import UserError, explain
+from src.system.files import quoted
 
 if TYPE_CHECKING:  # with pandas, which nobody waits for before the end
     from src.reporting.results import Results

@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 
-from src.errors import one_line
+from src.system.errors import one_line
 
 log = logging.getLogger(__name__)
 

@@ -16,10 +16,10 @@ import yaml
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from omegaconf import DictConfig, OmegaConf
 
-from src.errors import UserError
-from src.files import whole_file
-from src.sweeps.records import PLAN
+from src.sweeps.status import PLAN
 from src.system.configs import parsed
+from src.system.errors import UserError
+from src.system.files import whole_file
 
 LONGEST_NAME = 150  # characters of a folder's name; file systems allow 255
 

@@ -18,14 +18,14 @@ from typing import IO, Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from src.contents import BEFORE, LOG, METRICS, OURS, OUTPUT, POINT
-from src.errors import DISK_FULL, DIVERGED, UserError
-from src.files import quoted, refuse_links_out, remove_unfinished
-from src.locks import HELD, lock
-from src.resuming import other_setting
+from src.runs.frozen import other_setting
 from src.sweeps.plan import Plan, plan_in, point_name
 from src.sweeps.reasons import reason
-from src.sweeps.records import Record, Status, compared, read_metrics
+from src.sweeps.status import Record, Status, compared, read_metrics
+from src.system.contents import BEFORE, LOG, METRICS, OURS, OUTPUT, POINT
+from src.system.errors import DISK_FULL, DIVERGED, UserError
+from src.system.files import quoted, refuse_links_out, remove_unfinished
+from src.system.locks import HELD, lock
 from src.system.processes import Cold, Process, Starter
 
 log = logging.getLogger(__name__)

@@ -14,24 +14,24 @@ from typing import NamedTuple
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from src.console import duration
-from src.contents import OUTPUT
-from src.errors import UserError
-from src.interrupts import interrupt_on
-from src.machine import processors
 from src.sweeps.gpus import INSTANCE, visible_gpus
 from src.sweeps.plan import Plan
 from src.sweeps.points import GRACE, Point
-from src.sweeps.records import compared
+from src.sweeps.status import compared
+from src.system.console import duration
+from src.system.contents import OUTPUT
 from src.system.directions import printed
+from src.system.errors import UserError
 from src.system.keys import require
+from src.system.machine import processors
+from src.system.signals import interrupt_on
 
 Slot = dict[str, str]  # the variables that pin a process to its part of the machine
 LOOK_EVERY = 0.2  # seconds
 READ_EVERY = 2.0  # seconds between two looks into what running points have printed: a disk may be slow
 TAIL = 4096  # bytes of that: some thirty epochs
 MOST_TOLD = 4  # running points whose epochs are named: the line is to fit a terminal
-# A line of src.callbacks.memory.EpochLine.
+# A line of src.training.history.EpochLine.
 EPOCH = re.compile(r"^epoch (\d+)(?:/(\d+))?  .*  (\d+(?:\.\d+)?) s\b", re.MULTILINE)
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 

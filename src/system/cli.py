@@ -21,14 +21,14 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from src.contents import LOCK, OURS
-from src.errors import UserError, explain
-from src.files import readable, refuse_links_out
-from src.interrupts import interrupt_on, status_of
-from src.locks import lock_for_training
 from src.system.configs import check_config, check_sweep, expand_home
+from src.system.contents import LOCK, OURS
+from src.system.errors import UserError, explain
+from src.system.files import readable, refuse_links_out
 from src.system.help import help_of
+from src.system.locks import lock_for_training
 from src.system.overrides import check_options, refusal
+from src.system.signals import interrupt_on, status_of
 
 log = logging.getLogger(__name__)
 

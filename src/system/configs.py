@@ -11,11 +11,11 @@ from hydra.core.override_parser.types import IntervalSweep, Override, QuotedStri
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from src.errors import UserError
-from src.machine import check_precision, check_processes
 from src.system.directions import mode_of
+from src.system.errors import UserError
 from src.system.keys import KEYS, check, groups_of, kind_of, pattern_of, takes_paths
 from src.system.kinds import Anything, Kind, nearest, spelled
+from src.system.machine import check_precision, check_processes
 
 # What a training reads of its config by name, so that it cannot be deleted.
 NEEDED = (

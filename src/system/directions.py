@@ -1,6 +1,6 @@
 """Which way a metric gets better: what chooses checkpoints, stops early, lowers a rate or steers a search asks here."""
 
-from src.errors import UserError
+from src.system.errors import UserError
 
 # By the last part of a metric's name, as in val/elbo.
 BETTER_BELOW = ("loss", "distortion", "rate", "bits_per_dim")

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
-from src.errors import UserError
 from src.system.directions import COMPARABLE
+from src.system.errors import UserError
 from src.system.kinds import (
     FLAG,
     Anything,

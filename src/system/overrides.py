@@ -12,8 +12,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
-from src.errors import UserError, explain
 from src.system.configs import MAY_BE_NULL, Names, parsed, unknown_choice
+from src.system.errors import UserError, explain
 from src.system.keys import check, kind_of
 from src.system.kinds import nearest
 

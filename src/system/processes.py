@@ -28,7 +28,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from typing import IO, Any, NoReturn, Protocol
 
-from src.machine import processors
+from src.system.machine import processors
 
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # before any fork
 PR_SET_PDEATHSIG = 1

@@ -10,7 +10,7 @@ import traceback
 from importlib import import_module
 from pathlib import Path
 
-from src.machine import processors
+from src.system.machine import processors
 from tests.helpers import WARM
 from tests.torture.commands import Settings
 from tests.torture.table import Case, Table

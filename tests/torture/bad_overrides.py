@@ -6,7 +6,7 @@ from typing import NamedTuple
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from src.runs import flatten
+from src.runs.folder import flatten
 from src.system.keys import KEYS, kind_of
 from tests.helpers import composed
 from tests.torture.commands import QUIET, SMALL, Settings, at_once, run
@@ -82,7 +82,11 @@ SAID = (  # of whole words
     *("+trainer.val_check_interval=0.5", "trainer.check_val_every_n_epoch=2", "trainer.accumulate_grad_batches=9"),
     *("callbacks.checkpoint.monitor=val/nope", "callbacks.early_stopping.monitor=nope", "schedule=plateau"),
     *("callbacks.checkpoint.save_top_k=-1", "callbacks.checkpoint.save_top_k=0", "callbacks.checkpoint.filename=a/b"),
-    *("model.likelihood._target_=src.likelihoods.Likelihood", "model.latent_dim=99999999999", "data.image_size=999999"),
+    *(
+        "model.likelihood._target_=src.models.likelihoods.Likelihood",
+        "model.latent_dim=99999999999",
+        "data.image_size=999999",
+    ),
     *("likelihood@model.likelihood=gaussian model.likelihood.scale=1e308", "trainer.max_time=x", "+trainer.max_time=x"),
     *("data.binarize=dynamic data.dequantize=true", "data.channels=3", "compile=maybe", "+trainer.fast_dev_run=true"),
 )

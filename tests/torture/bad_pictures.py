@@ -206,7 +206,7 @@ def cases(settings: Settings) -> Iterator[Case]:
 
 def _typed(path: Path) -> str:
     """A path as the value of an override."""
-    from src.files import quoted
+    from src.system.files import quoted
 
     return quoted(path)
 

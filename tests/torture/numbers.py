@@ -22,12 +22,12 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from src import record, runs
-from src.console import hush_libraries
 from src.data.base import ImageDataModule
 from src.data.splits import ImagePool
-from src.errors import explain
 from src.evaluation.likelihood import tested
+from src.runs import record
+from src.system.console import hush_libraries
+from src.system.errors import explain
 from tests.helpers import composed
 from tests.torture.commands import LIMIT, Running, Settings, at_once
 from tests.torture.table import Case, Table
@@ -133,8 +133,8 @@ def attempt(point: Point, folder: str) -> str | None:
     L.seed_everything(0, verbose=False)
     try:
         datamodule = Plain(point["look"], image_size=point["size"], binarize=point["binarize"])
-        model = runs.build_model(cfg, datamodule)
-        trainer = runs.build_trainer(cfg)
+        model = folder.build_model(cfg, datamodule)
+        trainer = folder.build_trainer(cfg)
         trainer.fit(model, datamodule)
         figures = tested(trainer, model, datamodule)
     except Exception as error:

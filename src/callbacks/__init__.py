@@ -1,1 +1,0 @@
-"""Lightning callbacks: guard, reproducibility, what a run remembers, what it shows."""

@@ -1,0 +1,291 @@
+"""Feature networks that are there offline, for distances between sets of images.
+
+A small classifier trained here on the data set's own training split; a random network where images have no labels;
+the Inception network of FID where torch-fidelity and its weights are installed. A distance is named for its network:
+numbers in different features do not compare.
+"""
+
+import copy
+import hashlib
+import importlib.util
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from src.data.base import ImageDataModule
+from src.data.batches import BatchIndices
+from src.models.footprint import fitting
+from src.system.console import progress
+from src.system.errors import TOO_LARGE, UserError, memory_full, one_line
+from src.system.files import whole_file
+from src.system.seeds import random_state, set_random_state, stream
+
+log = logging.getLogger(__name__)
+
+FORMAT = 2  # raise it when the networks or their training change, so that old files are not read
+DIMENSIONS = 64
+LARGE = 64  # pixels a side beyond which also the first convolution takes every second one only
+STEPS, BATCH, MAX_EPOCHS, RATE = 1_500, 128, 30, 3e-3
+CALIBRATED = 2_000  # images that a random network takes its scales from
+INCEPTION_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"  # the file torch-fidelity downloads
+INCEPTION_SHA256 = "6726825d"  # how its digest begins, as its name says
+
+
+class FeatureNetwork(nn.Module):
+    """Images ``[N, C, H, W]`` to 64 features and, of them, class logits: 3x3 convolutions of stride 2, then a mean.
+
+    Args:
+        channels: C.
+        side: H = W, pixels; convolutions follow until at most 4 are left.
+        classes: classes to tell apart.
+    """
+
+    def __init__(self, channels: int, side: int, classes: int) -> None:
+        super().__init__()
+        stride = 1 if side <= LARGE else 2
+        layers, width, side = _block(channels, 16, stride), 16, -(-side // stride)
+        while side > 4 or width < DIMENSIONS:
+            layers += _block(width, min(2 * width, DIMENSIONS), stride=2)
+            width, side = min(2 * width, DIMENSIONS), -(-side // 2)
+        self.body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.head = nn.Linear(DIMENSIONS, classes)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Features ``[N, 64]`` and logits ``[N, classes]``."""
+        features = self.body(x)
+        return features, self.head(features)
+
+
+def _block(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
+    return [nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+
+
+class Inception(nn.Module):
+    """FID's Inception-v3 (Heusel et al. 2017), as torch-fidelity has it: 2,048 features and 1,008 logits."""
+
+    def __init__(self, weights: Path) -> None:
+        super().__init__()
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+        self.network = FeatureExtractorInceptionV3(
+            "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(weights)
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Features and logits of images in [0, 1], grey or colour."""
+        levels = (x * 255).round().to(torch.uint8)
+        return self.network(levels.expand(-1, 3, -1, -1))
+
+
+@dataclass
+class Features:
+    """A frozen feature network and what there is to say of it.
+
+    Attributes:
+        name: ``classifier``, ``random network`` or ``inception-v3``; metrics are named for it.
+        network: images to features and logits.
+        facts: where it comes from, for the record.
+        has_classes: whether its logits mean something.
+    """
+
+    name: str
+    network: nn.Module
+    facts: dict[str, Any]
+    has_classes: bool
+
+    @torch.no_grad()
+    def __call__(self, batches: Iterable[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
+        """Features and logits of batches ``[B, C, H, W]`` in [0, 1]: ``[N, F]`` each, float64 on the CPU."""
+        network = self.network.to(device).eval()
+        given = (batch.to(device).clamp(0, 1) for batch in batches)
+        parts = [network(x) for batch in given for x in batch.split(fitting(network, batch[:1]))]
+        features, logits = (torch.cat([side.double().cpu() for side in column]) for column in zip(*parts, strict=True))
+        if not features.isfinite().all():
+            raise UserError(f"the images are not finite: {TOO_LARGE}")
+        return features, logits
+
+
+def own_features(datamodule: ImageDataModule, cache_dir: Path, device: torch.device) -> Features:
+    """The data set's classifier, or a random network where its training images have fewer than two classes.
+
+    Made once for a data fingerprint and a kind of device, whose arithmetic it carries, and kept in ``cache_dir``;
+    neither depends on the seed of an evaluation.
+    """
+    path, network, kind = _kept(datamodule, cache_dir, device)
+    labelled = kind == "classifier"
+    facts = _read(path, network)
+    if facts is None:
+        log.info("Making the feature network of %s (once; kept in %s)", datamodule.name, path)
+        unfinished = path.with_suffix(".unfinished.pt")
+        with stream("features", FORMAT):
+            network = FeatureNetwork(*datamodule.image_shape[:2], network.head.out_features).to(device)
+            facts = _train(network, datamodule, unfinished) if labelled else _calibrate(network, datamodule)
+        facts["made_on"] = device.type
+        _write(path, network, facts)
+        unfinished.unlink(missing_ok=True)
+    weights = torch.cat([w.detach().cpu().double().flatten() for w in network.state_dict().values()])
+    facts["hash"] = hashlib.sha256(weights.numpy().tobytes()).hexdigest()[:16]
+    return Features(kind, network, {"trained_on": datamodule.name if labelled else None, **facts}, labelled)
+
+
+def _kept(datamodule: ImageDataModule, cache_dir: Path, device: torch.device) -> tuple[Path, FeatureNetwork, str]:
+    """Where the network of a data set is kept, one of its shape, and its kind."""
+    labels = datamodule.pool.labels[torch.cat(datamodule.splits[:2])]
+    labelled = bool((labels >= 0).all()) and len(labels.unique()) > 1
+    network = FeatureNetwork(*datamodule.image_shape[:2], len(datamodule.pool.classes) if labelled else 1)
+    kind = "classifier" if labelled else "random network"
+    marks = hashlib.sha256(labels.numpy().tobytes()).hexdigest()  # the fingerprint knows nothing of labels
+    key = f"{datamodule.fingerprint[:16]}-{marks[:8]}-{kind.replace(' ', '-')}-{FORMAT}"
+    key += "" if device.type == "cpu" else f"-{device.type}"
+    return cache_dir / f"features-{datamodule.name}-{key}.pt", network, kind
+
+
+@torch.enable_grad()
+def cost(datamodule: ImageDataModule, cache_dir: Path, device: torch.device) -> tuple[float, float]:
+    """Seconds that the features of an image take on ``device``, and those to make the network: 0 where it is kept."""
+    path, network, kind = _kept(datamodule, cache_dir, device)
+    network.to(device)
+    x = torch.zeros(BATCH, *datamodule.image_shape, device=device)
+    for _ in range(2):  # the first one warms up
+        began = time.perf_counter()
+        loss = network(x)[1].square().mean()
+        loss.item()
+        forward = time.perf_counter() - began
+        loss.backward()
+        network.head.weight.grad.sum().item()
+        both = time.perf_counter() - began
+    making = _steps(datamodule) * both if kind == "classifier" else CALIBRATED / BATCH * forward
+    return forward / BATCH, 0.0 if path.is_file() else making
+
+
+def _steps(datamodule: ImageDataModule) -> int:
+    """Optimizer steps of a classifier."""
+    return min(STEPS, MAX_EPOCHS * -(-len(datamodule.splits.train) // BATCH))
+
+
+def _train(network: FeatureNetwork, datamodule: ImageDataModule, unfinished: Path) -> dict[str, Any]:
+    """Train on the training split; return the accuracy on the validation split.
+
+    Goes on from ``unfinished``, which is written after every epoch, as if nothing had been interrupted.
+    """
+    pool, train, val = datamodule.pool, datamodule.splits.train, datamodule.splits.val
+    device = next(network.parameters()).device
+    sampler = BatchIndices(len(train), BATCH, shuffle=True)
+    steps = _steps(datamodule)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=RATE)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps)
+    parts = {"network": network, "optimizer": optimizer, "schedule": schedule}
+    done = _go_on(unfinished, parts)
+    epochs = -(-steps // len(sampler))
+    for epoch in progress(range(done, epochs), "training the classifier"):
+        sampler.set_epoch(epoch)
+        for positions in sampler:
+            if schedule.last_epoch >= steps:
+                break
+            index = train[positions]
+            _, logits = network(datamodule.scale(pool.images[index].to(device)))
+            loss = cross_entropy(logits, pool.labels[index].to(device))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+        with whole_file(unfinished) as file:
+            state = {name: part.state_dict() for name, part in parts.items()}
+            torch.save({**state, "random": random_state(), "epochs": epoch + 1}, file)
+    network.eval()
+    with torch.no_grad():
+        right = [
+            network(datamodule.scale(pool.images[index].to(device)))[1].argmax(1).cpu() == pool.labels[index]
+            for index in val.split(BATCH)
+        ]
+    return {"validation_accuracy": torch.cat(right).double().mean().item()}
+
+
+@torch.no_grad()
+def _calibrate(network: FeatureNetwork, datamodule: ImageDataModule) -> dict[str, Any]:
+    """Leave the weights random and take the scales of the layers from training images.
+
+    Random networks compare sets well where nothing was trained for such images (Naeem et al. 2020, section 5).
+    """
+    for norm in (m for m in network.modules() if isinstance(m, nn.BatchNorm2d)):
+        norm.momentum = None  # a plain mean over the batches
+    device = next(network.parameters()).device
+    for index in datamodule.spread("train", CALIBRATED).split(BATCH):
+        network(datamodule.scale(datamodule.pool.images[index].to(device)))
+    network.eval()
+    return {"validation_accuracy": None}
+
+
+def _go_on(unfinished: Path, parts: dict[str, Any]) -> int:
+    """Take up an interrupted training; how many epochs were done, 0 where there is none to go on with."""
+    if not unfinished.is_file():
+        return 0
+    fresh = {name: copy.deepcopy(part.state_dict()) for name, part in parts.items()}
+    try:
+        saved = torch.load(unfinished, map_location="cpu", weights_only=True)
+        for name, part in parts.items():
+            part.load_state_dict(saved[name])
+        set_random_state(saved["random"])
+        return int(saved["epochs"])
+    except Exception as error:  # whatever a damaged file raises: the training begins anew
+        if memory_full(error):
+            raise
+        log.warning("%s cannot be read (%s): the classifier's training begins anew", unfinished, one_line(error))
+        for name, part in parts.items():
+            part.load_state_dict(fresh[name])
+        return 0
+
+
+def _read(path: Path, network: FeatureNetwork) -> dict[str, Any] | None:
+    """Fill ``network`` from a file; None where there is none, or none that can be read."""
+    if not path.is_file():
+        return None
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        network.load_state_dict(saved["weights"])
+        return dict(saved["facts"])
+    except Exception as error:  # whatever a damaged file raises: it is made anew
+        if memory_full(error):
+            raise
+        log.warning("%s cannot be read (%s): it is made anew", path, one_line(error))
+        return None
+
+
+def _write(path: Path, network: FeatureNetwork, facts: dict[str, Any]) -> None:
+    with whole_file(path) as file:
+        torch.save({"weights": {k: v.cpu() for k, v in network.state_dict().items()}, "facts": facts}, file)
+
+
+def inception_features(wanted: bool | None) -> Features | None:
+    """FID's own network; None where it is not installed, or not wanted.
+
+    Args:
+        wanted: True to insist, None to take it where it is.
+
+    Raises:
+        UserError: it was insisted on and is not here.
+    """
+    weights = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_WEIGHTS
+    missing = [
+        what
+        for what, here in (
+            ("the package torch-fidelity (pip install torch-fidelity)", importlib.util.find_spec("torch_fidelity")),
+            (f"its weights {weights}", weights.is_file()),
+        )
+        if not here
+    ]
+    if wanted is False or (wanted is None and missing):
+        return None
+    if missing:
+        raise UserError(f"samples.inception=true needs {' and '.join(missing)}: not found")
+    with weights.open("rb") as file:
+        if not hashlib.file_digest(file, "sha256").hexdigest().startswith(INCEPTION_SHA256):
+            raise UserError(f"{weights} is not FID's network (its SHA-256 differs): delete it and fetch it again")
+    return Features("inception-v3", Inception(weights), {"trained_on": "ImageNet", "weights": weights.name}, True)

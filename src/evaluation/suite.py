@@ -1,0 +1,82 @@
+"""The parts of an evaluation by name.
+
+Every part carries the seed, the number of images, the checkpoint's hash and the data fingerprint; one that cannot be
+computed says why under ``skipped``.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from src.evaluation.budget import settle
+from src.evaluation.feature_networks import inception_features
+from src.evaluation.latents import latents, representation
+from src.evaluation.likelihood import bound, elbo, reconstruction
+from src.evaluation.samples import samples
+from src.models.predictor import Subject
+from src.runs.folder import flatten
+from src.system import keys
+from src.system.errors import UserError
+
+log = logging.getLogger(__name__)
+
+KEYS = keys.KEYS["evaluate"]
+
+# The dear ones last: whoever interrupts them has the others.
+PARTS: dict[str, Callable[..., dict[str, Any]]] = {
+    "elbo": elbo,
+    "latents": latents,
+    "reconstruction": reconstruction,
+    "representation": representation,
+    "samples": samples,
+    "bound": bound,
+}
+
+
+def parts_of(wanted: str | Sequence[str]) -> list[str]:
+    """Names of parts from ``all``, one name or several.
+
+    Raises:
+        UserError: there is no such part.
+    """
+    names = [wanted] if isinstance(wanted, str) else [*wanted]
+    keys.check("parts", wanted if isinstance(wanted, str) else names, KEYS["parts"])
+    return [*PARTS] if wanted == "all" else names
+
+
+def evaluate(
+    subject: Subject, options: dict[str, dict[str, Any]], budget: float | str | None = None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The parts that ``options`` names, each called with its values and stamped with what it belongs to.
+
+    Args:
+        subject: what is judged.
+        options: arguments of each part; ``auto`` for those that ``budget`` is to choose.
+        budget: see :func:`src.evaluation.budget.settle`.
+
+    Raises:
+        UserError: a value is impossible, or a figure is not finite.
+    """
+    for part, values in options.items():
+        for name, value in values.items():
+            keys.check(f"{part}.{name}", value, KEYS[f"{part}.{name}"])
+    inception_features(options.get("samples", {}).get("inception", False))
+    stamp = {"seed": subject.seed, "checkpoint": subject.checkpoint, "data": subject.datamodule.fingerprint}
+    options = settle(subject, options, budget)
+    for number, (name, values) in enumerate(options.items(), 1):
+        log.info("%d/%d %s", number, len(options), name)
+        figures = PARTS[name](subject, **values)
+        if broken := [key for key, value in flatten(figures) if not _finite(value)]:
+            raise UserError(
+                f"{name}.{broken[0]} is not a finite number: python -m src.explore figures=[losses] shows whether the "
+                "training diverged"
+            )
+        yield name, {**stamp, **figures}
+
+
+def _finite(value: Any) -> bool:
+    """Whether all numbers in it are."""
+    if isinstance(value, list):
+        return all(_finite(item) for item in value)
+    return not isinstance(value, float) or math.isfinite(value)

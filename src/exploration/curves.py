@@ -1,0 +1,43 @@
+"""Curves over training."""
+
+from collections.abc import Mapping, Sequence
+
+from matplotlib.ticker import MaxNLocator
+
+from src.exploration.writing import Figure
+
+# Okabe & Ito's palette: told apart with any colour vision.
+COLOURS = {"elbo": "#0072B2", "distortion": "#D55E00", "rate": "#009E73"}
+MARKERS = {"train": "x", "val": "."}
+LEGEND = {"train": "training", "val": "validation"}
+
+
+def loss_curves(epochs: Sequence[Mapping[str, float]], names: Mapping[str, str]) -> Figure:
+    """Negative elbo and distortion by epoch, counted from 1 as a run says it, and beside them the far smaller rate.
+
+    Args:
+        epochs: one mapping an epoch from ``epoch``, ``train/elbo``, ``val/rate`` and so on to nats per image.
+        names: what to call ``elbo`` and ``distortion`` (a pseudo-likelihood is called one).
+    """
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    panels = figure.subplots(1, 2)
+    for axes, title, quantities in zip(
+        panels, ("Negative ELBO and distortion", "Rate"), (("elbo", "distortion"), ("rate",)), strict=True
+    ):
+        for quantity in quantities:
+            sign, name = (-1, f"−{names['elbo']}") if quantity == "elbo" else (1, names.get(quantity, quantity))
+            for stage, style in (("train", "--"), ("val", "-")):
+                tag = f"{stage}/{quantity}"
+                points = [(epoch["epoch"] + 1, sign * epoch[tag]) for epoch in epochs if tag in epoch]
+                if points:
+                    label = f"{name}, {LEGEND[stage]}"
+                    look = {"color": COLOURS[quantity], "marker": MARKERS[stage]}
+                    axes.plot(*zip(*points, strict=True), style, label=label, **look)
+        axes.set(xlabel="epoch", ylabel="nats per image", title=title)
+        if len(epochs) == 1:  # no tick of an epoch that was not
+            axes.set_xlim(epochs[0]["epoch"] + 0.5, epochs[0]["epoch"] + 1.5)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.grid(alpha=0.3)
+        # Below: of few epochs it would cover the dots.
+        axes.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2, frameon=False)
+    return figure

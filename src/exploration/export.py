@@ -1,0 +1,80 @@
+"""Latents for other programs: npz or CSV files, and TensorBoard's projector."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from src.data.base import Split
+from src.exploration.grids import enlarge
+from src.exploration.own_images import Pictures
+from src.models.predictor import Subject
+from src.system.files import readable, whole_file
+from src.system.keys import KEYS, check
+
+PROJECTED = 2_000  # images in the projector
+SPRITE = 4_096  # pixels of a side of the picture that holds all of its thumbnails
+TAG = "latents"
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+
+def form_of(embed: str | bool | None) -> str | None:
+    """``npz``, ``csv``, or None for no export.
+
+    Raises:
+        UserError: it is neither.
+    """
+    check("embed", embed, KEYS["explore"]["embed"])
+    return {True: "npz", False: None}.get(embed, embed)
+
+
+def export(subject: Subject, own: Pictures | None, folder: Path, form: str) -> Iterator[Path]:
+    """Write the posteriors of each split, and of the user's pictures: one file each.
+
+    Means ``[N, D]`` and standard deviations ``[N, D]``, with the file name (or the position in the data set), split
+    and class of each image.
+    """
+    pool = subject.datamodule.pool
+    for split in SPLITS:
+        codes = subject.codes(split)
+        names = [pool.names[i] if pool.names else str(i) for i in codes.index.tolist()]
+        classes = [pool.classes[label] if label >= 0 else "" for label in codes.label.tolist()]
+        yield _write(folder / f"{split}.{form}", names, classes, codes.mean.numpy(), codes.scale.numpy())
+    if own is not None:
+        mean, scale = subject.posterior(own.x)
+        yield _write(folder / f"pictures.{form}", own.names, [""] * len(mean), mean.numpy(), scale.numpy())
+
+
+def _write(path: Path, names: list[str], classes: list[str], mean: np.ndarray, scale: np.ndarray) -> Path:
+    with whole_file(path) as temporary:
+        if path.suffix == ".npz":
+            with temporary.open("wb") as file:
+                np.savez_compressed(file, name=np.array(names), label=np.array(classes), mean=mean, scale=scale)
+        else:
+            columns = [f"{what}_{i}" for what in ("mean", "scale") for i in range(mean.shape[1])]
+            table = pd.DataFrame(np.concatenate([mean, scale], 1), columns=columns)
+            table.insert(0, "class", classes)
+            table.insert(0, "name", names)
+            table.to_csv(temporary, index=False, float_format="%.6g")
+    return path
+
+
+def project(subject: Subject, writer: SummaryWriter, folder: Path) -> None:
+    """Put the posterior means of (at most 2,000) images of the split into TensorBoard's projector, with thumbnails.
+
+    An earlier export of the run is replaced.
+    """
+    (folder / "projector_config.pbtxt").unlink(missing_ok=True)
+    shutil.rmtree(folder / "00000" / TAG, ignore_errors=True)
+    codes, pool = subject.codes(subject.split), subject.datamodule.pool
+    side = enlarge(pool.images[:1]).shape[-1]
+    count = min(PROJECTED, len(codes.mean), (SPRITE // side) ** 2)
+    chosen = torch.arange(count) * len(codes.mean) // count
+    classes = [" ".join(readable(name).split()) or "-" for name in pool.classes]  # a line each, in UTF-8
+    names = [classes[label] if label >= 0 else "-" for label in codes.label[chosen].tolist()]
+    thumbnails = enlarge(pool.images[codes.index[chosen]] / 255)
+    writer.add_embedding(codes.mean[chosen], metadata=names, label_img=thumbnails, global_step=0, tag=TAG)

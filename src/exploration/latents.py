@@ -1,0 +1,145 @@
+"""Figures of codes and latents."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.patches import Ellipse
+from torch import Tensor
+
+from src.exploration.writing import LONGEST_NAME, Figure, legend, short
+from src.metrics.posterior import ACTIVE_VARIANCE, Agreement, Misplaced
+
+# Paul Tol's "muted" palette and black: told apart with any colour vision.
+CLASS_COLOURS = (
+    "#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499", "#000000",
+)  # fmt: skip
+MARKERS = ("o", "^", "s", "D")  # for the classes beyond the tenth
+MOST_CLASSES = len(CLASS_COLOURS) * len(MARKERS)  # that look different
+A_COLUMN = 25  # names of classes in a column of the legend; of more, none stand in the plot
+IN_PLOT = 14  # letters of a name there
+ACTIVE, PASSIVE = "#0072B2", "#BBBBBB"
+AGREES = 0.05  # Kolmogorov-Smirnov distance, and share of misplaced codes beyond chance, that count as agreement
+LEVEL = 1.63  # of the KS distance times the root of N: passed by one normal sample in a hundred
+ENOUGH = 200  # codes below which nothing is said of their agreement
+BINS = 50  # document 003
+LABEL = (0.12, 0.035)  # width and height of a class name in a scatter plot, in parts of the plot
+
+
+def scatter(points: Tensor, labels: Tensor, classes: Sequence[str], title: str, axes_names: tuple[str, str]) -> Figure:
+    """Points ``[N, 2]`` coloured by class (label -1: none), classes that are not too many named at their median too.
+
+    Of very many classes the largest are named, and the others are grey.
+    """
+    counts = Counter(labels[labels >= 0].tolist())
+    named = sorted(label for label, _ in counts.most_common(MOST_CLASSES))
+    rest = ~torch.isin(labels, torch.tensor(named, dtype=labels.dtype))
+    columns = -(-len(named) // A_COLUMN)
+    figure = Figure(figsize=(8.5 + 2 * max(0, columns - 1), 7), layout="constrained")
+    axes = figure.subplots()
+    dots = {"s": float(np.clip(20_000 / len(points), 4, 30)), "alpha": 0.5, "linewidths": 0}
+    handles, names = [], []
+    if rest.any():
+        handles.append(axes.scatter(*points[rest].T, c=PASSIVE, **dots))
+        names.append(f"{len(counts) - len(named)} more classes" if len(counts) > len(named) else "no class")
+    for number, label in enumerate(named):
+        colour, marker = _look(label if len(counts) == len(named) else number)
+        handles.append(axes.scatter(*points[labels == label].T, c=colour, marker=marker, **dots))
+        names.append(short(classes[label], LONGEST_NAME))
+    low, high = points.min(0).values, points.max(0).values
+    extent = (high - low).max().clamp_min(1e-6)  # codes of equal images differ by rounding alone
+    axes.update_datalim([*((low + high) / 2 + torch.tensor([[-0.5], [0.5]]) * extent).tolist()])
+    if named and columns == 1:
+        medians = torch.stack([points[labels == label].median(0).values for label in named])
+        for label, place in zip(named, apart(medians / extent, LABEL) * extent, strict=True):
+            box = {"boxstyle": "round,pad=0.15", "fc": "white", "ec": _look(label)[0], "alpha": 0.85}
+            axes.text(*place.tolist(), short(classes[label], IN_PLOT), fontsize=9, ha="center", va="center", bbox=box)
+    axes.set(title=title, xlabel=axes_names[0], ylabel=axes_names[1])
+    axes.set_aspect("equal", adjustable="datalim")  # codes on a line would leave no height to a box
+    axes.grid(alpha=0.3)
+    if len(handles) > 1:
+        beside = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "ncols": max(1, columns)}
+        for handle in legend(axes, handles, names, fontsize=9, frameon=False, **beside).legend_handles:
+            handle.set_alpha(1)
+            handle.set_sizes([30])
+    return figure
+
+
+def _look(number: int) -> tuple[str, str]:
+    """Colour and marker of a class."""
+    return CLASS_COLOURS[number % len(CLASS_COLOURS)], MARKERS[number // len(CLASS_COLOURS) % len(MARKERS)]
+
+
+def apart(places: Tensor, size: tuple[float, float], rounds: int = 100) -> Tensor:
+    """Centres ``[K, 2]`` of boxes of that width and height, moved up and down until none covers another."""
+    moved = places.clone()
+    for _ in range(rounds):
+        for i in range(len(moved)):
+            for j in range(i):
+                across, up = (moved[i] - moved[j]).tolist()
+                if abs(across) < size[0] and abs(up) < size[1] - 1e-6:
+                    step = (size[1] - abs(up)) / 2 * (1 if up >= 0 else -1)
+                    moved[i, 1] += step
+                    moved[j, 1] -= step
+    return moved
+
+
+def rate_bars(rate: Tensor, variance: Tensor, title: str) -> Figure:
+    """Rate of each latent ``[D]``, largest first, active ones coloured."""
+    order = torch.argsort(rate, descending=True)
+    active = variance[order] > ACTIVE_VARIANCE
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    axes = figure.subplots()
+    places = np.arange(len(order))
+    width = 0.8 if len(order) <= 100 else 1.0
+    for mask, colour, name in ((active, ACTIVE, "active"), (~active, PASSIVE, "not active")):
+        if mask.any():
+            axes.bar(
+                places[mask.numpy()], rate[order][mask].numpy(), width, color=colour, label=f"{name}: {mask.sum()}"
+            )
+    if len(order) <= 32:
+        axes.set_xticks(places, [str(i) for i in order.tolist()], fontsize=8)
+        axes.set_xlabel("latent")
+    else:
+        axes.set_xlabel("latents, by rate")
+    axes.set(ylabel="rate, nats per image", title=title)
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend()
+    return figure
+
+
+def against_normal(z: Tensor, latents: tuple[int, int], agreements: Sequence[Agreement], together: Misplaced) -> Figure:
+    """2-D histogram of codes ``[N, 2]`` of two latents with 50 bins, beside as many draws of N(0, I)."""
+    edge = max(4.0, z.abs().quantile(0.999).item())
+    edges = np.linspace(-edge, edge, BINS + 1)
+    normal = np.random.default_rng(0).standard_normal(z.shape)
+    counts = [np.histogram2d(*pair.T, bins=edges)[0].T for pair in (z.numpy(), normal)]
+    figure = Figure(figsize=(11.5, 6), layout="constrained")
+    panels = figure.subplots(1, 2, sharex=True, sharey=True)
+    for axes, count, title in zip(panels, counts, ("codes: draws from q(z|x)", "standard normal"), strict=True):
+        mesh = axes.pcolormesh(edges, edges, count, cmap="viridis", vmax=max(c.max() for c in counts))
+        _circles(axes)
+        axes.set(title=title, xlabel=f"latent {latents[0]}", aspect="equal")
+    panels[0].set_ylabel(f"latent {latents[1]}")
+    figure.colorbar(mesh, ax=panels, label=f"images a bin, of {len(z):,}", shrink=0.8)
+    limit = max(AGREES, LEVEL / len(z) ** 0.5)
+    agree = max(a.ks for a in agreements) <= limit and together.share <= together.by_chance + AGREES
+    figures = "; ".join(
+        f"latent {latent}: mean {a.mean:+.2f}, std {a.std:.2f}, KS {a.ks:.3f}"
+        for latent, a in zip(latents, agreements, strict=True)
+    )
+    word = "agree" if agree else "DISAGREE"
+    plane = f"{100 * together.share:.0f} % of the codes misplaced ({100 * together.by_chance:.0f} % by chance)"
+    if len(z) < ENOUGH:
+        word, plane = "cannot be compared", f"{len(z)} images are too few to say"
+    title = f"The two latents with the largest rate {word} with the prior. {figures};\ntogether: {plane}"
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def _circles(axes: Axes) -> None:
+    """One and two standard deviations of the prior."""
+    for radius in (1, 2):
+        axes.add_patch(Ellipse((0, 0), 2 * radius, 2 * radius, fill=False, ec="white", ls="--", lw=0.8))

@@ -1,0 +1,209 @@
+"""Text in figures: what somebody has written is drawn as it is, in fonts that have its characters.
+
+Names of classes and files, values and keys come from users: a dollar sign is no formula, a leading underscore hides
+nothing, and bytes that are no text or characters that no font has are written out.
+"""
+
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from itertools import chain
+from math import isfinite
+from typing import Any
+from unicodedata import east_asian_width
+
+import matplotlib
+from matplotlib import figure
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.backend_bases import RendererBase
+from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
+from matplotlib.legend import Legend
+from matplotlib.text import Text
+from matplotlib.ticker import FixedFormatter, FuncFormatter, ScalarFormatter
+from matplotlib.transforms import Bbox
+
+from src.system.files import readable
+
+log = logging.getLogger(__name__)
+
+EMPTY_GLYPHS = re.compile("last ?resort|adobe ?blank", re.IGNORECASE)  # fonts that have a box for every character
+LONGEST_NAME = 24  # letters of a name in a label
+MOST_SHOWN = 5  # characters in the warning
+POINT = 1 / 72  # inches
+BESIDE = 7  # points between a marker's middle and its name
+
+_families: dict[str, str] = {}  # of each character that the usual font lacks and an installed one has
+_without: set[str] = set()  # characters that no font has
+
+
+class Figure(figure.Figure):
+    """A Matplotlib figure whose texts are drawn as they are written.
+
+    Formulas are only what Matplotlib itself writes: the powers of ten along a logarithmic axis.
+    """
+
+    def draw(self, renderer: RendererBase) -> None:
+        """Draw it; whatever is drawn, saved or measured comes through here."""
+        numbers = set()
+        for axis in self.findobj(Axis):
+            if isinstance(axis.get_major_formatter(), FixedFormatter | FuncFormatter):  # names, or values that we wrote
+                written = axis.get_major_formatter().format_ticks(axis.get_majorticklocs())
+                axis.set_ticklabels([drawable(label) for label in written])
+            else:
+                if isinstance(axis.get_major_formatter(), ScalarFormatter):
+                    axis.get_major_formatter().set_useOffset(False)  # a sum in the corner is overlooked
+                numbers.update((axis.offsetText, *axis.get_ticklabels(which="both")))
+        for text in self.findobj(Text):
+            if text not in numbers:
+                text.set(text=drawable(text.get_text()), parse_math=False, usetex=False)
+                text.set_fontfamily(fonts(text.get_text(), text.get_fontfamily()))
+        super().draw(renderer)
+
+
+def legend(axes: Axes, handles: Sequence[Artist], names: Sequence[str], **look: Any) -> Legend:
+    """A legend with all of these names: Matplotlib itself leaves out the labels that begin with an underscore."""
+    made = axes.legend(handles, [""] * len(handles), **look)
+    for text, name in zip(made.get_texts(), names, strict=True):
+        text.set_text(name)
+    return made
+
+
+def name_points(figure: Figure, points: Mapping[Axes, Sequence[tuple[float, float, str]]], **look: Any) -> None:
+    """Write names beside points, on no marker and no other text; one for which there is no room is left out.
+
+    Args:
+        figure: is finished but for its legends, which find their place by what is there.
+        points: of each panel x, y and name; the first ones have the first choice.
+        look: of the texts.
+    """
+    at_their_point = {"xytext": (0, 0), "textcoords": "offset points", "ha": "left", "va": "bottom"}
+    written = {
+        axes: [axes.annotate(name, (x, y), **at_their_point, **look) for x, y, name in named if isfinite(x + y)]
+        for axes, named in points.items()
+    }
+    for text in chain(*written.values()):
+        text.set_in_layout(False)
+    figure.draw_without_rendering()  # now it is known where everything is, in dots
+    point = POINT * figure.dpi
+    for axes, texts in written.items():
+        taken = [*_markers(axes), *(text.get_window_extent() for text in axes.texts if text not in texts)]
+        for text in texts:
+            x, y = axes.transData.transform(text.xy)
+            free = (box for box in _beside(x, y, text.get_window_extent(), point) if _fits(box, axes, taken))
+            box = next(free, None)
+            if box is None:
+                text.remove()
+            else:
+                text.set_position(((box.x0 - x) / point, (box.y0 - y) / point))
+                taken.append(box)
+
+
+def _markers(axes: Axes) -> list[Bbox]:
+    """The places of a panel's markers, without those that are mere dots."""
+    boxes = []
+    for line in axes.lines:
+        if line.get_marker() not in ("None", ".", ""):
+            half = 0.5 * line.get_markersize() * POINT * axes.figure.dpi
+            spots = axes.transData.transform(line.get_xydata())
+            boxes += [Bbox([spot - half, spot + half]) for spot in spots if isfinite(spot.sum())]
+    return boxes
+
+
+def _beside(x: float, y: float, size: Bbox, point: float) -> Iterator[Bbox]:
+    """Where a text of some size may stand beside a place, the best first."""
+    for right, up in ((1, 1), (1, 0), (-1, 1), (0, 1), (1, -1), (-1, 0), (0, -1), (-1, -1)):
+        gap = (BESIDE if 0 in (right, up) else 0.6 * BESIDE) * point
+        left = x + gap if right > 0 else x - gap - size.width if right < 0 else x - size.width / 2
+        low = y + gap if up > 0 else y - gap - size.height if up < 0 else y - size.height / 2
+        yield Bbox.from_bounds(left, low, size.width, size.height)
+
+
+def _fits(box: Bbox, axes: Axes, taken: Sequence[Bbox]) -> bool:
+    """Whether a box is in a panel and on nothing that is there."""
+    inside = axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1 and axes.bbox.y0 <= box.y0 and box.y1 <= axes.bbox.y1
+    return inside and not box.count_overlaps(taken)
+
+
+def short(name: str, longest: int) -> str:
+    """A user's name for a label: without its middle where it is long, in quotes where nothing of it would be seen.
+
+    Args:
+        name: the name.
+        longest: how wide it may be, in Latin letters.
+    """
+    text = drawable(name if any(c.isprintable() and not c.isspace() for c in name) else repr(name))
+    if letters(text) <= longest:
+        return text
+    while letters(text) >= max(longest, 2):
+        middle = len(text) // 2
+        text = text[:middle] + text[middle + 1 :]
+    middle = (len(text) + 1) // 2
+    return f"{text[:middle]}…{text[middle:]}"
+
+
+def letters(text: str) -> int:
+    """Width of the widest line of a text, in Latin letters."""
+    return max(sum(2 if east_asian_width(c) in "WF" else 1 for c in line) for line in text.split("\n"))
+
+
+def drawable(text: str) -> str:
+    """The text with what cannot be drawn as Python writes it: ``\\udce9``, ``\\t``, ``\\u732b`` where no font has 猫.
+
+    The first text with such characters is answered with a warning, one line for all of them.
+    """
+    text = readable(text)
+    if lacking := {c for c in text if c != "\n" and ord(c) not in _usual()} - _families.keys() - _without:
+        _look_for(lacking)
+    return "".join(c.encode("unicode_escape").decode() if c in _without else c for c in text)
+
+
+def fonts(text: str, families: Sequence[str]) -> list[str]:
+    """Font families that have, in this order, all characters of a :func:`drawable` text; ``families`` come first."""
+    return [*dict.fromkeys([*families, *(_families[c] for c in text if c in _families)])]
+
+
+@cache
+def _usual() -> frozenset[int]:
+    """The characters of the usual font."""
+    return frozenset(get_font(findfont(FontProperties())).get_charmap())
+
+
+def _look_for(characters: set[str]) -> None:
+    """Find fonts for characters that the usual one lacks, as few as will do, and say which no font has."""
+    has = {family: characters & found for family in _installed() if (found := _characters(family))}
+    left = set(characters)
+    while left and has:
+        best = max(sorted(has), key=lambda family: (len(has[family] & left), "Sans" in family))
+        if not has[best] & left:
+            break
+        _families.update(dict.fromkeys(has[best] & left, best))
+        left -= has[best]
+    shown = sorted(c for c in left if c.isprintable())
+    if shown and not any(c.isprintable() for c in _without):
+        some = "".join(shown[:MOST_SHOWN]) + ("…" if len(shown) > MOST_SHOWN else "")
+        log.warning(
+            "no installed font has %s: figures show %s and the like; install a font of that script, such as Noto Sans",
+            some,
+            shown[0].encode("unicode_escape").decode(),
+        )
+    _without.update(left)
+
+
+def _installed() -> list[str]:
+    """Families that this machine has upright and of usual weight, without Matplotlib's own, which are for formulas."""
+    own = matplotlib.get_data_path()
+    fonts = (font for font in fontManager.ttflist if not font.fname.startswith(own))
+    plain = {font.name for font in fonts if font.style == "normal" and font.weight in (400, "normal", "regular")}
+    return sorted(name for name in plain if not EMPTY_GLYPHS.search(name))
+
+
+def _characters(family: str) -> set[str]:
+    """What a font has; nothing where it cannot be read."""
+    try:
+        font = get_font(findfont(FontProperties(family=[family]), fallback_to_default=False))
+        return {chr(code) for code in font.get_charmap()}
+    except (OSError, RuntimeError, ValueError):
+        return set()

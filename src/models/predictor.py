@@ -1,0 +1,147 @@
+"""What is evaluated and explored: a model together with the images it is judged on."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from src.data.base import ImageDataModule, Split
+from src.data.batches import Batch
+from src.metrics.posterior import draw_mixture, fit_mixture
+from src.models.base import BaseVAE
+from src.models.footprint import fitting
+from src.system.errors import TOO_LARGE, UserError
+from src.system.seeds import derive_seed, stream
+
+if TYPE_CHECKING:  # a training needs no mixture, and scikit-learn takes seconds to import
+    from sklearn.mixture import GaussianMixture
+
+MIXTURE_CODES = 20_000
+
+
+class Codes(NamedTuple):
+    """Posteriors of N images in D latents, on the CPU."""
+
+    mean: Tensor  # [N, D]
+    scale: Tensor  # [N, D], standard deviations
+    label: Tensor  # [N], -1 where unknown
+    index: Tensor  # [N], which image of the pool
+
+    def sample(self, *seed: object) -> Tensor:
+        """One draw from each posterior ``[N, D]``: together a sample of the aggregate posterior."""
+        with stream(*seed, "codes"):
+            return self.mean + self.scale * torch.randn_like(self.mean)
+
+
+@dataclass
+class Subject:
+    """A model and its data, with everything random in them a function of ``seed``.
+
+    Attributes:
+        model: in eval mode, on the device that is to compute.
+        datamodule: the data.
+        split: the images the model is judged on.
+        seed: decides every draw.
+        batch_size: images (or codes) that are taken or drawn together; fewer pass through a network at once where its
+            layers are large.
+        cache_dir: where feature networks are kept.
+        checkpoint: hash of the weights' file; "" for weights that are in no file.
+        epochs: metrics of every epoch of training, as far as they are known.
+    """
+
+    model: BaseVAE
+    datamodule: ImageDataModule
+    split: Split = "test"
+    seed: int = 0
+    batch_size: int = 250
+    cache_dir: Path = Path("outputs/cache")
+    checkpoint: str = ""
+    epochs: list[dict[str, float]] = field(default_factory=list)
+    _codes: dict[Split, Codes] = field(default_factory=dict)
+    _mixtures: dict[int, "GaussianMixture"] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        channels, height, width = self.datamodule.image_shape
+        self.batch_size = max(1, min(self.batch_size, 2**22 // (channels * height * width)))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.device
+
+    @property
+    def pixels(self) -> int:
+        """Numbers in an image: channels x height x width."""
+        return torch.Size(self.datamodule.image_shape).numel()
+
+    def batches(self, split: Split, count: int | None = None) -> Iterator[tuple[Batch, Tensor]]:
+        """Images spread evenly over a split, as the model sees them on its device, and their pool indices.
+
+        What is random about pixels (dynamic binarization, dequantization) is a function of seed, split and position.
+        """
+        pool = self.datamodule.pool
+        for number, index in enumerate(self.datamodule.spread(split, count).split(self.batch_size)):
+            with stream(self.seed, "pixels", split, number):
+                x = self.datamodule.scale(pool.images[index].to(self.device))
+            yield Batch(x, pool.labels[index]), index
+
+    @torch.no_grad()
+    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Means and standard deviations ``[N, D]``, on the CPU, of the posteriors of images ``[N, C, H, W]``."""
+        at_once = min(self.batch_size, fitting(self.model.encoder, x[:1].to(self.device)))
+        posteriors = [self.model.posterior(part.to(self.device)).base_dist for part in x.split(at_once)]
+        return torch.cat([p.mean for p in posteriors]).cpu(), torch.cat([p.stddev for p in posteriors]).cpu()
+
+    @torch.no_grad()
+    def codes(self, split: Split) -> Codes:
+        """Posteriors of every image of a split; computed once."""
+        if split not in self._codes:
+            parts = []
+            for batch, index in self.batches(split):
+                parts.append((*self.posterior(batch.x), batch.label, index))
+            codes = Codes(*(torch.cat(column) for column in zip(*parts, strict=True)))
+            if not (codes.mean.isfinite().all() and codes.scale.isfinite().all()):
+                raise UserError(f"the codes of the images are not finite: {TOO_LARGE}")
+            self._codes[split] = codes
+        return self._codes[split]
+
+    def mixture(self, components: int) -> "GaussianMixture":
+        """A mixture fitted to a draw from the posteriors of (at most 20,000) training images; fitted once."""
+        if components not in self._mixtures:
+            z = self.codes("train").sample(self.seed)
+            count = min(len(z), MIXTURE_CODES)
+            chosen = z[torch.arange(count) * len(z) // count]
+            self._mixtures[components] = fit_mixture(chosen, components, derive_seed(self.seed, "mixture"))
+        return self._mixtures[components]
+
+    # Batches of images [B, C, H, W] on the CPU, all of them means of p(x|z).
+
+    @torch.no_grad()
+    def decode(self, z: Tensor) -> Iterator[Tensor]:
+        """Of codes ``[N, D]``."""
+        at_once = min(self.batch_size, fitting(self.model.decoder, z[:1].to(self.device)))
+        for part in z.split(at_once):
+            yield self.model.decode(part.to(self.device)).mean.cpu()
+
+    @torch.no_grad()
+    def reconstruct(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Of the posterior means of batches of images."""
+        for x in batches:
+            mean, _ = self.posterior(x)
+            yield torch.cat([*self.decode(mean)])
+
+    @torch.no_grad()
+    def generate(self, count: int) -> Iterator[Tensor]:
+        """Of ``count`` draws from the model's prior."""
+        for start in range(0, count, self.batch_size):
+            with stream(self.seed, "prior", start):
+                z = self.model.prior().sample((min(self.batch_size, count - start),))
+            yield from self.decode(z)
+
+    def generate_from_mixture(self, components: int, count: int) -> Iterator[Tensor]:
+        """Of ``count`` draws from the mixture fitted to training codes."""
+        z = draw_mixture(self.mixture(components), count, derive_seed(self.seed, "mixture", "draw"))
+        return self.decode(z)

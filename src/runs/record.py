@@ -1,0 +1,241 @@
+"""What a finished run says of itself: ``metrics.json`` and the table on the terminal."""
+
+import contextlib
+import os
+import platform
+from shutil import which
+from typing import Any
+
+import lightning as L
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from src.data.base import ImageDataModule
+from src.models.base import BaseVAE
+from src.models.predictor import Subject
+from src.runs.folder import RunFolder, flatten, git_commit
+from src.runs.load import LoadedRun
+from src.runs.metrics_file import locked, read_record, write_json
+from src.system import machine
+from src.system.errors import UserError
+from src.training.history import Throughput
+from src.training.resume import BestCheckpoint
+
+UNIT = "nats per image: summed over pixels, averaged over the images of the split"
+PSEUDO = "pseudo-: grey pixels under a Bernoulli have no probability; compare such numbers with each other only"
+SPLITS = ("train", "val", "test")
+CLASSES = 10  # that are named
+
+
+def describe_data(datamodule: ImageDataModule) -> str:
+    """Images of each split and class, and what was found while reading and splitting them, in one paragraph."""
+    pool, splits = datamodule.pool, datamodule.splits
+    shape = "x".join(str(n) for n in datamodule.image_shape)
+    val, test = (
+        "published" if (pool.published[getattr(splits, part).numpy()] == part).all() else "carved"
+        for part in SPLITS[1:]
+    )
+    counts = (
+        f"{len(splits.train):,} training, {len(splits.val):,} validation ({val}) and {len(splits.test):,} test images "
+        f"({test}) of {shape}"
+    )
+    return "; ".join([f"{datamodule.name}: {counts}", *_classes(datamodule), *data_notes(datamodule)])
+
+
+def parameters(model: BaseVAE) -> int:
+    """How many numbers are trained."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def describe_size(model: BaseVAE) -> str:
+    """``27.1 M parameters``; fewer than a million are counted out."""
+    count = parameters(model)
+    return f"{count / 1e6:.1f} M parameters" if count >= 1e6 else f"{count:,} parameters"
+
+
+def data_notes(datamodule: ImageDataModule) -> list[str]:
+    """What was found while reading and splitting the images."""
+    notes = [*datamodule.pool.notes]
+    unused = (datamodule.pool.published == "val").sum()
+    if unused and datamodule.val_fraction is not None:
+        notes.append(
+            f"{unused:,} images published for validation are split like the others (data.val_fraction=null validates "
+            "on them)"
+        )
+    return notes + datamodule.splits.notes
+
+
+def _classes(datamodule: ImageDataModule) -> list[str]:
+    """The classes and how many images of each are in each split; of many classes the first."""
+    pool = datamodule.pool
+    if not pool.classes:
+        return []
+    # Label -1, no class, becomes the last.
+    parts = [pool.labels[getattr(datamodule.splits, part)] % (len(pool.classes) + 1) for part in SPLITS]
+    table = torch.stack([part.bincount(minlength=len(pool.classes) + 1) for part in parts], 1).tolist()
+    *told, none = [
+        f"{name} {'/'.join(map(str, row))}" for name, row in zip([*pool.classes, "none"], table, strict=True)
+    ]
+    more = [f"{len(told) - CLASSES} more"] * (len(told) > CLASSES)
+    shown = [*told[:CLASSES], *more, *[none] * any(table[-1])]
+    return [f"classes (training/validation/test): {', '.join(shown)}"]
+
+
+def best(trainer: L.Trainer) -> dict[str, float]:
+    """The monitored metric at the best epoch, and what else was validated there; empty where none was kept."""
+    kept = [c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint) and c.best_model_score is not None]
+    return {
+        name: value for c in kept for name, value in ({c.monitor: float(c.best_model_score)} | c.best_metrics).items()
+    }
+
+
+def tested_images(trainer: L.Trainer, datamodule: ImageDataModule) -> int:
+    """Images of the test split that a trainer has tested on, which may be told to take fewer."""
+    return min(len(datamodule.splits.test), sum(trainer.num_test_batches) * datamodule.batch_size)
+
+
+def summarize(
+    trainer: L.Trainer,
+    model: BaseVAE,
+    datamodule: ImageDataModule,
+    test: dict[str, float],
+    config: dict[str, Any],
+) -> dict[str, Any]:
+    """Everything ``metrics.json`` holds when training ends.
+
+    Args:
+        trainer: has just trained ``model`` on ``datamodule``.
+        test: figures of the test split; empty where it was not tested.
+        config: the run's config, resolved.
+    """
+    throughput = next((c for c in trainer.callbacks if isinstance(c, Throughput)), None)
+    splits = datamodule.splits
+    return {
+        "test": test,
+        "best": best(trainer),
+        "tested_images": tested_images(trainer, datamodule) if test else 0,
+        "unit": UNIT,
+        "likelihood": model.likelihood.name,
+        "pixels": datamodule.pixels,
+        "pseudo_likelihood": model.likelihood.is_pseudo(datamodule.pixels),
+        "names": model.metric_names(datamodule.pixels),
+        "latent_dim": model.latent_dim,
+        "kl_weight": model.kl_weight,
+        "trainable_parameters": parameters(model),
+        "data": {
+            "name": datamodule.name,
+            "fingerprint": datamodule.fingerprint,
+            "image_shape": list(datamodule.image_shape),
+            "images": {part: len(getattr(splits, part)) for part in SPLITS},
+            "notes": data_notes(datamodule),
+        },
+        "epochs": trainer.current_epoch,
+        "steps": trainer.global_step,
+        "precision": str(trainer.precision),
+        "devices": f"{trainer.num_devices} x {trainer.accelerator.name()}",
+        "seed": config["seed"],
+        "tags": config["tags"],
+        "seconds": throughput and round(throughput.elapsed, 2),
+        "train_images_per_second": throughput and throughput.images_per_second,
+        "peak_memory_mib": peak_memory(),
+        "config": config,
+        "git_commit": git_commit(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "lightning": L.__version__},
+    }
+
+
+def report(run: RunFolder, metrics: dict[str, Any]) -> str:
+    """The table a run ends with."""
+    names = {**metrics["names"], "active_latents": "active latents", "bits_per_dim": "bits per dimension"}
+    figures = {names.get(name, name): value for name, value in metrics["test"].items() if name != "elbo"}
+    if "elbo" in metrics["test"]:  # as papers print it
+        figures = {f"−{names['elbo']}": -metrics["test"]["elbo"], **figures}
+    if metrics["kl_weight"] == 1:
+        figures.pop("loss", None)  # it is the −elbo
+    if (active := figures.get("active latents")) is not None:
+        thin = f", {figures['rate'] / active:.2f} nats each" if active else ""  # of 512 active ones each may say little
+        figures["active latents"] = f"{active} of {metrics['latent_dim']}{thin}"
+    rows: list[tuple[str, Any]] = [(f"test {name}", value) for name, value in figures.items()]
+    if metrics["train_images_per_second"]:
+        speed = f"{metrics['train_images_per_second']:,.0f} images/s"
+        rows.append(("training", f"{metrics['epochs']} epochs, {metrics['steps']} steps, {speed}"))
+    if run.best.exists():
+        rows.append(("best checkpoint", run.best))
+    rows += [
+        ("run folder", run.path),
+        *[("samples", picture) for picture in [run.figures / "samples.png"] if picture.exists()],
+        ("look at it", f"{'tensorboard --logdir ' if which('tensorboard') else 'make tensorboard LOGDIR='}{run.path}"),
+    ]
+    width = max(len(name) for name, _ in rows)
+    lines = [f"  {name:<{width}}  {f'{value:.4f}' if isinstance(value, float) else value}" for name, value in rows]
+    if metrics["pseudo_likelihood"]:
+        lines.append(f"  {PSEUDO}")
+    tested, of = metrics["tested_images"], metrics["data"]["images"]["test"]
+    where = "the test split" if tested == of else f"{tested} of the {of} test images"
+    title = f"Result on {where}, in nats per image" if tested else "Not tested (test=false)"
+    return "\n".join(["", title, *lines])
+
+
+def on_what(subject: Subject) -> str:
+    """The images of an evaluation, in words."""
+    return f"{subject.split} split of {describe_data(subject.datamodule)}; seed {subject.seed}"
+
+
+class EvaluationRecord:
+    """Takes the parts of an evaluation as they come into the run's ``metrics.json`` and TensorBoard.
+
+    Parts that were evaluated before stay, if they are of the same weights and images.
+
+    Args:
+        run: the run.
+        split: the images that are evaluated.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+
+    def __init__(self, run: LoadedRun, split: str) -> None:
+        if not os.access(run.folder.path, os.W_OK):
+            raise UserError(f"{run.folder.path} cannot be written to: copy the run to where it can")
+        self.folder = run.folder
+        self.record = run.record
+        self.split = split
+        self.names = run.model.metric_names(run.datamodule.pixels)
+
+    def keep(self, name: str, figures: dict[str, Any]) -> None:
+        """Write one part."""
+        with locked(self.folder.path):
+            with contextlib.suppress(UserError):  # another evaluation, or a training, may have written meanwhile
+                self.record = read_record(self.folder.metrics)
+            evaluation = self.record.get("evaluation", {})
+            stamp = {key: figures[key] for key in ("checkpoint", "data")}
+            then = evaluation.get(self.split, {})
+            kept = {part: of for part, of in then.items() if stamp.items() <= of.items()}
+            self.record = {**self.record, "evaluation": {**evaluation, self.split: {**kept, name: figures}}}
+            write_json(self.folder.metrics, self.record)
+            self._show(self.record["evaluation"][self.split])
+
+    def _show(self, parts: dict[str, Any]) -> None:
+        """One table of all parts in TensorBoard's text tab, in place of the one before.
+
+        As scalars they would be charts of one dot each, in front of those of the training.
+        """
+        suffix = f".evaluation-{self.split}"
+        for old in self.folder.tensorboard.glob(f"events.out.tfevents.*{suffix}"):
+            old.unlink()
+        rows = ["| part | figure | value |", "|---|---|---|"]
+        for key, value in flatten(parts):
+            part, _, name = key.partition(".")
+            if isinstance(value, int | float) and not name.endswith("seed"):
+                told, number = (f"−{self.names['elbo']}", -value) if name == "elbo" else (name, value)
+                rows.append(f"| {part} | {told} | {number if isinstance(number, int) else f'{number:.4f}'} |")
+        with SummaryWriter(str(self.folder.tensorboard), filename_suffix=suffix) as writer:
+            writer.add_text(f"evaluation/{self.split}", "\n".join(rows), self.record.get("steps", 0))
+
+
+def peak_memory() -> dict[str, float]:
+    """Largest memory use so far in MiB: of the process, and of its GPU where it has one."""
+    peak = {"process": machine.peak_memory()}
+    if torch.cuda.is_available():
+        peak["gpu"] = torch.cuda.max_memory_allocated() / 2**20
+    return {name: round(value, 1) for name, value in peak.items()}

@@ -1,0 +1,95 @@
+"""Files that are written whole, or not at all; and their paths on a command line."""
+
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from src.system.errors import UserError, one_line
+
+UNFINISHED = ".part"
+MOST_FILES = 100_000  # of a run
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A new temporary file beside ``path``, to be written to; it takes the name when the block ends without an error.
+
+    The temporary name cannot be foreseen, so nothing that lies in the folder is followed or overwritten.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-", suffix=UNFINISHED)
+    except OSError as error:
+        error.filename = str(path)
+        raise
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    except OSError as error:
+        # A failed write names no file, and nobody knows the temporary one. A socket's timeout is of another kind.
+        if error.errno is not None and error.filename in (None, name):
+            error.filename = str(path)
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def refuse_links_out(folder: Path, parts: Iterable[str]) -> None:
+    """See that nothing below some parts of a folder leads out of it: what is written or removed there is inside.
+
+    Raises:
+        UserError: a link does, or there is no end to what is there.
+    """
+    inside, seen = folder.resolve(), 0
+    for part in parts:
+        waiting = [folder / part]
+        while waiting:
+            path = waiting.pop()
+            try:
+                if path.is_symlink() and not path.resolve(strict=True).is_relative_to(inside):
+                    raise UserError(f"{path} leads out of {folder}: take that link away")
+                if path.is_dir() and not path.is_symlink():
+                    waiting += path.iterdir()
+            except (OSError, RuntimeError) as error:  # a link to itself or to nothing; a folder that cannot be listed
+                raise UserError(f"{path} cannot be followed ({one_line(error)}): take it away") from error
+            if (seen := seen + 1) > MOST_FILES:
+                raise UserError(f"{folder} holds more than {MOST_FILES:,} files: it is none that a run has left")
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what processes that were killed have left of whole files in a folder that nobody else writes to."""
+    for path in folder.glob(f".*{UNFINISHED}"):
+        path.unlink(missing_ok=True)
+
+
+def as_typed(path: Path) -> str:
+    """A path as it is typed on a command line, in quotes where it needs them."""
+    return str(path) if re.fullmatch(r"[\w./+-]+", str(path)) else f'"{quoted(path)}"'
+
+
+def quoted(path: Path) -> str:
+    """A path as the value of an override: Hydra reads a backslash as one, but before a quote."""
+    escaped = re.sub(r"(\\*)(\'|$)", lambda m: 2 * m[1] + (r"\'" if m[2] else ""), str(path))
+    return f"'{escaped}'"
+
+
+def readable(name: str | Path) -> str:
+    """A file's name for people and UTF-8 files: bytes that are no UTF-8 as ``\\xff``.
+
+    Names need not be UTF-8; Python keeps such bytes as lone surrogates, which can be neither printed nor written.
+    """
+    text = str(name)
+    return text if text.isascii() else text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _umask() -> int:
+    """The permissions that this process withholds from new files."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
