@@ -34,7 +34,7 @@ def main(cfg: DictConfig) -> float | None:
     # torch and Lightning come after the config is composed and checked: a typo is answered at once.
     import lightning as L
 
-    from src.runs import checkpoints, fit, folder, record
+    from src.runs import build, checkpoints, fit, folder, record
     from src.system.console import hush_libraries
     from src.system.machine import keep_pages
     from src.training import acceleration
@@ -42,21 +42,21 @@ def main(cfg: DictConfig) -> float | None:
     hush_libraries()
     keep_pages()
     run = folder.RunFolder(cfg.run_dir)
-    folder.fill_seed(cfg, run)
-    acceleration.fill_precision(cfg, run.config)
+    build.fill_seed(cfg, run)
+    build.fill_precision(cfg, run.config)
     start = run.start(cfg)
 
     L.seed_everything(cfg.seed, workers=True, verbose=False)
-    datamodule = folder.build_datamodule(cfg)
-    model = folder.build_model(cfg, datamodule)
-    folder.check_metrics(cfg, model, datamodule)
+    datamodule = build.build_datamodule(cfg)
+    model = build.build_model(cfg, datamodule)
+    build.check_metrics(cfg, model, datamodule)
     # A damaged or foreign checkpoint is named before anything starts.
     if start.weights is not None:
         model.load_state_dict(checkpoints.weights_of(start.weights, start.checkpoint, model))
     if start.resume is not None:
         checkpoints.check_resumable(start.resume, start.checkpoint, model)
     acceleration.compile_networks(model, cfg)
-    trainer = folder.build_trainer(cfg)
+    trainer = build.build_trainer(cfg)
     fit.say(record.describe_size(model))  # before the images are decoded, which may take minutes
     datamodule.prepare_data()
     run.check_images(start, datamodule)

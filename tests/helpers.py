@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from hydra_plugins.slots_launcher import TRAINING
 from src.data.base import ImageDataModule
 from src.models.base import BaseVAE
-from src.runs import folder
+from src.runs import build
 from src.system.processes import Starter, Warm
 
 ROOT = Path(__file__).parents[1]
@@ -68,8 +68,8 @@ def built(*overrides: str, seed: int = 0) -> tuple[ImageDataModule, BaseVAE]:
     """Data module and freshly initialised model of a command line."""
     cfg = composed(*overrides)
     L.seed_everything(seed, verbose=False)
-    datamodule = folder.build_datamodule(cfg)
-    return datamodule, folder.build_model(cfg, datamodule)
+    datamodule = build.build_datamodule(cfg)
+    return datamodule, build.build_model(cfg, datamodule)
 
 
 def command(*overrides: str, module: str = "src.train") -> list[str]:
@@ -100,7 +100,7 @@ def assert_one_line_error(done: subprocess.CompletedProcess, *words: str) -> Non
 
 def data(*overrides: str):
     """The data module of a command line, nothing read yet."""
-    return folder.build_datamodule(composed(*overrides))
+    return build.build_datamodule(composed(*overrides))
 
 
 def examples(datamodule: ImageDataModule, part: str, count: int):

@@ -34,7 +34,7 @@ def probabilistic_pca() -> tuple[VAE, MultivariateNormal]:
     has a diagonal covariance (Tipping & Bishop 1999), so the VAE's posterior family holds it.
     """
     torch.manual_seed(0)
-    model = VAE(SHAPE, LATENTS, Flat, LinearDecoder, GaussianLikelihood(NOISE), torch.optim.Adam)
+    model = VAE(SHAPE, LATENTS, Flat, LinearDecoder, GaussianLikelihood(NOISE))
     basis = torch.linalg.qr(torch.randn(PIXELS, LATENTS))[0] * torch.tensor([1.5, 0.7])
     offset = torch.randn(PIXELS)
     precision = torch.eye(LATENTS) + basis.T @ basis / NOISE**2

@@ -8,7 +8,7 @@ import torch
 from hydra.errors import InstantiationException
 
 from src.data.batches import BatchIndices
-from src.models.likelihoods import Pixels
+from src.data.pixels import Pixels
 from src.system.errors import UserError, explain
 from tests.helpers import data, examples
 

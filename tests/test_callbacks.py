@@ -15,9 +15,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard.summary import hparams
 
+from hydra_plugins.sweep_callback import Sweep
 from src.metrics.means import ExampleMean
-from src.runs import folder
-from src.sweeps.callback import Sweep
+from src.runs import build
 from src.system.errors import UserError
 from src.training.history import History, Throughput
 from src.training.resume import BestCheckpoint, PatientEarlyStopping, ReproducibleNoise
@@ -110,7 +110,7 @@ def test_the_hparams_tab_shows_whatever_a_sweep_varies(fixed, columns, tmp_path,
     try:
         with open_dict(point):
             del point["hydra"]
-        shown = folder.hyperparameters(point)
+        shown = build.hyperparameters(point)
     finally:
         HydraConfig.instance().cfg = None
     assert names <= shown.keys()
@@ -271,7 +271,7 @@ def test_epochs_without_a_validation_have_none_of_its_figures(tmp_path, caplog):
     every = ("trainer.check_val_every_n_epoch=3", "trainer.max_epochs=7", "trainer.limit_train_batches=2")
     cfg = composed(*SMALL, *plateau, *places, *every)
     datamodule, model = built(*SMALL, *plateau, *every)
-    trainer = folder.build_trainer(cfg)
+    trainer = build.build_trainer(cfg)
     saved = []
 
     class Listen(Checkpoint):
@@ -311,7 +311,7 @@ def test_a_new_best_checkpoint_is_written_once(tmp_path):
                 assert torch.equal(weights, held[last]["state_dict"][name])
             seen.append((held[best]["epoch"], best.samefile(last)))
 
-    trainer = folder.build_trainer(cfg)
+    trainer = build.build_trainer(cfg)
     trainer.callbacks.append(Listen())
     trainer.fit(model, datamodule)
     # In the first epoch the callback that keeps the last one has another state before and after.
@@ -332,7 +332,7 @@ def test_a_run_with_a_step_limit_goes_on_as_far_as_that_allows(tmp_path):
         )
         limits = ("trainer.limit_train_batches=4", "trainer.max_epochs=5", f"trainer.max_steps={max_steps}")
         cfg = composed(*SMALL, "data.batch_size=50", *places, *limits)
-        trainer = folder.build_trainer(cfg)
+        trainer = build.build_trainer(cfg)
         datamodule, model = built(*SMALL, "data.batch_size=50")
         trainer.fit(model, datamodule, ckpt_path=start, weights_only=True)
         return trainer

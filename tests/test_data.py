@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from src.models.likelihoods import Pixels
+from src.data.pixels import Pixels
 from src.runs.record import describe_data
 from src.system.errors import UserError
 from tests.helpers import REAL_DATA, data, needs_binarized, needs_mnist, needs_xrays

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hydra_plugins.optuna_sweeper import OptunaSweeper, direction_of
-from src.runs import folder, record
+from src.runs import build, record
 from src.system.directions import mode_of, printed
 from src.system.errors import UserError
 from src.training.history import History
@@ -38,8 +38,8 @@ def test_people_read_the_elbo_as_papers_print_it():
 def test_a_falling_loss_is_kept_goes_on_and_lowers_no_rate(tmp_path):
     """The three watch a loss that falls at every epoch; taken for one that should rise they all would act."""
     cfg = composed(*SMALL, "schedule=plateau", "schedule.monitor=val/loss", "schedule.factory.patience=0")
-    datamodule = folder.build_datamodule(cfg)
-    model = folder.build_model(cfg, datamodule)
+    datamodule = build.build_datamodule(cfg)
+    model = build.build_model(cfg, datamodule)
     best = BestCheckpoint(dirpath=tmp_path, filename="best", monitor="val/loss")
     history = History()
     trainer = fit(model, datamodule, best, PatientEarlyStopping("val/loss", patience=1), history, epochs=4)
@@ -54,8 +54,8 @@ def test_a_falling_loss_is_kept_goes_on_and_lowers_no_rate(tmp_path):
 def test_a_run_keeps_the_epoch_that_trained_best_and_is_compared_by_its_elbo(tmp_path):
     """Without a price on the rate the elbo gets worse while the loss gets better: that would choose too early."""
     cfg = composed(*SMALL, "model.kl_weight=0", "optimizer.lr=1e-2")
-    datamodule = folder.build_datamodule(cfg)
-    model = folder.build_model(cfg, datamodule)
+    datamodule = build.build_datamodule(cfg)
+    model = build.build_model(cfg, datamodule)
     best = BestCheckpoint(dirpath=tmp_path, filename="best", monitor=cfg.callbacks.checkpoint.monitor)
     history = History()
     trainer = fit(model, datamodule, best, history, epochs=6)
@@ -71,8 +71,8 @@ def test_a_run_keeps_the_epoch_that_trained_best_and_is_compared_by_its_elbo(tmp
 
 def test_a_schedule_that_watches_nothing_is_made_too():
     cfg = composed(*SMALL, "schedule=plateau", "schedule.monitor=null")
-    datamodule = folder.build_datamodule(cfg)
-    assert folder.build_model(cfg, datamodule).configure_optimizers()["lr_scheduler"]["scheduler"].mode == "min"
+    datamodule = build.build_datamodule(cfg)
+    assert build.build_model(cfg, datamodule).configure_optimizers()["lr_scheduler"]["scheduler"].mode == "min"
 
 
 def test_a_search_that_was_begun_the_other_way_is_not_gone_on_with(tmp_path):

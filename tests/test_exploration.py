@@ -13,10 +13,10 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.distributions import Normal
 
+from src.data.pixels import Pixels
 from src.exploration import curves, export, gallery, grids, latents, own_images, scores
 from src.exploration.gallery import PICTURES, NotApplicable, linear, spherical
 from src.metrics import posterior
-from src.models.likelihoods import Pixels
 from src.models.objectives import elbo_terms
 from src.models.predictor import Subject
 from src.runs.load import load_run, subject_of

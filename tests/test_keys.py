@@ -12,7 +12,6 @@ from omegaconf import OmegaConf
 
 from src.evaluation.suite import PARTS
 from src.exploration.gallery import PICTURES
-from src.models.base import PRECISIONS
 from src.networks.blocks import ACTIVATIONS
 from src.runs.folder import flatten
 from src.system import keys
@@ -21,6 +20,7 @@ from src.system.errors import UserError
 from src.system.help import help_of
 from src.system.kinds import Anything, Choice, ListOf, Number, OneGroup, Text, Whole, one_or_each, or_null
 from src.system.overrides import check_options, refusal
+from src.training.recipe import PRECISIONS
 from tests.helpers import EXPERIMENTS, LIKELIHOODS, MODELS, ROOT, assert_one_line_error, cli, command, multirun_config
 
 CONF = ROOT / "conf"

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from src.models.likelihoods import BernoulliLikelihood, ContinuousBernoulliLikelihood, GaussianLikelihood, Pixels
+from src.data.pixels import Pixels
+from src.models.likelihoods import BernoulliLikelihood, ContinuousBernoulliLikelihood, GaussianLikelihood
 from src.system.errors import UserError
 
 SHAPE = (2, 3, 1, 4, 5)  # K, B, C, H, W

@@ -9,7 +9,7 @@ from hydra.errors import InstantiationException
 
 from src.data.batches import Batch
 from src.models.objectives import elbo_terms
-from src.runs import folder
+from src.runs import build
 from src.runs.checkpoints import read_weights
 from src.system.errors import UserError, explain
 from tests.helpers import EXPERIMENTS, LIKELIHOODS, MODELS, built, composed
@@ -69,8 +69,8 @@ def test_depth_and_latent_dim_change_every_model(name):
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_experiment_composes_and_builds(name):
     cfg = composed(f"experiment={name}")
-    datamodule = folder.build_datamodule(cfg)
-    model = folder.build_model(cfg, datamodule)
+    datamodule = build.build_datamodule(cfg)
+    model = build.build_model(cfg, datamodule)
     assert model.decode(torch.zeros(2, cfg.model.latent_dim)).mean.shape == (2, *datamodule.image_shape)
     assert type(model.configure_optimizers()).__name__ == "Adam"
     assert cfg.optimizer.lr == 1e-3
@@ -245,7 +245,7 @@ def test_apples_gpu_is_refused(accelerator, monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match=rf"trainer.accelerator={accelerator} is Apple's GPU here .* trainer=cpu"):
-        folder.build_trainer(composed(f"trainer.accelerator={accelerator}"))
+        build.build_trainer(composed(f"trainer.accelerator={accelerator}"))
 
 
 def test_sgd_and_schedules_build():

@@ -11,6 +11,7 @@ from src.models.objectives import elbo_terms
 from src.networks.blocks import WideLinear
 from src.system.errors import UserError
 from src.training.optimizers import FACTORS, decays_apart, follows_gradient, optimizer_of
+from src.training.recipe import Recipe
 from tests.helpers import built
 
 INPUTS = 4_096  # 16 times what a WideLinear calls wide
@@ -173,7 +174,7 @@ def test_sgd_trains_the_posterior_head():
         "model=conv_shallow", "data=digits", "data.image_size=28", "optimizer=sgd", "optimizer.lr=1e-4"
     )
     datamodule.prepare_data()
-    optimizer, head = model.new_optimizer(), model.posterior_head.weight
+    optimizer, head = model.recipe.optimizer(model), model.posterior_head.weight
     before = head.detach().clone()
     x = datamodule.scale(datamodule.pool.images[datamodule.splits.train[:64]])
     for _ in range(10):
@@ -235,6 +236,6 @@ def test_optimizers_that_take_no_step_on_a_cpu_are_taken_for_adam():
 )
 def test_what_cannot_train_says_what_to_leave_out(kind, settings, words):
     _, model = built("model=conv_tiny", "data=digits")
-    model._make_optimizer = functools.partial(kind, **settings)
+    recipe = Recipe(functools.partial(kind, **settings))
     with pytest.raises(UserError, match=words):
-        model.new_optimizer()
+        recipe.optimizer(model)

@@ -8,8 +8,8 @@ import pytest
 from hydra.conf import ConfigSourceInfo
 from hydra.core.hydra_config import HydraConfig
 
+from hydra_plugins.sweep_callback import Sweep, last_words
 from src.reporting.results import read_results
-from src.sweeps.callback import Sweep, last_words
 from src.sweeps.plan import Plan, plan_of, point_name, sweep_folder
 from src.sweeps.points import program_of
 from src.system.errors import UserError

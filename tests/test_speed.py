@@ -16,7 +16,7 @@ from torchvision.transforms import ToTensor
 from src.benchmark.written import Network
 from src.data.decoding import decode
 from src.models.objectives import elbo_terms
-from src.runs import folder
+from src.runs import build, folder
 from src.system.errors import UserError
 from src.system.machine import keep_pages, peak_memory
 from src.training import acceleration
@@ -151,16 +151,16 @@ def test_auto_precision_is_what_the_processor_multiplies(native, precision, monk
     monkeypatch.setattr(acceleration, "multiplies_bfloat16", lambda: native)
     cfg = composed("experiment=chest_xray_conv_deep")
     assert cfg.trainer.precision == "auto"
-    acceleration.fill_precision(cfg)
+    build.fill_precision(cfg)
     assert cfg.trainer.precision == precision
     asked = composed("experiment=chest_xray_conv_deep", "trainer.precision=16-mixed")
     with pytest.raises(UserError, match="trainer.precision=16-mixed is for GPUs"):  # Lightning takes bfloat16 for it
-        acceleration.fill_precision(asked)
+        build.fill_precision(asked)
     # A resume goes on in the precision that the run was begun in, whatever this processor is good at.
     (tmp_path / ".hydra").mkdir()
     (tmp_path / ".hydra" / "config.yaml").write_text("trainer: {precision: bf16-mixed}\n")
     resumed = composed("experiment=chest_xray_conv_deep", "ckpt_path=last")
-    acceleration.fill_precision(resumed, folder.RunFolder(tmp_path).config)
+    build.fill_precision(resumed, folder.RunFolder(tmp_path).config)
     assert resumed.trainer.precision == "bf16-mixed"
 
 
@@ -187,8 +187,8 @@ def test_nothing_is_profiled_unless_it_is_asked_for():
     assert profiler.profile("a") is profiler.profile("b")
     with profiler.profile("a"):
         pass
-    assert isinstance(folder.build_trainer(trained()).profiler, acceleration.NoProfiler)
-    assert isinstance(folder.build_trainer(trained("+trainer.profiler=simple")).profiler, SimpleProfiler)
+    assert isinstance(build.build_trainer(trained()).profiler, acceleration.NoProfiler)
+    assert isinstance(build.build_trainer(trained("+trainer.profiler=simple")).profiler, SimpleProfiler)
 
 
 def trained(*overrides: str):

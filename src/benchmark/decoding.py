@@ -11,7 +11,7 @@ from torchvision import datasets, transforms
 from src.benchmark.measurement import Measurement, seconds
 from src.benchmark.settings import composed
 from src.benchmark.standin import FULL_SIZE, write_jpegs
-from src.runs import folder
+from src.runs import build
 from src.system.files import quoted
 
 IMAGE_SIZE = 128  # pixels that JPEGs are decoded to
@@ -47,11 +47,11 @@ def _decoding_of(root: Path, cache: Path, repetitions: int) -> Iterator[Measurem
     for _ in range(repetitions):
         shutil.rmtree(cache, ignore_errors=True)
         cold.append(
-            seconds(lambda: folder.build_datamodule(cfg).prepare_data())
+            seconds(lambda: build.build_datamodule(cfg).prepare_data())
         )  # first: it names a file it cannot read
         loop.append(seconds(lambda: [None for _ in datasets.ImageFolder(str(root), to_size)]))
-        cached.append(seconds(lambda: folder.build_datamodule(cfg).setup("fit")))
-    images = len(folder.build_datamodule(cfg).pool.images)
+        cached.append(seconds(lambda: build.build_datamodule(cfg).setup("fit")))
+    images = len(build.build_datamodule(cfg).pool.images)
     first, _ = datasets.ImageFolder(str(root))[0]
     size = f"{first.width}x{first.height} (the first)"
     ratio = statistics.median(a / b for a, b in zip(loop, cold, strict=True))

@@ -15,7 +15,7 @@ from src.benchmark.measurement import Measurement
 from src.benchmark.settings import RUN, composed
 from src.benchmark.standin import write_jpegs
 from src.data.splits import ImagePool
-from src.runs import folder
+from src.runs import build
 from src.system.errors import UserError
 from src.system.files import quoted
 from src.system.machine import keep_pages
@@ -52,7 +52,7 @@ def _memory_of_an_epoch(path: Path) -> float:
     count = LARGE // IMAGE_SIZE**2
     np.lib.format.open_memmap(path, "w+", np.uint8, (count, 1, IMAGE_SIZE, IMAGE_SIZE))
     cfg = composed("data=digits", f"data.image_size={IMAGE_SIZE}", "data.batch_size=256")
-    datamodule = folder.build_datamodule(cfg)
+    datamodule = build.build_datamodule(cfg)
     images = torch.from_numpy(np.load(path, mmap_mode="c"))
     digests = [i.to_bytes(4, "big") for i in range(count)]
     datamodule._pool = ImagePool(images, torch.zeros(count).long(), [], np.full(count, ""), digests)

@@ -11,7 +11,7 @@ from src.benchmark.settings import composed
 from src.evaluation.importance import importance_bound
 from src.evaluation.likelihood import samples_at_once
 from src.models.base import BaseVAE
-from src.runs import folder
+from src.runs import build
 from src.runs.record import peak_memory
 from src.system.machine import keep_pages
 
@@ -57,5 +57,5 @@ def memory(samples: int, device: str) -> Iterator[Measurement]:
 def _subject(device: str) -> tuple[BaseVAE, Tensor]:
     """The lstm model, untrained, and 8 random images."""
     cfg = composed("model=lstm", "data=digits", "data.image_size=28")
-    model = folder.build_model(cfg, folder.build_datamodule(cfg)).eval().to(device)
+    model = build.build_model(cfg, build.build_datamodule(cfg)).eval().to(device)
     return model, torch.rand(8, 1, 28, 28, device=device)

@@ -14,10 +14,10 @@ from src.benchmark.gate import Round
 from src.benchmark.loops import Loop
 from src.benchmark.settings import composed
 from src.benchmark.written import Network
-from src.runs import folder
+from src.runs import build
+from src.runs.build import fill_precision
 from src.system.console import progress
 from src.system.errors import UserError
-from src.training.acceleration import fill_precision
 
 WARM_UP = 4  # steps before the rounds
 MATMUL = {"cpu": 2048, "cuda": 8192}  # side of the matrices whose product is the machine's peak
@@ -75,8 +75,8 @@ def measure(experiment: str, overrides: Sequence[str], rounds: int, seconds: flo
     command = [f"experiment={experiment}", *overrides]
     cfg = composed(*command)
     fill_precision(cfg)
-    datamodule = folder.build_datamodule(cfg)
-    flops = count_flops(Network(folder.build_model(cfg, datamodule)), datamodule.batch_size, datamodule.image_shape)
+    datamodule = build.build_datamodule(cfg)
+    flops = count_flops(Network(build.build_model(cfg, datamodule)), datamodule.batch_size, datamodule.image_shape)
     batches = len(datamodule.splits.train) // datamodule.batch_size
     most = (batches - WARM_UP) // (rounds + 1)  # within one epoch: what an epoch ends with is no step
     if most < 1:

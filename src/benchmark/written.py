@@ -27,10 +27,11 @@ from src.data.base import ImageDataModule
 from src.data.folder import FolderDataModule
 from src.models.base import MAX_LOG_VARIANCE, BaseVAE
 from src.models.objectives import soft_bound
-from src.runs import folder
+from src.runs import build
+from src.runs.build import fill_precision
 from src.system.errors import UserError
 from src.system.machine import keep_pages, multiplies_bfloat16
-from src.training.acceleration import fill_precision, on_gpu
+from src.training.acceleration import on_gpu
 
 TRIAL_STEPS = 5
 LAYOUTS = {"contiguous": "contiguous_format", "channels_last": "channels_last"}
@@ -170,8 +171,8 @@ def main(loop: str, variant: str, door: str, *overrides: str) -> None:
     fill_precision(cfg)
     device = torch.device("cuda" if on_gpu(cfg) else "cpu")
     L.seed_everything(0, verbose=False)
-    datamodule = folder.build_datamodule(cfg)
-    network = Network(folder.build_model(cfg, datamodule)).to(device)
+    datamodule = build.build_datamodule(cfg)
+    network = Network(build.build_model(cfg, datamodule)).to(device)
     given = (cfg, datamodule, network, device)
     steps = bare(*given, variant) if loop == "bare" else tutorial(*given)
     gate = Gate(door, next(steps), device.type == "cuda")

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from src.data.batches import Batch, BatchIndices, StoredImages
+from src.data.pixels import Pixels
 from src.data.splits import ImagePool, Splits, split
-from src.models.likelihoods import Pixels
 from src.system.errors import UserError
 from src.system.keys import require
 

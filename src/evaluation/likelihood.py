@@ -6,31 +6,18 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from src.data.base import ImageDataModule
 from src.evaluation.importance import importance_bound
 from src.metrics.reconstruction import Similarity
 from src.models.base import BaseVAE
 from src.models.footprint import BYTES_AT_ONCE, largest_layer
 from src.models.predictor import Subject
+from src.runs.fit import tested
 from src.system.console import progress
 from src.system.seeds import stream
 from src.training.history import ProgressBar
 from src.training.resume import ReproducibleNoise
 
 LIKELIHOODS_IMAGES = 8  # its parameters, and what is computed of them
-
-
-def tested(trainer: L.Trainer, model: BaseVAE, datamodule: ImageDataModule) -> dict[str, float | int]:
-    """Exact means over the test split (or over ``datamodule.tested``): elbo, distortion, rate, loss, bits/dim.
-
-    And how many latents are active (Burda et al. 2016).
-
-    One posterior sample an image, in nats per image. What training ends with, and the evaluation's first part.
-    """
-    trainer.test(model, datamodule, verbose=False)
-    metrics = trainer.callback_metrics.items()
-    means = {name.removeprefix("test/"): float(value) for name, value in metrics if name.startswith("test/")}
-    return {**means, "active_latents": int(means["active_latents"])}
 
 
 def elbo(subject: Subject) -> dict[str, Any]:

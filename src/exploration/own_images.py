@@ -13,12 +13,12 @@ from torch import Tensor
 from src.data.base import ImageDataModule
 from src.data.decoding import Decoded, decode_all
 from src.data.layout import list_images
+from src.data.pixels import Pixels
 from src.exploration import grids
 from src.exploration.gallery import originals_of, whole
 from src.exploration.scores import MIND, Scores
 from src.exploration.writing import short
 from src.metrics.reconstruction import psnr
-from src.models.likelihoods import Pixels
 from src.models.predictor import Subject
 from src.system.errors import UserError
 from src.system.files import readable

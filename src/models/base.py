@@ -1,10 +1,9 @@
-"""What every VAE shares: inference, generation, the ELBO's bookkeeping, and the optimizer."""
+"""What every VAE shares: inference, generation, and the ELBO's bookkeeping."""
 
 import contextlib
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Protocol
 
 import lightning as L
 import torch
@@ -12,37 +11,32 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
 from src.data.batches import Batch
+from src.data.pixels import Pixels
 from src.metrics.means import ExampleMean
 from src.metrics.posterior import ACTIVE_VARIANCE
-from src.models.likelihoods import Likelihood, Pixels
+from src.models.likelihoods import Likelihood
 from src.models.objectives import ElboTerms, Inference, elbo_terms, linear_warmup, soft_bound
 from src.models.priors import StandardNormal
 from src.networks.blocks import WideLinear
-from src.system.directions import mode_of
-from src.system.errors import UserError, memory_full, one_line
 from src.system.keys import require
-from src.training.optimizers import lay_out_state, optimizer_of
 
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 MAX_LOG_VARIANCE = 12.0  # posterior standard deviations stay within exp(+-6)
 
 
-class Schedule(NamedTuple):
-    """A learning-rate schedule: its factory, when it steps (every so many epochs or steps), the metric it may watch."""
+class Recipe(Protocol):
+    """How a model is trained, as Lightning asks it; made by :class:`src.training.recipe.Recipe`."""
 
-    factory: Callable[[torch.optim.Optimizer], Any]
-    interval: str  # "epoch" or "step"
-    monitor: str | None = None
-    frequency: int | None = None
+    def check(self, trainer: L.Trainer, model: "BaseVAE") -> None:
+        """Raise a UserError where a trainer cannot train the model."""
 
-    def scheduler(self, optimizer: torch.optim.Optimizer) -> Any:
-        """The scheduler of an optimizer; one that watches a metric in a ``mode`` is told which, see :func:`mode_of`."""
-        options = dict(getattr(self.factory, "keywords", {}))
-        given = options.pop("mode", None)
-        if self.monitor and "mode" in inspect.signature(self.factory).parameters:
-            given = mode_of(self.monitor, given, "schedule.factory.mode")
-        make = getattr(self.factory, "func", self.factory)
-        return make(optimizer, **options, **({} if given is None else {"mode": given}))
+    def begin(self, trainer: L.Trainer) -> None:
+        """Prepare what a resumed training has read."""
+
+    def optimizers(self, model: "BaseVAE") -> Any:
+        """What Lightning's ``configure_optimizers`` returns."""
+
+    def clip(self, model: "BaseVAE", limit: float | None, algorithm: str | None) -> None:
+        """Clip the gradients."""
 
 
 class BaseVAE(L.LightningModule, ABC):
@@ -58,11 +52,10 @@ class BaseVAE(L.LightningModule, ABC):
         encoder: called with ``image_shape`` and ``depth``; a module ``[B, C, H, W] -> [B, out_features]``.
         decoder: called with ``latent_dim``, ``image_shape`` and ``depth``; a module ``[B, D] -> [B, C, H, W]``.
         likelihood: turns the decoder's output into p(x|z).
-        optimizer: called with the parameters.
-        schedule: learning-rate schedule, or None for a constant rate.
         kl_weight: factor of the rate in the loss (beta-VAE, Higgins et al. 2017); 1 trains on the ELBO.
         kl_warmup_steps: optimizer steps over which that factor rises from 0; 0 for none.
         depth: layers a stage of both networks: convolutions, or LSTM layers.
+        recipe: how it is trained; a model that is only used needs none.
 
     Raises:
         UserError: a value no VAE can have, or an image size that the networks cannot serve.
@@ -75,11 +68,10 @@ class BaseVAE(L.LightningModule, ABC):
         encoder: Callable[..., nn.Module],
         decoder: Callable[..., nn.Module],
         likelihood: Likelihood,
-        optimizer: Callable[..., torch.optim.Optimizer],
-        schedule: Schedule | None = None,
         kl_weight: float = 1.0,
         kl_warmup_steps: int = 0,
         depth: int = 1,
+        recipe: Recipe | None = None,
     ) -> None:
         super().__init__()
         require("model", latent_dim=latent_dim, depth=depth, kl_weight=kl_weight, kl_warmup_steps=kl_warmup_steps)
@@ -97,8 +89,7 @@ class BaseVAE(L.LightningModule, ABC):
             image_shape=(channels * likelihood.parameters_per_pixel, height, width),
             depth=depth,
         )
-        self._make_optimizer = optimizer
-        self._schedule = schedule
+        self.recipe = recipe
         # Of the latest training batch, detached: mean loss, distortion and rate; and the guard's norm of the gradient.
         self.step_terms = torch.zeros(3)
         self.step_grad_norm: Tensor | None = None
@@ -156,31 +147,10 @@ class BaseVAE(L.LightningModule, ABC):
     # ---- the loops -------------------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
-        """See that precision and batch size are ones that this model can be trained with.
-
-        Raises:
-            UserError: they are not.
-        """
-        if self.trainer.precision not in PRECISIONS:
-            raise UserError(f"trainer.precision={self.trainer.precision}: choose one of {', '.join(PRECISIONS)}")
-        normalized = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.modules())
-        datamodule, needed = self.trainer.datamodule, 2 * self.trainer.world_size
-        images = len(datamodule.splits.train)
-        if normalized and min(datamodule.batch_size, images) < needed:
-            few = (
-                f"{images} training image{'s' * (images > 1)}"
-                if images < needed
-                else f"data.batch_size={datamodule.batch_size}"
-            )
-            raise UserError(
-                f"{few}: this model has batch norm, which needs at least 2 images in each process: take more, or a "
-                "model without it, such as model=conv_shallow"
-            )
+        self.recipe.check(self.trainer, self)
 
     def on_train_start(self) -> None:
-        """A resumed optimizer's state lies as its weights do."""
-        for optimizer in self.trainer.optimizers:
-            lay_out_state(optimizer)
+        self.recipe.begin(self.trainer)
 
     def _step(self, batch: Batch, stage: str) -> tuple[Tensor, Tensor]:
         """Loss per image, and what was added to the stage's means: loss, distortion, rate, and of each latent."""
@@ -237,53 +207,16 @@ class BaseVAE(L.LightningModule, ABC):
         for name, value in named.items():
             self.log(f"{tag}/{name}", value, sync_dist=True)  # equal in all processes
 
+    def configure_optimizers(self) -> Any:
+        return self.recipe.optimizers(self)
+
     def configure_gradient_clipping(
         self,
         optimizer: torch.optim.Optimizer,
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip as ``trainer.gradient_clip_val`` says, also with a fused optimizer.
-
-        Lightning refuses those under any mixed precision, as they may unscale float16's gradients themselves; ours
-        never do, see :meth:`configure_optimizers`.
-        """
-        if not gradient_clip_val:
-            return
-        if gradient_clip_algorithm == "value":
-            nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
-        else:
-            nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
-
-    def new_optimizer(self) -> torch.optim.Optimizer:
-        """The optimizer of all parameters, with its state empty.
-
-        Raises:
-            UserError: it cannot be made.
-        """
-        return _made("optimizer", optimizer_of, self, self._make_optimizer)
-
-    def configure_optimizers(self) -> Any:
-        """The optimizer, and its learning-rate schedule where there is one.
-
-        Raises:
-            UserError: one of them cannot be made.
-        """
-        optimizer = self.new_optimizer()
-        # Else Lightning leaves it to a fused optimizer to unscale float16's gradients in its step: too late for the
-        # guard, which would take scaled ones for diverged, and for clipping.
-        optimizer._step_supports_amp_scaling = False
-        if self._schedule is None:
-            return optimizer
-        scheduler = _made("schedule", self._schedule.scheduler, optimizer)
-        schedule = {
-            "scheduler": scheduler,
-            "interval": self._schedule.interval,
-            "frequency": self._schedule.frequency or 1,
-        }
-        if self._schedule.monitor:
-            schedule["monitor"] = self._schedule.monitor
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
+        self.recipe.clip(self, gradient_clip_val, gradient_clip_algorithm)
 
 
 @contextlib.contextmanager
@@ -297,12 +230,3 @@ def in_float32(device_type: str) -> Iterator[None]:
             yield
     finally:
         convolutions.allow_tf32 = before
-
-
-def _made(what: str, make: Callable[..., Any], *args: Any) -> Any:
-    try:
-        return make(*args)
-    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        if memory_full(error):
-            raise
-        raise UserError(f"the {what} cannot be made: {one_line(error)}") from error

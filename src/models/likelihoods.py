@@ -2,28 +2,20 @@
 
 Every likelihood is an ``nn.Module`` (a learned scale is a parameter) that is called with the decoder's output
 ``[..., parameters * C, H, W]`` and returns a distribution with event shape ``[C, H, W]``. ``supports`` names the
-pixels for which its log-probability is one of the data: see :class:`Pixels`.
+pixels for which its log-probability is one of the data: see :class:`~src.data.pixels.Pixels`.
 """
 
 import math
 from abc import ABC, abstractmethod
-from enum import StrEnum
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, ContinuousBernoulli, Distribution, Independent, Normal
 
+from src.data.pixels import Pixels
 from src.system.errors import UserError
 
 EVENT_DIMS = 3  # channel, height, width
-
-
-class Pixels(StrEnum):
-    """What the pixel values of a data set are; decides which likelihoods are honest about them."""
-
-    BINARY = "binary"  # 0 or 1
-    GREY = "grey"  # one of 256 levels, as read from the file, divided by 255
-    DEQUANTIZED = "dequantized"  # (level + uniform noise) / 256: a sample of a density on [0, 1]
 
 
 class Likelihood(nn.Module, ABC):

@@ -162,7 +162,7 @@ def check_resumable(path: Path, checkpoint: Mapping[str, Any], model: BaseVAE) -
     if not isinstance(states, list) or not all(map(_is_state, states)):
         raise UserError(f"the optimizer's state in {path} is none: it is damaged or from elsewhere")
     names = {parameter: name for name, parameter in model.named_parameters()}
-    groups = [[names[p] for p in group["params"]] for group in model.new_optimizer().param_groups]
+    groups = [[names[p] for p in group["params"]] for group in model.recipe.optimizer(model).param_groups]
     for state in states:
         then, now = ([len(group) for group in of] for of in ([g["params"] for g in state["param_groups"]], groups))
         if then != now:

@@ -10,7 +10,6 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 
 from src.data.base import ImageDataModule
-from src.evaluation.likelihood import tested
 from src.models.base import BaseVAE
 from src.runs import record
 from src.runs.checkpoints import read_weights, restoring
@@ -78,3 +77,16 @@ def test(run: RunFolder, trainer: L.Trainer, model: BaseVAE, datamodule: ImageDa
     if run.best.exists():
         model.load_state_dict(read_weights(run.best, model))
     return tested(trainer, model, datamodule)
+
+
+def tested(trainer: L.Trainer, model: BaseVAE, datamodule: ImageDataModule) -> dict[str, float | int]:
+    """Exact means over the test split (or over ``datamodule.tested``): elbo, distortion, rate, loss, bits/dim.
+
+    And how many latents are active (Burda et al. 2016).
+
+    One posterior sample an image, in nats per image. What training ends with, and the evaluation's first part.
+    """
+    trainer.test(model, datamodule, verbose=False)
+    metrics = trainer.callback_metrics.items()
+    means = {name.removeprefix("test/"): float(value) for name, value in metrics if name.startswith("test/")}
+    return {**means, "active_latents": int(means["active_latents"])}

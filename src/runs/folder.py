@@ -8,39 +8,24 @@ import logging
 import os
 import subprocess
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import lightning as L
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
-from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from src.data.base import ImageDataModule
-from src.models.base import BaseVAE
-from src.runs.checkpoints import WholeCheckpoints, fingerprint_in, first_readable, hash_of, read_checkpoint
+from src.runs.checkpoints import fingerprint_in, first_readable, hash_of, read_checkpoint
 from src.runs.frozen import other_setting
-from src.runs.metrics_file import put_aside, readable_record, write_record
-from src.runs.trust import read_saved_config, resolved, saved_value
-from src.sweeps.status import PLAN
+from src.runs.metrics_file import readable_record, write_record
+from src.runs.trust import read_saved_config, resolved
 from src.system.contents import BEFORE, METRICS
 from src.system.errors import UserError
-from src.system.files import as_typed, readable, remove_unfinished, whole_file
+from src.system.files import as_typed, remove_unfinished, whole_file
 from src.system.kinds import spelled
-from src.system.machine import check_processes
-from src.training.acceleration import NoProfiler, lay_out, on_apples_gpu, on_gpu
-from src.training.dashboard import Dashboard
-from src.training.resume import StepLimit
 
 log = logging.getLogger(__name__)
-
-# Config groups that a sweep may choose from.
-CHOICES = ("experiment", "model", "data", "likelihood@model.likelihood", "optimizer", "schedule", "trainer")
-# Keys of the data that name places, not properties of the images.
-ELSEWHERE = ("root", "cache_dir", "where_to_get", "dataset", "download", "checksum", "published", "name")
 
 
 class Start(NamedTuple):
@@ -175,112 +160,6 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def hyperparameters(cfg: DictConfig) -> dict[str, str | int | float | bool]:
-    """Flat names and values for TensorBoard's HParams tab: what shapes a run, and what its command line sets.
-
-    The latter is what a sweep varies, whatever it is. Class names and paths are only shown where they were typed.
-    """
-    tree = OmegaConf.to_container(cfg, resolve=True)
-    tree["trainer"] = {key: tree["trainer"].get(key) for key in ("max_epochs", "precision", "gradient_clip_val")}
-    tree["data"] = {key: value for key, value in tree["data"].items() if key not in ELSEWHERE}
-    hydra = HydraConfig.get()
-    typed = [override.partition("=")[0].lstrip("+") for override in hydra.overrides.task]
-    names = {key: str(choice) for key, choice in hydra.runtime.choices.items() if key in (*CHOICES, *typed)}
-    shaping = {key: tree[key] for key in ("model", "data", "optimizer", "schedule", "trainer", "seed") if key in tree}
-    shown = {key: value for key, value in flatten(shaping) if not key.endswith(("_target_", "_partial_"))}
-    everything = dict(flatten(OmegaConf.to_container(cfg, resolve=True)))
-    shown |= {key: everything[key] for key in typed if key in everything and key not in ("run_dir", "ckpt_path")}
-    shown["tags"] = ", ".join(map(str, cfg.tags))
-    numbers = int | float | bool
-    return names | {key: v if isinstance(v, numbers) else readable(str(v)) for key, v in shown.items()}
-
-
-def build_datamodule(cfg: DictConfig) -> ImageDataModule:
-    """The data set that a config describes."""
-    return instantiate(cfg.data, _convert_="all")
-
-
-def build_model(cfg: DictConfig, datamodule: ImageDataModule) -> BaseVAE:
-    """The model that a config describes, for the images of ``datamodule``."""
-    model = instantiate(
-        cfg.model,
-        image_shape=list(datamodule.image_shape),
-        optimizer=instantiate(cfg.optimizer, _convert_="all"),
-        schedule=instantiate(cfg.schedule, _convert_="all") if cfg.get("schedule") else None,
-        _convert_="all",
-    )
-    return lay_out(model, cfg.trainer.precision, on_gpu(cfg))
-
-
-def check_metrics(cfg: DictConfig, model: BaseVAE, datamodule: ImageDataModule) -> None:
-    """See that what a run is compared, kept or stopped by is computed for these pixels under this likelihood.
-
-    Raises:
-        UserError: it asks for bits per dimension where the likelihood is none of the data.
-    """
-    if model.likelihood.bits_per_dim(0.0, 1, datamodule.pixels) is not None:
-        return
-    for key, value in flatten(OmegaConf.to_container(cfg, resolve=True)):
-        if value == "val/bits_per_dim" and key.endswith(("compare_by", "monitor")):
-            raise UserError(
-                f"{key}={value}: a likelihood of {model.likelihood.supports} pixels is none of these "
-                f"{datamodule.pixels} ones, so there are no bits per dimension: choose val/elbo"
-            )
-
-
-def build_trainer(cfg: DictConfig) -> L.Trainer:
-    """The trainer that a config describes, with its callbacks and loggers.
-
-    Raises:
-        UserError: it would train on Apple's GPU, which does not compute in float64, as means over a split need; or
-            in more processes than there are processors.
-    """
-    if on_apples_gpu(cfg):
-        raise UserError(
-            f"trainer.accelerator={cfg.trainer.accelerator} is Apple's GPU here (MPS), which has no float64: choose "
-            "trainer=cpu"
-        )
-    made = instantiate(cfg.get("callbacks") or {}, _convert_="all")
-    callbacks = {name: callback for name, callback in made.items() if callback is not None}  # null leaves one out
-    for dashboard in (c for c in callbacks.values() if isinstance(c, Dashboard)):
-        dashboard.config = OmegaConf.to_yaml(cfg)
-        dashboard.hyperparameters = hyperparameters(cfg)
-        dashboard.in_a_sweep = (Path(cfg.run_dir).parent / PLAN).exists()
-    steps = cfg.trainer.get("max_steps", -1)
-    if isinstance(steps, int) and steps >= 0:
-        callbacks["step_limit"], steps = StepLimit(steps), -1
-    profiler = cfg.trainer.get("profiler")
-    if not on_gpu(cfg):
-        check_processes(cfg.trainer.devices)
-    trainer: L.Trainer = instantiate(
-        cfg.trainer,
-        max_steps=steps,
-        profiler=NoProfiler() if profiler is None else profiler,
-        callbacks=list(callbacks.values()),
-        logger=[made for made in instantiate(cfg.get("logger") or {}, _convert_="all").values() if made is not None],
-        default_root_dir=cfg.run_dir,
-        _convert_="all",
-    )
-    if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # not one that the user or a strategy brought
-        trainer.strategy.checkpoint_io = WholeCheckpoints(partial(put_aside, RunFolder(cfg.run_dir).path))
-    return trainer
-
-
-def fill_seed(cfg: DictConfig, run: RunFolder) -> None:
-    """Draw a seed where the config leaves it open, so that the record names it. 0 is a seed.
-
-    A resume takes the seed that was drawn, and so do the processes that Lightning starts for this one.
-    """
-    if cfg.seed is not None:
-        return
-    if cfg.ckpt_path == "last" and run.config.exists():
-        cfg.seed = saved_value(run.config, "seed")
-    elif "LOCAL_RANK" in os.environ:
-        cfg.seed = int(os.environ["PL_GLOBAL_SEED"])
-    else:
-        cfg.seed = int.from_bytes(os.urandom(4), "big") >> 1
 
 
 def git_commit() -> str | None:

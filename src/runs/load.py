@@ -91,8 +91,7 @@ def load_run(
     datamodule = _built(folder, "data", data, advice)
     if hasattr(datamodule, "download"):
         datamodule.download = False  # wherever the folder comes from, nothing is fetched to wherever it says
-    training = {"image_shape": datamodule.image_shape, "optimizer": torch.optim.SGD}  # asked for, and never used
-    model = _built(folder, "model", config["model"] | training, advice)
+    model = _built(folder, "model", config["model"] | {"image_shape": datamodule.image_shape}, advice)
 
     held = read_checkpoint(file)
     weights = weights_of(file, held, model, f"Its config is not the one it was trained with, or {advice}")

@@ -14,6 +14,7 @@ from src.system.signals import time_limit
 
 # Where modules that a run's config may name were once.
 MOVED = {
+    "src.models.base.Schedule": "src.training.recipe.Schedule",
     "src.likelihoods": "src.models.likelihoods",
     "src.callbacks.guard": "src.training.guard",
     "src.callbacks.memory": "src.training.history",
@@ -35,7 +36,7 @@ def _renamed(tree: Any) -> Any:
 
 
 def _moved(name: Any) -> Any:
-    old = next((old for old in MOVED if isinstance(name, str) and name.startswith(f"{old}.")), None)
+    old = next((old for old in MOVED if isinstance(name, str) and f"{name}.".startswith(f"{old}.")), None)
     return name if old is None else MOVED[old] + name.removeprefix(old)
 
 

@@ -16,8 +16,8 @@ import yaml
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from omegaconf import DictConfig, OmegaConf
 
-from src.sweeps.status import PLAN
 from src.system.configs import parsed
+from src.system.contents import PLAN
 from src.system.errors import UserError
 from src.system.files import whole_file
 

@@ -8,8 +8,6 @@ from typing import Any, Literal
 from src.system.contents import METRICS, POINT
 from src.system.files import whole_file
 
-PLAN = "sweep.json"  # in the sweep's folder
-
 Status = Literal["waiting", "running", "finished", "failed", "interrupted"]
 
 

@@ -6,6 +6,7 @@ LOG = "train.log"
 OUTPUT = "output.log"  # what a sweep's point has printed
 POINT = "point.json"  # how a sweep's point stands
 LOCK = ".lock"
+PLAN = "sweep.json"  # in a sweep's folder: what was asked for
 METRICS_LOCK = ".metrics.lock"
 # All that commands write there, or remove.
 OURS = (

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
-from pathlib import Path
 
 import torch
 from lightning.pytorch.profilers import PassThroughProfiler
@@ -15,34 +14,10 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from src.models.base import BaseVAE
-from src.runs.trust import saved_value
 from src.system.errors import UserError
-from src.system.machine import check_precision, multiplies_bfloat16
 
 NOTHING = nullcontext()
 WIDE = 512  # channels
-
-
-def fill_precision(cfg: DictConfig, recorded: Path | None = None) -> None:
-    """Replace ``trainer.precision=auto``: bf16-mixed where the device multiplies bfloat16, else 32-true.
-
-    Before anything is recorded, so that the record names what was trained in. A resume takes what is ``recorded``: the
-    path of the run's config.
-
-    Raises:
-        UserError: float16 on a CPU, where Lightning would take bfloat16 in its place.
-    """
-    cpu = cfg.trainer.accelerator == "cpu" or (cfg.trainer.accelerator == "auto" and not on_gpu(cfg))
-    if cpu:
-        check_precision(cfg.trainer.precision)
-    if cfg.trainer.precision != "auto":
-        return
-    if recorded is not None and cfg.ckpt_path == "last" and recorded.exists():
-        cfg.trainer.precision = saved_value(recorded, "trainer.precision")
-    elif on_gpu(cfg):
-        cfg.trainer.precision = "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
-    else:
-        cfg.trainer.precision = "bf16-mixed" if multiplies_bfloat16() else "32-true"
 
 
 def on_gpu(cfg: DictConfig) -> bool:

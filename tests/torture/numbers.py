@@ -24,8 +24,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.data.base import ImageDataModule
 from src.data.splits import ImagePool
-from src.evaluation.likelihood import tested
-from src.runs import record
+from src.runs import build, record
+from src.runs.fit import tested
 from src.system.console import hush_libraries
 from src.system.errors import explain
 from tests.helpers import composed
@@ -133,8 +133,8 @@ def attempt(point: Point, folder: str) -> str | None:
     L.seed_everything(0, verbose=False)
     try:
         datamodule = Plain(point["look"], image_size=point["size"], binarize=point["binarize"])
-        model = folder.build_model(cfg, datamodule)
-        trainer = folder.build_trainer(cfg)
+        model = build.build_model(cfg, datamodule)
+        trainer = build.build_trainer(cfg)
         trainer.fit(model, datamodule)
         figures = tested(trainer, model, datamodule)
     except Exception as error:

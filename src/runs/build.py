@@ -1,0 +1,162 @@
+"""What a config describes: its data, its model, its trainer; and what it leaves open, filled in."""
+
+import os
+from functools import partial
+from pathlib import Path
+
+import lightning as L
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from omegaconf import DictConfig, OmegaConf
+
+from src.data.base import ImageDataModule
+from src.models.base import BaseVAE
+from src.runs.checkpoints import WholeCheckpoints
+from src.runs.folder import RunFolder, flatten
+from src.runs.metrics_file import put_aside
+from src.runs.trust import saved_value
+from src.system.contents import PLAN
+from src.system.errors import UserError
+from src.system.files import readable
+from src.system.machine import check_precision, check_processes, multiplies_bfloat16
+from src.training.acceleration import NoProfiler, lay_out, on_apples_gpu, on_gpu
+from src.training.dashboard import Dashboard
+from src.training.recipe import Recipe
+from src.training.resume import StepLimit
+
+# Config groups that a sweep may choose from.
+CHOICES = ("experiment", "model", "data", "likelihood@model.likelihood", "optimizer", "schedule", "trainer")
+# Keys of the data that name places, not properties of the images.
+ELSEWHERE = ("root", "cache_dir", "where_to_get", "dataset", "download", "checksum", "published", "name")
+
+
+def hyperparameters(cfg: DictConfig) -> dict[str, str | int | float | bool]:
+    """Flat names and values for TensorBoard's HParams tab: what shapes a run, and what its command line sets.
+
+    The latter is what a sweep varies, whatever it is. Class names and paths are only shown where they were typed.
+    """
+    tree = OmegaConf.to_container(cfg, resolve=True)
+    tree["trainer"] = {key: tree["trainer"].get(key) for key in ("max_epochs", "precision", "gradient_clip_val")}
+    tree["data"] = {key: value for key, value in tree["data"].items() if key not in ELSEWHERE}
+    hydra = HydraConfig.get()
+    typed = [override.partition("=")[0].lstrip("+") for override in hydra.overrides.task]
+    names = {key: str(choice) for key, choice in hydra.runtime.choices.items() if key in (*CHOICES, *typed)}
+    shaping = {key: tree[key] for key in ("model", "data", "optimizer", "schedule", "trainer", "seed") if key in tree}
+    shown = {key: value for key, value in flatten(shaping) if not key.endswith(("_target_", "_partial_"))}
+    everything = dict(flatten(OmegaConf.to_container(cfg, resolve=True)))
+    shown |= {key: everything[key] for key in typed if key in everything and key not in ("run_dir", "ckpt_path")}
+    shown["tags"] = ", ".join(map(str, cfg.tags))
+    numbers = int | float | bool
+    return names | {key: v if isinstance(v, numbers) else readable(str(v)) for key, v in shown.items()}
+
+
+def build_datamodule(cfg: DictConfig) -> ImageDataModule:
+    """The data set that a config describes."""
+    return instantiate(cfg.data, _convert_="all")
+
+
+def build_model(cfg: DictConfig, datamodule: ImageDataModule) -> BaseVAE:
+    """The model that a config describes, for the images of ``datamodule``."""
+    model = instantiate(
+        cfg.model,
+        image_shape=list(datamodule.image_shape),
+        recipe=Recipe(
+            optimizer=instantiate(cfg.optimizer, _convert_="all"),
+            schedule=instantiate(cfg.schedule, _convert_="all") if cfg.get("schedule") else None,
+        ),
+        _convert_="all",
+    )
+    return lay_out(model, cfg.trainer.precision, on_gpu(cfg))
+
+
+def check_metrics(cfg: DictConfig, model: BaseVAE, datamodule: ImageDataModule) -> None:
+    """See that what a run is compared, kept or stopped by is computed for these pixels under this likelihood.
+
+    Raises:
+        UserError: it asks for bits per dimension where the likelihood is none of the data.
+    """
+    if model.likelihood.bits_per_dim(0.0, 1, datamodule.pixels) is not None:
+        return
+    for key, value in flatten(OmegaConf.to_container(cfg, resolve=True)):
+        if value == "val/bits_per_dim" and key.endswith(("compare_by", "monitor")):
+            raise UserError(
+                f"{key}={value}: a likelihood of {model.likelihood.supports} pixels is none of these "
+                f"{datamodule.pixels} ones, so there are no bits per dimension: choose val/elbo"
+            )
+
+
+def build_trainer(cfg: DictConfig) -> L.Trainer:
+    """The trainer that a config describes, with its callbacks and loggers.
+
+    Raises:
+        UserError: it would train on Apple's GPU, which does not compute in float64, as means over a split need; or
+            in more processes than there are processors.
+    """
+    if on_apples_gpu(cfg):
+        raise UserError(
+            f"trainer.accelerator={cfg.trainer.accelerator} is Apple's GPU here (MPS), which has no float64: choose "
+            "trainer=cpu"
+        )
+    made = instantiate(cfg.get("callbacks") or {}, _convert_="all")
+    callbacks = {name: callback for name, callback in made.items() if callback is not None}  # null leaves one out
+    for dashboard in (c for c in callbacks.values() if isinstance(c, Dashboard)):
+        dashboard.config = OmegaConf.to_yaml(cfg)
+        dashboard.hyperparameters = hyperparameters(cfg)
+        dashboard.in_a_sweep = (Path(cfg.run_dir).parent / PLAN).exists()
+    steps = cfg.trainer.get("max_steps", -1)
+    if isinstance(steps, int) and steps >= 0:
+        callbacks["step_limit"], steps = StepLimit(steps), -1
+    profiler = cfg.trainer.get("profiler")
+    if not on_gpu(cfg):
+        check_processes(cfg.trainer.devices)
+    trainer: L.Trainer = instantiate(
+        cfg.trainer,
+        max_steps=steps,
+        profiler=NoProfiler() if profiler is None else profiler,
+        callbacks=list(callbacks.values()),
+        logger=[made for made in instantiate(cfg.get("logger") or {}, _convert_="all").values() if made is not None],
+        default_root_dir=cfg.run_dir,
+        _convert_="all",
+    )
+    if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # not one that the user or a strategy brought
+        trainer.strategy.checkpoint_io = WholeCheckpoints(partial(put_aside, RunFolder(cfg.run_dir).path))
+    return trainer
+
+
+def fill_seed(cfg: DictConfig, run: RunFolder) -> None:
+    """Draw a seed where the config leaves it open, so that the record names it. 0 is a seed.
+
+    A resume takes the seed that was drawn, and so do the processes that Lightning starts for this one.
+    """
+    if cfg.seed is not None:
+        return
+    if cfg.ckpt_path == "last" and run.config.exists():
+        cfg.seed = saved_value(run.config, "seed")
+    elif "LOCAL_RANK" in os.environ:
+        cfg.seed = int(os.environ["PL_GLOBAL_SEED"])
+    else:
+        cfg.seed = int.from_bytes(os.urandom(4), "big") >> 1
+
+
+def fill_precision(cfg: DictConfig, recorded: Path | None = None) -> None:
+    """Replace ``trainer.precision=auto``: bf16-mixed where the device multiplies bfloat16, else 32-true.
+
+    Before anything is recorded, so that the record names what was trained in. A resume takes what is ``recorded``: the
+    path of the run's config.
+
+    Raises:
+        UserError: float16 on a CPU, where Lightning would take bfloat16 in its place.
+    """
+    cpu = cfg.trainer.accelerator == "cpu" or (cfg.trainer.accelerator == "auto" and not on_gpu(cfg))
+    if cpu:
+        check_precision(cfg.trainer.precision)
+    if cfg.trainer.precision != "auto":
+        return
+    if recorded is not None and cfg.ckpt_path == "last" and recorded.exists():
+        cfg.trainer.precision = saved_value(recorded, "trainer.precision")
+    elif on_gpu(cfg):
+        cfg.trainer.precision = "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    else:
+        cfg.trainer.precision = "bf16-mixed" if multiplies_bfloat16() else "32-true"
