@@ -34,7 +34,7 @@ $(READY): pyproject.toml
 	fi
 	@touch $@
 
-train: setup     ## train on the embedded digits, or on what ARGS says
+train: setup     ## train experiment=digits, or what ARGS says in its place
 	$(PY) -m src.train $(or $(ARGS),experiment=digits)
 
 # Most tests start commands whose time is imports, or wait for them: one process more than cores, of one thread each.

@@ -56,9 +56,10 @@ class Sweep(Callback):
         try:
             results = read_results(folder)
             page = write_report(results)
-            print("; ".join([*last_words(results), f"report: {page}"]))
         except Exception as error:  # the points count, whatever becomes of the report
             log.exception("no report: %s", explain(error) or error)
+        else:
+            print("; ".join([*last_words(results), f"report: {page}"]))
         if missing:
             print(f"{missing} point{'s' if missing > 1 else ''} failed: repeat the command to try again")
             sys.exit(min(missing, MOST_EXIT_CODE))
@@ -78,20 +79,20 @@ def _refuse_other_machines(config: DictConfig, plan: Plan) -> None:
 def last_words(results: "Results") -> list[str]:
     """How many points are done, and the best configuration of those that compare, by the report's own statistics.
 
-    None is best by a loss that has another meaning at every KL weight.
+    None is best where numbers do not compare: of several kinds, or losses of several KL weights.
     """
     from src.reporting.statistics import configurations, verdict
-    from src.reporting.words import TESTED, best_in_words
+    from src.reporting.words import TESTED, best_in_words, why_no_best
 
     said = [f"{len(results.finished)} of {len(results.table)} done"]
-    if (points := next(results.families(), None)) is None:
+    points = next(results.families(), None)
+    if points is None or len([*results.families()]) > 1 or why_no_best(points):
         return said
     first, swept = points.iloc[0], results.swept
-    if str(first.compared_by).endswith("/loss") and points.kl_weight.nunique() > 1:
-        return said
     if (chosen := verdict(points, swept, bool(first.maximize))) is None:
         return said
     best = best_in_words(results, points, swept, configurations(points, swept, ("value", *TESTED)), chosen)
     seeds = f"{best['seeds']} seed{'s' if best['seeds'] > 1 else ''}"
-    among = "" if len(points) == len(results.finished) else f" of the {len(points)} that compare"
-    return [*said, f"best{among} {best['what'].replace(' = ', '=')}: {best['metric']} {best['value']} ({seeds})"]
+    others = len(chosen.rivals)
+    doubt = f", not told from {others} other{'s' if others > 1 else ''}" if others else ""
+    return [*said, f"best {best['what'].replace(' = ', '=')}: {best['metric']} {best['value']} ({seeds}){doubt}"]

@@ -8,6 +8,7 @@ if not __package__:  # started as a file, it does not find the project
     raise SystemExit(f"error: type python -m src.evaluate in {__file__.rpartition('src')[0]}")
 
 import logging
+import sys
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -21,6 +22,7 @@ log = logging.getLogger(__name__)
 def main(cfg: DictConfig) -> None:
     """Evaluate one run."""
     announce(f"evaluating {cfg.run}")
+    from src.evaluation.budget import AUTO, as_before
     from src.evaluation.suite import evaluate, parts_of
     from src.evaluation.table import evaluation_table
     from src.runs import record
@@ -33,6 +35,8 @@ def main(cfg: DictConfig) -> None:
     tree = OmegaConf.to_container(cfg, resolve=True)
     options = {name: tree.get(name, {}) for name in parts_of(tree["parts"])}
     run = load_run(cfg.run, cfg.checkpoint, cfg.data.root, cfg.cache_dir, cfg.other_data)
+    if tree["budget"] == AUTO:
+        options = as_before(options, run.record.get("evaluation", {}).get(cfg.split, {}), run.checkpoint_hash)
     subject = subject_of(run, cfg.split, cfg.seed, cfg.device, cfg.cache_dir)
     log.info("%s, %s weights %s, %s", run.folder.path, cfg.checkpoint, run.checkpoint_hash, record.on_what(subject))
     keeper = record.EvaluationRecord(run, cfg.split)
@@ -49,7 +53,8 @@ def main(cfg: DictConfig) -> None:
                 log.info(record.PSEUDO)
             if cfg.split == "test":
                 log.info("Of test images: while models or settings are still being chosen, compare with split=val")
-            if left := [part for part in options if part not in parts]:
+            left = [part for part in options if part not in parts]
+            if left and isinstance(sys.exception(), KeyboardInterrupt):
                 log.info("To go on: the same command with parts=[%s]", ",".join(left))
 
 

@@ -1,7 +1,8 @@
 """Pictures of a trained run: reconstructions, samples, latents, traversals, your own images.
 
 ``python -m src.explore run=outputs/...`` needs the run folder alone. It writes ``figures/*.png``, the same into
-TensorBoard, and with ``embed=npz|csv`` the latents.
+TensorBoard, with ``images=`` what pictures of your own cost (``figures/pictures.csv``), and with ``embed=npz|csv``
+the latents.
 """
 
 if not __package__:  # started as a file, it does not find the project

@@ -82,7 +82,7 @@ def test_bad_input_is_one_line(overrides, words, tmp_path):
     ("changes", "words"),
     [
         ({"overrides": ["model.kl_weight=2"]}, r"model\.kl_weight=2: the loops to compare with know 1 only"),
-        ({"overrides": ["schedule=cosine"]}, r"schedule\._target_=src\.models\.base\.Schedule: the loops"),
+        ({"overrides": ["schedule=cosine"]}, r"schedule\._target_=src\.training\.recipe\.Schedule: the loops"),
         ({"overrides": ["optimizer.weight_decay=0.1"]}, r"optimizer\.weight_decay=0\.1: the loops"),
         ({"overrides": ["trainer.accumulate_grad_batches=2"]}, r"trainer\.accumulate_grad_batches=2: the loops"),
         ({"overrides": ["trainer.limit_train_batches=1"]}, r"limit_train_batches=1: that is the benchmark's own"),

@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from src.evaluation import feature_networks
-from src.evaluation.budget import Cost, chosen, settle
+from src.evaluation.budget import Cost, as_before, chosen, settle
 from src.evaluation.feature_networks import inception_features, own_features
 from src.evaluation.latents import latents, representation
 from src.evaluation.likelihood import bound, bytes_a_code, samples_at_once
@@ -208,11 +208,19 @@ def test_more_time_lets_more_samples_fit():
     assert sizes[-1] == {"samples": 5_000, "images": 100}
     assert all(taken <= 60 * minutes for taken, minutes in zip(seconds[1:], (10, 60, 120, 1_000), strict=True))
     assert settled(cost, 0)["samples"] == {"images": 500}
+    assert settled(cost, 600) == settled(cost._replace(network=0.0), 600)  # the second evaluation is as the first
     assert settled(cost, 1e6)["samples"] == {"images": 10_000}
 
 
 def settled(cost: Cost, seconds: float) -> dict[str, dict[str, int]]:
     return chosen(cost, AUTO, seconds, available=60_000, judged=10_000)[0]
+
+
+def test_sizes_of_the_same_weights_are_taken_again():
+    then = {"bound": {"checkpoint": "a", "samples": 200, "images": 50}, "samples": {"checkpoint": "b", "images": 500}}
+    assert as_before(AUTO, then, "a") == {"bound": {"samples": 200, "images": 50}, "samples": {"images": "auto"}}
+    given = {"bound": {"samples": 7, "images": "auto"}}
+    assert as_before(given, then, "a") == {"bound": {"samples": 7, "images": 50}}
 
 
 def test_a_classifier_goes_on_where_its_training_was_interrupted(subject, tmp_path, monkeypatch):

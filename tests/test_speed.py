@@ -148,7 +148,7 @@ def test_compile_is_chosen_and_refused_in_words(monkeypatch):
 
 @pytest.mark.parametrize(("native", "precision"), [(True, "bf16-mixed"), (False, "32-true")])
 def test_auto_precision_is_what_the_processor_multiplies(native, precision, monkeypatch, tmp_path):
-    monkeypatch.setattr(acceleration, "multiplies_bfloat16", lambda: native)
+    monkeypatch.setattr(build, "multiplies_bfloat16", lambda: native)
     cfg = composed("experiment=chest_xray_conv_deep")
     assert cfg.trainer.precision == "auto"
     build.fill_precision(cfg)

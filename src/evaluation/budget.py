@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -33,23 +33,22 @@ class Cost(NamedTuple):
     encoding: float  # of an image
     decoding: float  # of a code
     weighing: float  # of a posterior sample for the bound: drawn, decoded and compared with its image
-    feature_networks: float  # of an image
+    features: float  # of an image
     network: float  # to make the feature network; 0 where it is there
 
-    def of_codes(self, parts: Iterable[str], train: int, judged: int) -> float:
-        """Of the parts that encode whole splits, and decode the one that is judged; of a probe of the codes nothing."""
-        encoded = {"elbo": judged, "latents": train + judged, "reconstruction": judged}
-        decoded = {"elbo": judged, "reconstruction": judged}
-        return sum(self.encoding * encoded.get(part, 0) + self.decoding * decoded.get(part, 0) for part in parts)
+    def of_codes(self, parts: Collection[str], train: int, judged: int) -> float:
+        """Of encoding whole splits, once for all parts but two, and of decoding the one that is judged for those."""
+        both = self.encoding + self.decoding
+        shared = train + judged if {"latents", "samples", "representation"} & {*parts} else 0
+        return shared * self.encoding + judged * both * len({"elbo", "reconstruction"} & {*parts})
 
     def of_bound(self, samples: int, images: int) -> float:
         """Of the importance bound."""
         return samples * images * self.weighing
 
     def of_sets(self, images: int) -> float:
-        """Of sets of samples in the features of the classifier."""
-        per_image = self.encoding + DECODED_SETS * self.decoding + (DECODED_SETS + 2) * self.features
-        return self.network + images * per_image
+        """Of sets of samples in the features of our own network, which is there."""
+        return images * (self.encoding + DECODED_SETS * self.decoding + (DECODED_SETS + 2) * self.features)
 
 
 def settle(
@@ -57,7 +56,8 @@ def settle(
 ) -> dict[str, dict[str, Any]]:
     """The same options with numbers in place of ``auto``: what fits, or all where there is no limit.
 
-    Says how long the parts will take, as far as that follows from their size, and what was chosen.
+    Says how long the parts will take, as far as that follows from their size, and what was chosen. A feature network
+    that must be made first takes no time from the others: the same command would choose more the next time.
 
     Args:
         subject: what is judged; some of its images are tried.
@@ -70,13 +70,12 @@ def settle(
         minutes = None if subject.device.type == "cuda" else ON_A_CPU
     splits = subject.datamodule.splits
     train, judged = len(splits.train), len(getattr(splits, subject.split))
-    cost = measured(subject)
+    cost = measured(subject, "samples" in options)
     taken = cost.of_codes(options, train, judged)
     left = math.inf if minutes is None else 60 * minutes - taken
     settled, dear = chosen(cost, options, left, min(train, judged), judged)
-    making = cost.network if "samples" in options else 0
-    once = f", {duration(making)} of it for a feature network that is made once" if making else ""
-    log.info("about %s%s", duration(taken + dear), once)
+    once = f", {duration(cost.network)} of it for a feature network that is made once" if cost.network else ""
+    log.info("at least %s%s; fitting mixtures and probes is not counted", duration(taken + dear + cost.network), once)
     most, _ = chosen(cost, options, math.inf, min(train, judged), judged)
     if fewer := [f"{part}.{key}={v}" for part in settled for key, v in settled[part].items() if v != most[part][key]]:
         log.info("chosen to fit into budget=%g (minutes): %s; budget=null takes all", minutes, " ".join(fewer))
@@ -113,9 +112,30 @@ def _first(choices: list[Any], seconds: Callable[[Any], float], left: float) -> 
     return next((choice for choice in choices if seconds(choice) <= left), choices[-1])
 
 
+def as_before(
+    options: dict[str, dict[str, Any]], then: Mapping[str, Any], checkpoint: str
+) -> dict[str, dict[str, Any]]:
+    """The same options with the sizes of an earlier evaluation in place of ``auto``, so that it is repeated as it was.
+
+    Args:
+        options: see :func:`settle`.
+        then: the parts that were evaluated, as recorded.
+        checkpoint: hash of the weights; sizes of others are not taken.
+    """
+    options = {part: dict(values) for part, values in options.items()}
+    for part in ("samples", "bound"):
+        known = then.get(part)
+        if isinstance(known, dict) and known.get("checkpoint") == checkpoint:
+            for key, value in options.get(part, {}).items():
+                if value == AUTO and isinstance(known.get(key), int):
+                    options[part][key] = known[key]
+                    log.info("%s.%s=%d as in the evaluation before", part, key, known[key])
+    return options
+
+
 @torch.no_grad()
-def measured(subject: Subject) -> Cost:
-    """What the parts of an evaluation cost, measured on some images."""
+def measured(subject: Subject, with_features: bool) -> Cost:
+    """What the parts of an evaluation cost, measured on some images; features only where they are wanted."""
     batch, _ = next(subject.batches(subject.split, TRIED))
     x = batch.x
     z, _ = subject.posterior(x)
@@ -125,7 +145,11 @@ def measured(subject: Subject) -> Cost:
             _seconds(lambda: subject.posterior(x)) / len(x),
             _seconds(lambda: [*subject.decode(z)]) / len(x),
             _seconds(lambda: importance_bound(subject.model, x[:1], at_once, at_once)) / at_once,
-            *feature_networks.cost(subject.datamodule, subject.cache_dir, subject.device),
+            *(
+                feature_networks.cost(subject.datamodule, subject.cache_dir, subject.device)
+                if with_features
+                else (0.0, 0.0)
+            ),
         )
 
 

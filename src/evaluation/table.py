@@ -85,7 +85,7 @@ def _samples(figures: dict[str, Any], names: dict[str, str]) -> list[str]:
     copy = figures["memorisation"]
     return [
         *lines,
-        "± of the floor is 1.5 (Fréchet) and 1.8 (kernel) times too large, as its images and the split's are alike",
+        "± of the floor is too large, by simulation about 1.5 times (Fréchet) and 1.8 times (kernel)",
         f"nearer to one of {copy['references']:,} training images than to any of as many unseen ones: "
         f"{_percent(copy['nearer_to_training'])} ± {_percent(copy['standard_error'])} of {copy['samples']:,} samples "
         "(about 50 %: no copies)",

@@ -157,7 +157,11 @@ def directions(subject: Subject) -> Figure:
     rows = [f"direction {i}\n({100 * share:.0f} % of variance)" for i, share in enumerate(shares.tolist(), 1)]
     title = f"Principal directions of {len(codes):,} training codes, from their mean"
     return grids.labelled(
-        _decode_table(subject, z), title, rows, [f"{s + 0:+.1f}" for s in steps.tolist()], "standard deviations"
+        _decode_table(subject, z),
+        title,
+        rows,
+        [f"{round(s, 1) + 0:+.1f}" for s in steps.tolist()],
+        "standard deviations",
     )
 
 
@@ -264,9 +268,9 @@ def class_means(subject: Subject) -> Figure:
     reach = differences.abs().max().clamp_min(1e-6)
     stack = [grids.in_colour(images), grids.signed(differences / reach)]
     tables = [torch.stack([side[start : start + columns] for side in stack]) for start in rows]
-    short = images.new_ones(2, columns - tables[-1].shape[1], *tables[-1].shape[2:])
+    blank = images.new_ones(2, columns - tables[-1].shape[1], *tables[-1].shape[2:])
     if len(tables) > 1:
-        tables[-1] = torch.cat([tables[-1], short], 1)
+        tables[-1] = torch.cat([tables[-1], blank], 1)
     names = [[classes[label] for label in present[start : start + columns]] for start in rows]
     title = (
         "Decoded mean of the codes of each class, over its difference from that of all: "

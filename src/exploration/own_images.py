@@ -160,7 +160,9 @@ def _figure(
         rows = [grids.in_colour(images[here]) for images in stack.values()]
         blank = torch.ones(columns - len(rows[0]), *rows[0].shape[1:])
         tables.append(torch.stack([torch.cat([row, blank]) for row in rows]))
-        captions.append([_caption(i, names, of) for i in range(len(x))[here]] if names else [])
+        captions.append(
+            [_caption(i, names, of if noise is None else None) for i in range(len(x))[here]] if names else []
+        )
     return grids.captioned(tables, title, list(stack), captions)
 
 

@@ -56,7 +56,8 @@ def scores(subject: Subject, x: Tensor) -> Scores:
 def _costs(subject: Subject, x: Tensor) -> tuple[Tensor, Tensor]:
     """Distortion and rate of images ``[N, C, H, W]``; with the same noise for each, so equal for equal images."""
     parts = []
-    for image in progress(x.to(subject.device).split(1), "costs of images"):
+    for one in progress(x.split(1), "costs of images"):
+        image = one.to(subject.device)
         with stream(subject.seed, "costs"):
             terms = elbo_terms(image, subject.model.infer(image, SAMPLES), subject.model.prior())
         parts.append(torch.cat([terms.distortion, terms.rate]).cpu())

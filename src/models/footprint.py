@@ -1,6 +1,7 @@
 """How many examples may pass through a network at once."""
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -8,10 +9,18 @@ from torch.utils._pytree import tree_leaves
 
 BYTES_AT_ONCE = 2**26  # of what goes into the largest layer and comes out of it
 
+_known: WeakKeyDictionary[nn.Module, dict[torch.Size, int]] = WeakKeyDictionary()
+
 
 def fitting(network: nn.Module, example: Tensor) -> int:
-    """How many examples pass at once, at least one: those whose largest layer takes at most 64 MiB."""
-    return max(1, BYTES_AT_ONCE // largest_layer(network, example))
+    """How many examples pass at once, at least one: those whose largest layer takes at most 64 MiB.
+
+    Measured once for a network and a shape of example.
+    """
+    known = _known.setdefault(network, {})
+    if example.shape not in known:
+        known[example.shape] = largest_layer(network, example)
+    return max(1, BYTES_AT_ONCE // known[example.shape])
 
 
 @torch.no_grad()

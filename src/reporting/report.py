@@ -24,15 +24,16 @@ from src.reporting.statistics import configurations, pareto, verdict
 from src.reporting.words import (
     COSTS,
     TESTED,
-    as_printed,
     best_in_words,
     commands,
     configuration,
     elbo_name,
     front_in_words,
     number,
+    why_no_best,
     with_interval,
 )
+from src.system.directions import as_printed
 from src.system.files import readable, refuse_links_out, remove_unfinished, whole_file
 
 log = logging.getLogger(__name__)
@@ -175,7 +176,7 @@ def _sections(results: Results, folder: Path) -> Iterator[Section]:
             "" if only else f"Group {place}: {first.data_name}, {first.likelihood}, images {short(first.fingerprint)}"
         )
         means = configurations(points, results.swept, AVERAGED)
-        doubt = _why_no_best(points)
+        doubt = why_no_best(points)
         chosen = None if doubt else verdict(points, results.swept, bool(first.maximize))
         section = Section(
             title=title,
@@ -202,14 +203,6 @@ def _as_printed(points: pd.DataFrame) -> pd.DataFrame:
     return points.assign(
         printed_value=sign * points.value.astype(float), test_minus_elbo=-points.test_elbo.astype(float)
     )
-
-
-def _why_no_best(points: pd.DataFrame) -> str:
-    """The loss of one KL weight does not compare with that of another."""
-    metric = str(points.compared_by.iloc[0])
-    if not metric.endswith("/loss") or points.kl_weight.nunique() < 2:
-        return ""
-    return f"{metric} has another meaning at every KL weight, so it chooses no best point: compare_by=val/elbo does"
 
 
 def _figures(

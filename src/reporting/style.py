@@ -65,7 +65,7 @@ class Look:
 
 def numeric(values: Sequence[Any]) -> bool:
     """Whether values are numbers, which have an order and something between them; the choices of a group have not."""
-    return all(isinstance(value, int | float) for value in values)
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
 
 
 def palette(values: Sequence[Any]) -> Sequence[Any]:

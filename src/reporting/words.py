@@ -12,6 +12,7 @@ import pandas as pd
 from src.reporting.results import Results
 from src.reporting.statistics import Verdict
 from src.reporting.style import shown
+from src.system.directions import as_printed
 from src.system.files import quoted
 
 # Column: what to call it, and 1 where less of it is better.
@@ -30,17 +31,6 @@ MOST_NAMED = 3  # configurations of a front in its caption
 def elbo_name(pseudo: Any) -> str:
     """What to call the elbo of points whose likelihood is one of the data, or is not."""
     return "pseudo-elbo" if pd.notna(pseudo) and pseudo else "elbo"
-
-
-def as_printed(metric: str, elbo: str) -> tuple[str, int]:
-    """What to call the metric that points are compared by, and the sign of its numbers: papers print the −elbo.
-
-    Args:
-        metric: its name, such as ``val/elbo``.
-        elbo: what to call the elbo.
-    """
-    split, _, name = metric.rpartition("/")
-    return (f"{split} −{elbo}".strip(), -1) if name == "elbo" else (metric, 1)
 
 
 def with_interval(mean: float, half: float) -> str:
@@ -92,6 +82,14 @@ def best_in_words(
         "point": example.point,
         "path": example.path,
     }
+
+
+def why_no_best(points: pd.DataFrame) -> str:
+    """The loss of one KL weight does not compare with that of another."""
+    metric = str(points.compared_by.iloc[0])
+    if not metric.endswith("/loss") or points.kl_weight.nunique() < 2:
+        return ""
+    return f"{metric} has another meaning at every KL weight, so it chooses no best point: compare_by=val/elbo does"
 
 
 def front_in_words(

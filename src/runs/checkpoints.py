@@ -91,8 +91,7 @@ class WholeCheckpoints(TorchCheckpointIO):
 def _marks(tree: Any) -> Any:
     """Of what a checkpoint holds: equal where that is, told without looking at the weights.
 
-    Between two steps, that is, whose number is among them: fused optimizers write into weights without a new version,
-    which all other operations give a tensor that they write into.
+    Writing into a tensor gives it a new version. Fused optimizers do not, but the number of steps is among the marks.
     """
     if isinstance(tree, Tensor):
         return tree.data_ptr(), tree._version, tree.shape, tree.dtype

@@ -8,7 +8,7 @@ from typing import Any
 FREE_TO_CHANGE = re.compile(
     r"(ckpt_path|compile|compare_by|run_dir|tags|test|callbacks(?!\.checkpoint\.monitor$)|logger"
     r"|schedule\.factory\.mode|data\.(root|cache_dir|where_to_get|download|checksum|published)"
-    r"|trainer\.(max_epochs|max_steps|accelerator|devices|num_nodes|strategy|log_every_n_steps|limit_test_batches))\b"
+    r"|trainer\.(max_epochs|max_steps|accelerator|devices|num_nodes|strategy|log_every_n_steps|limit_test_batches|default_root_dir))\b"
 )
 
 

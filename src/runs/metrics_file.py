@@ -41,7 +41,8 @@ def readable_record(path: Path) -> dict[str, Any]:
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
     """Write a record: whole, or not at all; a list, such as the rates of 512 latents, on one line."""
     text = json.dumps(record, indent=2)
-    text = re.sub(r"\[[^][{}\"]*\]", lambda numbers: " ".join(numbers[0].split()), text)
+    # No text can look like this: its line breaks are written as \\n.
+    text = re.sub(r"\[\n[-+\d\s.,eE]*\]", lambda numbers: " ".join(numbers[0].split()), text)
     with whole_file(path) as file:
         file.write_text(text + "\n")
 

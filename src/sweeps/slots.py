@@ -228,8 +228,9 @@ class Board:
 
     def _value(self, point: Point) -> str:
         """What it is compared by, as papers print it; ``nan`` for one that diverged."""
-        metric, names = compared(point.metrics)[0], point.metrics.get("names", {})
-        return printed(metric, point.value, names.get("elbo", "elbo")) if metric else f"{point.value:.4f}"
+        metric, names = compared(point.metrics)[0], point.metrics.get("names")
+        elbo = str(names.get("elbo", "elbo")) if isinstance(names, dict) else "elbo"
+        return printed(metric, point.value, elbo) if metric else f"{point.value:.4f}"
 
     def standing(self) -> str:
         """``3 of 8 done, 2 running (epochs 4/20, 3/20), 1 failed, about 4 min left``."""

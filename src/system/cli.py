@@ -136,13 +136,13 @@ class Check(Callback):
             UserError: another training is in it, a link in it leads out, or it cannot be used.
         """
         try:
-            self._before = set(folder.iterdir()) if folder.is_dir() else None
+            self._before = set(folder.absolute().iterdir()) if folder.is_dir() else None
             folder.mkdir(parents=True, exist_ok=True)
             if not os.access(folder, os.W_OK):
                 raise PermissionError(errno.EACCES, "it cannot be written to")
             refuse_links_out(folder, OURS)
             self._lock = lock_for_training(folder)
-            atexit.register(self._remove_empty, folder)
+            atexit.register(self._remove_empty, folder.absolute())
         except OSError as error:
             raise UserError(
                 f"cannot use the folder {folder} ({error.strerror}): choose another hydra.run.dir"
@@ -158,6 +158,8 @@ class Check(Callback):
 
     def _remove_empty(self, folder: Path) -> None:
         """Remove what a run has made that never began: its log alone; of what was there before, nothing."""
+        if not folder.is_dir():  # somebody has removed it
+            return
         made = set(folder.iterdir()) - (self._before or set())
         if {path.suffix for path in made if path.name != LOCK} == {".log"}:
             for path in made:

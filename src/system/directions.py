@@ -14,6 +14,17 @@ def natural_mode(metric: str) -> str | None:
     return "min" if name in BETTER_BELOW else "max" if name in BETTER_ABOVE else None
 
 
+def as_printed(metric: str, elbo: str) -> tuple[str, int]:
+    """What to call the metric that points are compared by, and the sign of its numbers: papers print the −elbo.
+
+    Args:
+        metric: its name, such as ``val/elbo``.
+        elbo: what to call the elbo.
+    """
+    split, _, name = metric.rpartition("/")
+    return (f"{split} −{elbo}".strip(), -1) if name == "elbo" else (metric, 1)
+
+
 def printed(metric: str, value: float, elbo: str = "elbo") -> str:
     """A metric's name and value for people, who know the −elbo from papers: ``val −elbo 96.7300``.
 
@@ -22,8 +33,8 @@ def printed(metric: str, value: float, elbo: str = "elbo") -> str:
         value: of it.
         elbo: what to call the elbo.
     """
-    split, _, name = metric.rpartition("/")
-    return f"{split} −{elbo} {-value:.4f}" if name == "elbo" else f"{metric} {value:.4f}"
+    name, sign = as_printed(metric, elbo)
+    return f"{name} {sign * value:.4f}"
 
 
 def mode_of(metric: str, mode: str | None, key: str = "mode") -> str:

@@ -18,6 +18,8 @@ def interrupt_on(*numbers: signal.Signals) -> dict[signal.Signals, Any]:
 
 def stop_interrupting() -> None:
     """Leave signals to whoever listens next, such as a trainer that saves first."""
+    if threading.current_thread() is not threading.main_thread():
+        return
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is _interrupt:
             signal.signal(number, signal.SIG_DFL)
