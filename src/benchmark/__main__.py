@@ -8,13 +8,11 @@ if not __package__:  # started as a file, it does not find the project
     raise SystemExit(f"error: type python -m src.benchmark in {__file__.rpartition('src')[0]}")
 
 import logging
-import signal
 
 from omegaconf import DictConfig, OmegaConf
 
 from src.benchmark.settings import checked
 from src.system.cli import command
-from src.system.signals import interrupt_on
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +26,6 @@ def main(cfg: DictConfig) -> None:
     from src.system.console import hush_libraries
 
     hush_libraries()
-    interrupt_on(signal.SIGTERM, signal.SIGHUP)  # no process that it started stays behind
     benchmark = Benchmark(settings)
     log.info("%s\n", benchmark.conditions)
     for part in benchmark.parts:
