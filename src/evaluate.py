@@ -26,7 +26,7 @@ def main(cfg: DictConfig) -> None:
     from src.evaluation.suite import evaluate, parts_of
     from src.evaluation.table import evaluation_table
     from src.runs import record
-    from src.runs.load import load_run, subject_of
+    from src.runs.load import load_run, predictor_of
     from src.system.console import hush_libraries
     from src.system.machine import keep_pages
 
@@ -37,12 +37,12 @@ def main(cfg: DictConfig) -> None:
     run = load_run(cfg.run, cfg.checkpoint, cfg.data.root, cfg.cache_dir, cfg.other_data)
     if tree["budget"] == AUTO:
         options = as_before(options, run.record.get("evaluation", {}).get(cfg.split, {}), run.checkpoint_hash)
-    subject = subject_of(run, cfg.split, cfg.seed, cfg.device, cfg.cache_dir)
-    log.info("%s, %s weights %s, %s", run.folder.path, cfg.checkpoint, run.checkpoint_hash, record.on_what(subject))
+    predictor = predictor_of(run, cfg.split, cfg.seed, cfg.device, cfg.cache_dir)
+    log.info("%s, %s weights %s, %s", run.folder.path, cfg.checkpoint, run.checkpoint_hash, record.on_what(predictor))
     keeper = record.EvaluationRecord(run, cfg.split)
     parts: dict[str, dict[str, Any]] = {}
     try:
-        for name, figures in evaluate(subject, options, tree["budget"]):
+        for name, figures in evaluate(predictor, options, tree["budget"]):
             keeper.keep(name, figures)
             parts[name] = figures
     finally:  # what was finished is worth reading, whatever ends it

@@ -28,7 +28,7 @@ def main(cfg: DictConfig) -> None:
 
     from src.exploration import export, gallery, own_images, scores
     from src.runs import record
-    from src.runs.load import load_run, subject_of
+    from src.runs.load import load_run, predictor_of
     from src.system.console import hush_libraries
     from src.system.files import whole_file
     from src.system.machine import keep_pages
@@ -37,24 +37,24 @@ def main(cfg: DictConfig) -> None:
     keep_pages()
     chosen, form = gallery.choose(cfg.figures), export.form_of(cfg.embed)
     run = load_run(cfg.run, cfg.checkpoint, cfg.data.root, cfg.cache_dir, cfg.other_data)
-    subject = subject_of(run, cfg.split, cfg.seed, cfg.device, cfg.cache_dir)
-    log.info("%s, %s weights %s, %s", run.folder.path, cfg.checkpoint, run.checkpoint_hash, record.on_what(subject))
-    own = own_images.read(cfg.images, subject.datamodule, cfg.invert) if cfg.images else None
-    own_images.check_noise(cfg.noise, subject.datamodule)
+    predictor = predictor_of(run, cfg.split, cfg.seed, cfg.device, cfg.cache_dir)
+    log.info("%s, %s weights %s, %s", run.folder.path, cfg.checkpoint, run.checkpoint_hash, record.on_what(predictor))
+    own = own_images.read(cfg.images, predictor.datamodule, cfg.invert) if cfg.images else None
+    own_images.check_noise(cfg.noise, predictor.datamodule)
 
     known = None
     if own is not None:
-        if not cfg.invert and (hint := scores.look_like_negatives(subject, own.x)):
+        if not cfg.invert and (hint := scores.look_like_negatives(predictor, own.x)):
             log.warning(hint)
-        known = scores.scores(subject, own.x)
-    drawn = [*gallery.draw(subject, chosen, cfg.figures != "all"), *own_images.draw(subject, own, cfg.noise, known)]
+        known = scores.scores(predictor, own.x)
+    drawn = [*gallery.draw(predictor, chosen, cfg.figures != "all"), *own_images.draw(predictor, own, cfg.noise, known)]
     if own is not None:
         for old in run.folder.figures.glob("pictures*.png"):  # of other pictures, maybe more of them
             old.unlink()
-        table = scores.table(subject, own.names, known)
+        table = scores.table(predictor, own.names, known)
         with whole_file(run.folder.figures / "pictures.csv") as file:
             table.to_csv(file, index=False)
-        log.info("\n%s\n\n%s", scores.words(subject, table), run.folder.figures / "pictures.csv")
+        log.info("\n%s\n\n%s", scores.words(predictor, table), run.folder.figures / "pictures.csv")
     with SummaryWriter(run.folder.tensorboard) as writer:
         step = run.record.get("steps", 0)
         for name, figure in drawn:
@@ -63,9 +63,9 @@ def main(cfg: DictConfig) -> None:
             writer.add_figure(f"explore/{name}", figure, step)
             log.info("%s", path)
         if form:
-            for path in export.export(subject, own, run.folder.path / "embedding", form):
+            for path in export.export(predictor, own, run.folder.path / "embedding", form):
                 log.info("%s", path)
-            export.project(subject, writer, run.folder.tensorboard)
+            export.project(predictor, writer, run.folder.tensorboard)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import pytest
 
 from src.evaluation.likelihood import elbo
 from src.reporting.results import read_results
-from src.runs.load import load_run, subject_of
+from src.runs.load import load_run, predictor_of
 from tests.helpers import PLAIN, ROOT, cli
 
 
@@ -20,7 +20,7 @@ def sweep(tmp_path) -> Path:
 
 def test_its_runs_are_evaluated_as_they_were_then(sweep):
     run = load_run(sweep / "latent_dim-2__seed-0")
-    figures = elbo(subject_of(run, "test", None, "cpu", "cache"))
+    figures = elbo(predictor_of(run, "test", None, "cpu", "cache"))
     for name, value in figures.items():
         if isinstance(value, float):
             assert value == pytest.approx(run.record["test"][name], rel=1e-5), name

@@ -21,9 +21,9 @@ from src.evaluation.likelihood import bound, bytes_a_code, samples_at_once
 from src.evaluation.samples import memorisation, samples
 from src.evaluation.suite import evaluate, parts_of
 from src.models import footprint
-from src.models.predictor import Subject
+from src.models.predictor import Predictor
 from src.runs import record
-from src.runs.load import load_run, subject_of
+from src.runs.load import load_run, predictor_of
 from src.system.errors import UserError
 from tests.helpers import QUICK, WARM, assert_one_line_error, built, cli, examples, folder_data
 from tests.linear_gaussian import LATENTS, PIXELS, SHAPE, probabilistic_pca
@@ -43,8 +43,8 @@ def cache(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def subject(finished, cache) -> Subject:
-    return subject_of(load_run(finished[0]), "test", None, "cpu", str(cache))
+def predictor(finished, cache) -> Predictor:
+    return predictor_of(load_run(finished[0]), "test", None, "cpu", str(cache))
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_evaluation_begins_with_the_figures_that_training_ended_with(evaluated, 
     assert "loss" not in again  # its KL weight belongs to a step of the training
 
 
-def test_the_same_evaluation_gives_the_same_file(evaluated, subject):
+def test_the_same_evaluation_gives_the_same_file(evaluated, predictor):
     run, _ = evaluated
     before = json.loads((run / "metrics.json").read_text())["evaluation"]["test"]
     options = {
@@ -97,7 +97,7 @@ def test_the_same_evaluation_gives_the_same_file(evaluated, subject):
         "representation": {"train_images": 300},
     }
     torch.rand(17)  # whatever was drawn before does not matter
-    for name, figures in evaluate(subject, dict(reversed(options.items()))):
+    for name, figures in evaluate(predictor, dict(reversed(options.items()))):
         assert json.loads(json.dumps(figures)) == before[name]
 
 
@@ -132,7 +132,7 @@ def test_parts_are_kept_for_the_same_weights_only(evaluated, tmp_path):
 
     loaded = load_run(run)
     ((name, figures),) = evaluate(
-        subject_of(loaded, "test", None, "cpu", "cache"), {"bound": {"samples": 3, "images": 4}}
+        predictor_of(loaded, "test", None, "cpu", "cache"), {"bound": {"samples": 3, "images": 4}}
     )
     record.EvaluationRecord(loaded, "test").keep(name, figures)
     assert parts()["bound"]["samples"] == 3
@@ -173,7 +173,7 @@ def test_an_interrupted_run_is_evaluated_to_the_same_file_twice(finished, tmp_pa
         loaded = load_run(run, "last")
         keeper = record.EvaluationRecord(loaded, "val")
         for part in evaluate(
-            subject_of(loaded, "val", None, "cpu", "cache"), {"elbo": {}, "latents": {"components": 2}}
+            predictor_of(loaded, "val", None, "cpu", "cache"), {"elbo": {}, "latents": {"components": 2}}
         ):
             keeper.keep(*part)
         files.append((run / "metrics.json").read_bytes())
@@ -185,19 +185,19 @@ def test_an_interrupted_run_is_evaluated_to_the_same_file_twice(finished, tmp_pa
 AUTO = {"bound": {"samples": "auto", "images": "auto"}, "samples": {"images": "auto"}}
 
 
-def test_dear_parts_are_made_to_fit_into_a_time(subject, caplog):
+def test_dear_parts_are_made_to_fit_into_a_time(predictor, caplog):
     caplog.set_level("INFO")
-    whole = settle(subject, AUTO, None)
+    whole = settle(predictor, AUTO, None)
     assert whole == {"bound": {"samples": 5_000, "images": 100}, "samples": {"images": 359}}
     assert "chosen" not in caplog.text
-    least = settle(subject, AUTO, 1e-9)
+    least = settle(predictor, AUTO, 1e-9)
     assert least == {"bound": {"samples": 100, "images": 20}, "samples": {"images": 359}}
     assert "chosen to fit into budget=1e-09 (minutes): bound.samples=100 bound.images=20" in caplog.text
     given = {"bound": {"samples": 7, "images": "auto"}}
-    assert settle(subject, given, 1e-9) == {"bound": {"samples": 7, "images": 20}}
+    assert settle(predictor, given, 1e-9) == {"bound": {"samples": 7, "images": 20}}
     given = {"bound": {"samples": 3_000, "images": None}}  # all that was given is taken, however long it may take
-    assert settle(subject, given, 1e-9) == {"bound": {"samples": 3_000, "images": 359}}
-    assert settle(subject, {"elbo": {}}, 1e-9) == {"elbo": {}}
+    assert settle(predictor, given, 1e-9) == {"bound": {"samples": 3_000, "images": 359}}
+    assert settle(predictor, {"elbo": {}}, 1e-9) == {"elbo": {}}
 
 
 def test_more_time_lets_more_samples_fit():
@@ -223,11 +223,11 @@ def test_sizes_of_the_same_weights_are_taken_again():
     assert as_before(given, then, "a") == {"bound": {"samples": 7, "images": 50}}
 
 
-def test_a_classifier_goes_on_where_its_training_was_interrupted(subject, tmp_path, monkeypatch):
+def test_a_classifier_goes_on_where_its_training_was_interrupted(predictor, tmp_path, monkeypatch):
     """Pixels that are drawn anew included."""
-    subject.datamodule.binarize = "dynamic"
+    predictor.datamodule.binarize = "dynamic"
     monkeypatch.setattr(feature_networks, "STEPS", 45)  # of 11 an epoch
-    whole = own_features(subject.datamodule, tmp_path / "whole", subject.device)
+    whole = own_features(predictor.datamodule, tmp_path / "whole", predictor.device)
 
     def interrupted(epochs, what):
         yield epochs[0]
@@ -237,10 +237,10 @@ def test_a_classifier_goes_on_where_its_training_was_interrupted(subject, tmp_pa
     with monkeypatch.context() as context:
         context.setattr(feature_networks, "progress", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            own_features(subject.datamodule, tmp_path / "cut", subject.device)
+            own_features(predictor.datamodule, tmp_path / "cut", predictor.device)
     (unfinished,) = (tmp_path / "cut").iterdir()
     assert torch.load(unfinished, weights_only=True)["epochs"] == 2
-    again = own_features(subject.datamodule, tmp_path / "cut", subject.device)
+    again = own_features(predictor.datamodule, tmp_path / "cut", predictor.device)
     assert again.facts == whole.facts  # with the hash of the weights
     assert not unfinished.exists()
 
@@ -267,7 +267,7 @@ def test_bad_input_is_one_line():
     assert not Path("outputs/nothing").exists()
 
 
-def test_impossible_wishes_are_refused(subject, monkeypatch, tmp_path):
+def test_impossible_wishes_are_refused(predictor, monkeypatch, tmp_path):
     for part, values, words in (
         ("bound", {"samples": 0, "images": None}, "bound.samples=0"),
         ("bound", {"samples": 1, "images": "all"}, "bound.images=all"),
@@ -277,16 +277,16 @@ def test_impossible_wishes_are_refused(subject, monkeypatch, tmp_path):
         ("representation", {"train_images": True}, "representation.train_images=true"),
     ):
         with pytest.raises(UserError, match=words):  # before the first part is computed
-            next(evaluate(subject, {"elbo": {}, part: values}))
+            next(evaluate(predictor, {"elbo": {}, part: values}))
     for parts in ("fid", []):
         with pytest.raises(UserError, match="give all, one or a list .* of elbo, latents"):
             parts_of(parts)
     with torch.no_grad():
-        next(subject.model.decoder.parameters()).fill_(float("nan"))
+        next(predictor.model.decoder.parameters()).fill_(float("nan"))
     with pytest.raises(UserError, match="is not a finite number"):
-        list(evaluate(subject, {"reconstruction": {}}))
+        list(evaluate(predictor, {"reconstruction": {}}))
     with pytest.raises(UserError, match="not finite"):
-        samples(subject, 50, 5, 10, None)
+        samples(predictor, 50, 5, 10, None)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(UserError, match=r"samples.inception=true needs .*weights-inception"):
         inception_features(True)
@@ -321,9 +321,9 @@ def test_no_more_pass_through_a_network_at_once_than_its_largest_layer_allows(mo
 
     def figures() -> tuple[list[torch.Tensor], int]:
         seen.clear()
-        subject = Subject(model.eval(), datamodule)
+        predictor = Predictor(model.eval(), datamodule)
         x = examples(datamodule, "test", 200)
-        return [*subject.codes("test"), *subject.reconstruct([x]), torch.cat([*subject.generate(300)])], max(seen)
+        return [*predictor.codes("test"), *predictor.reconstruct([x]), torch.cat([*predictor.generate(300)])], max(seen)
 
     limited, at_once = figures()
     assert at_once * 4 * side**2 <= footprint.BYTES_AT_ONCE
@@ -334,18 +334,18 @@ def test_no_more_pass_through_a_network_at_once_than_its_largest_layer_allows(mo
     assert footprint.largest_layer(nn.LSTM(3, 5), torch.zeros(1, 7, 3)) == 4 * (21 + 35 + 2 * 35)  # output, states
 
 
-def test_the_bound_of_a_whole_split(subject):
-    figures = bound(subject, 5, None)
+def test_the_bound_of_a_whole_split(predictor):
+    figures = bound(predictor, 5, None)
     assert figures["images"] == 359
     assert figures["log_likelihood"] > figures["elbo_of_these_images"]
 
 
-def test_a_model_collapsed_by_construction_is_called_collapsed(subject):
+def test_a_model_collapsed_by_construction_is_called_collapsed(predictor):
     """Its encoder answers N(0, 1) whatever it sees; sampled codes still vary with variance 1."""
     with torch.no_grad():
-        subject.model.posterior_head.weight.zero_()
-        subject.model.posterior_head.bias.zero_()
-    figures = latents(subject, components=2)
+        predictor.model.posterior_head.weight.zero_()
+        predictor.model.posterior_head.bias.zero_()
+    figures = latents(predictor, components=2)
     assert figures["active"] == 0
     assert "complete posterior collapse" in figures["verdict"]
     assert figures["rate"] == pytest.approx(0, abs=1e-6)
@@ -353,17 +353,17 @@ def test_a_model_collapsed_by_construction_is_called_collapsed(subject):
     assert min(figures["aggregate_std"]) > 0.9
 
 
-def test_copies_of_training_images_are_noticed(subject):
+def test_copies_of_training_images_are_noticed(predictor):
     """A model that has learnt its training images by heart, and one that draws unseen ones."""
-    module, count = subject.datamodule, 140
+    module, count = predictor.datamodule, 140
     for split, expected in (("train", 1.0), ("val", 0.0)):
         images = module.pool.images[module.spread(split, count)] / 255
-        subject.generate = lambda number, images=images: iter([images[:number]])
-        figures = memorisation(subject, count)
+        predictor.generate = lambda number, images=images: iter([images[:number]])
+        figures = memorisation(predictor, count)
         assert figures["nearer_to_training"] == pytest.approx(expected, abs=0.02)
         assert figures["standard_error"] < 0.05
-    subject.generate = lambda number: iter([images[:1].expand(number, -1, -1, -1)])
-    assert memorisation(subject, count)["standard_error"] > 0.2  # one picture, over and over, proves nothing
+    predictor.generate = lambda number: iter([images[:1].expand(number, -1, -1, -1)])
+    assert memorisation(predictor, count)["standard_error"] > 0.2  # one picture, over and over, proves nothing
 
 
 def test_the_classifier_is_good_made_once_and_mended(finished, tmp_path, monkeypatch):
@@ -390,11 +390,11 @@ def test_images_without_classes_get_a_random_network_and_no_probe(picture_folder
     datamodule = folder_data(root, tmp_path, "data.channels=3", "data.test_fraction=0.3")
     _, model = built("model=conv_tiny", "data=image_folder", f"data.root={root}", "data.image_size=16",
                      f"data.cache_dir={tmp_path}/cache")  # fmt: skip
-    subject = Subject(model.eval(), datamodule, cache_dir=tmp_path)
-    figures = samples(subject, 30, 2, 2, None)
+    predictor = Predictor(model.eval(), datamodule, cache_dir=tmp_path)
+    figures = samples(predictor, 30, 2, 2, None)
     assert "classifier" not in figures
     compared = figures["random network"]["sets"]
     assert compared["prior"]["score"] is None
     # Noise images: training images are like test images, an untrained model's are not.
     assert compared["training"]["frechet_distance"]["value"] < compared["prior"]["frechet_distance"]["value"]
-    assert representation(subject, 100) == {"skipped": "the images have no class labels"}
+    assert representation(predictor, 100) == {"skipped": "the images have no class labels"}

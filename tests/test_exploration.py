@@ -18,20 +18,20 @@ from src.exploration import curves, export, gallery, grids, latents, own_images,
 from src.exploration.gallery import PICTURES, NotApplicable, linear, spherical
 from src.metrics import posterior
 from src.models.objectives import elbo_terms
-from src.models.predictor import Subject
-from src.runs.load import load_run, subject_of
+from src.models.predictor import Predictor
+from src.runs.load import load_run, predictor_of
 from src.system.errors import UserError
 from tests.helpers import QUICK, built, cli
 
 
 @pytest.fixture(scope="module")
-def subject(finished) -> Subject:
-    return subject_of(load_run(finished[0]), "test", None, "cpu", "cache")
+def predictor(finished) -> Predictor:
+    return predictor_of(load_run(finished[0]), "test", None, "cpu", "cache")
 
 
-def of(*overrides: str) -> Subject:
+def of(*overrides: str) -> Predictor:
     datamodule, model = built(*QUICK, *overrides)
-    return Subject(model.eval(), datamodule)
+    return Predictor(model.eval(), datamodule)
 
 
 @pytest.fixture(scope="module")
@@ -61,14 +61,14 @@ def test_every_picture_is_drawn(explored):
     assert {f"explore/{name}" for name in (*PICTURES, "pictures")} <= tags
 
 
-def test_embeddings_are_the_posteriors_with_their_names(explored, subject):
+def test_embeddings_are_the_posteriors_with_their_names(explored, predictor):
     run, _ = explored
     with np.load(run / "embedding" / "test.npz") as saved:
-        codes = subject.codes("test")
+        codes = predictor.codes("test")
         np.testing.assert_array_equal(saved["mean"], codes.mean)
         np.testing.assert_array_equal(saved["scale"], codes.scale)
         assert saved["label"].tolist() == [str(label) for label in codes.label.tolist()]
-        assert saved["name"].tolist() == [str(i) for i in subject.datamodule.splits.test.tolist()]
+        assert saved["name"].tolist() == [str(i) for i in predictor.datamodule.splits.test.tolist()]
     with np.load(run / "embedding" / "pictures.npz") as saved:
         assert [Path(name).name for name in saved["name"]] == ["mine_0.png", "mine_1.png", "mine_2.png"]
         assert saved["mean"].shape == (3, 2)
@@ -78,12 +78,12 @@ def test_embeddings_are_the_posteriors_with_their_names(explored, subject):
     assert len((next((run / "tensorboard").rglob("tensors.tsv"))).read_text().splitlines()) == 359
 
 
-def test_csv_holds_the_same(subject, tmp_path):
-    paths = [*export.export(subject, None, tmp_path, "csv")]
+def test_csv_holds_the_same(predictor, tmp_path):
+    paths = [*export.export(predictor, None, tmp_path, "csv")]
     assert [path.name for path in paths] == ["train.csv", "val.csv", "test.csv"]
     table = pd.read_csv(paths[2])
     assert list(table.columns) == ["name", "class", "mean_0", "mean_1", "scale_0", "scale_1"]
-    np.testing.assert_allclose(table[["mean_0", "mean_1"]], subject.codes("test").mean, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(table[["mean_0", "mean_1"]], predictor.codes("test").mean, rtol=1e-4, atol=1e-6)
     assert export.form_of(True) == "npz"
     with pytest.raises(UserError, match="embed=xls: give one of npz, csv"):
         export.form_of("xls")
@@ -98,49 +98,49 @@ def test_csv_holds_the_same(subject, tmp_path):
 )
 def test_pictures_that_a_model_cannot_have_say_why(overrides, impossible, caplog):
     caplog.set_level("INFO")
-    subject = of(*overrides)
-    drawn = [name for name, _ in gallery.draw(subject, PICTURES, explicit=False)]
+    predictor = of(*overrides)
+    drawn = [name for name, _ in gallery.draw(predictor, PICTURES, explicit=False)]
     assert set(PICTURES) - set(drawn) == impossible
     assert all(f"no {name}: " in caplog.text for name in impossible)
     with pytest.raises(UserError, match="figures=manifold: only a model with 2 latents"):
-        list(gallery.draw(subject, ["manifold"], explicit=True))
+        list(gallery.draw(predictor, ["manifold"], explicit=True))
     with pytest.raises(UserError, match="figures=sample: give all, one or a list .* of reconstructions"):
         gallery.choose("sample")
 
 
 def test_images_without_classes_have_pictures_too(picture_folder, tmp_path):
     root = picture_folder({f"{i:02}.png": (20, 20) for i in range(40)})
-    subject = of("data=image_folder", f"data.root={root}", "data.channels=1", "data.image_size=16",
+    predictor = of("data=image_folder", f"data.root={root}", "data.channels=1", "data.image_size=16",
                  f"data.cache_dir={tmp_path}")  # fmt: skip
     with pytest.raises(NotApplicable, match="no class labels"):
-        gallery.class_means(subject)
-    assert len(gallery.scatter(subject).axes) == 1
-    assert len(embedding_names(subject, tmp_path)) == len(subject.datamodule.splits.val)
+        gallery.class_means(predictor)
+    assert len(gallery.scatter(predictor).axes) == 1
+    assert len(embedding_names(predictor, tmp_path)) == len(predictor.datamodule.splits.val)
 
 
-def embedding_names(subject, folder):
-    list(export.export(subject, None, folder, "csv"))
+def embedding_names(predictor, folder):
+    list(export.export(predictor, None, folder, "csv"))
     names = pd.read_csv(folder / "val.csv")["name"].tolist()
     assert all(name.endswith(".png") for name in names)
     return names
 
 
-def test_the_manifold_is_decoded_at_normal_quantiles(subject, monkeypatch):
+def test_the_manifold_is_decoded_at_normal_quantiles(predictor, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        subject.__class__, "decode", lambda self, z: asked.append(z) or iter([torch.zeros(len(z), 1, 4, 4)])
+        predictor.__class__, "decode", lambda self, z: asked.append(z) or iter([torch.zeros(len(z), 1, 4, 4)])
     )
-    gallery.manifold(subject)
+    gallery.manifold(predictor)
     z = asked[0].unflatten(0, (20, 20))
     shares = Normal(0.0, 1.0).cdf(z)
     torch.testing.assert_close(shares[0, :, 0], (torch.arange(20) + 0.5) / 20)  # latent 0 grows to the right
     torch.testing.assert_close(shares[:, 0, 1], (torch.arange(20).flip(0) + 0.5) / 20)  # latent 1 grows upwards
     asked.clear()
-    gallery.traversals(subject)
+    gallery.traversals(predictor)
     rows = asked[0].unflatten(0, (2, 7))
-    first = gallery._best(subject, 1)[0]
+    first = gallery._best(predictor, 1)[0]
     torch.testing.assert_close(Normal(0.0, 1.0).cdf(rows[0, :, first]), torch.linspace(0.05, 0.95, 7))
-    centre = subject.codes(subject.split).mean.mean(0)
+    centre = predictor.codes(predictor.split).mean.mean(0)
     torch.testing.assert_close(rows[0, :, 1 - first], centre[1 - first].expand(7))
 
 
@@ -157,26 +157,26 @@ def test_an_arc_keeps_the_length_and_a_line_cuts_through():
     assert torch.isfinite(spherical(torch.zeros(3), torch.zeros(3), 3)).all()
 
 
-def test_own_pictures_are_prepared_as_the_runs_images(picture_folder, subject, caplog):
+def test_own_pictures_are_prepared_as_the_runs_images(picture_folder, predictor, caplog):
     root = picture_folder({"a.png": (16, 16), "deep/b.jpg": (40, 50, 3), "c.png": (9, 9, 4)})
-    read = own_images.read(str(root), subject.datamodule)
+    read = own_images.read(str(root), predictor.datamodule)
     assert [Path(name).name for name in read.names] == ["a.png", "c.png", "b.jpg"]
     assert read.x.shape == (3, 1, 16, 16)
     with Image.open(root / "a.png") as image:
         np.testing.assert_allclose(read.x[0, 0], np.asarray(image) / 255, atol=1e-6)
-    assert len(own_images.read([f"{root}/*.png", str(root / "deep")], subject.datamodule).names) == 3
+    assert len(own_images.read([f"{root}/*.png", str(root / "deep")], predictor.datamodule).names) == 3
     (root / "a.png").write_bytes(b"no picture")
-    assert [Path(name).name for name in own_images.read(str(root), subject.datamodule).names] == ["c.png", "b.jpg"]
+    assert [Path(name).name for name in own_images.read(str(root), predictor.datamodule).names] == ["c.png", "b.jpg"]
     assert "left out: cannot decode" in caplog.text
     with pytest.raises(UserError, match=r"cannot decode .*a\.png"):
-        own_images.read(str(root / "a.png"), subject.datamodule)
+        own_images.read(str(root / "a.png"), predictor.datamodule)
     with pytest.raises(UserError, match="no picture there"):
-        own_images.read(f"{root}/*.gif", subject.datamodule)
+        own_images.read(f"{root}/*.gif", predictor.datamodule)
     many = own_images.Pictures([str(i) for i in range(40)], torch.rand(40, 1, 16, 16))
-    assert [name for name, _ in own_images.draw(subject, many, None)] == ["pictures_1", "pictures_2", "pictures_3"]
+    assert [name for name, _ in own_images.draw(predictor, many, None)] == ["pictures_1", "pictures_2", "pictures_3"]
 
 
-def test_own_pictures_are_scored(explored, subject):
+def test_own_pictures_are_scored(explored, predictor):
     """By the elbo's own terms: a validation image has the rank that it has among all of them."""
     run, done = explored
     rows = pd.read_csv(run / "figures" / "pictures.csv")
@@ -184,31 +184,31 @@ def test_own_pictures_are_scored(explored, subject):
     np.testing.assert_allclose(rows.negative_elbo, rows.distortion + rows.rate)
     assert f"{rows.negative_elbo.max():,.1f} nats (above 100 % of validation images)" in done.stdout
     assert "a rank is no diagnosis" in done.stdout
-    unseen = torch.cat([batch.x for batch, _ in subject.batches("val")])
-    found = scores.scores(subject, unseen)
+    unseen = torch.cat([batch.x for batch, _ in predictor.batches("val")])
+    found = scores.scores(predictor, unseen)
     order = found.negative_elbo.argsort()
     np.testing.assert_allclose(found.rank[order], torch.arange(len(order)) / len(order))
-    alone = scores.scores(subject, unseen[7:8])  # whatever stands beside it
+    alone = scores.scores(predictor, unseen[7:8])  # whatever stands beside it
     np.testing.assert_allclose(alone.negative_elbo, found.negative_elbo[7:8], rtol=1e-5)
     with torch.no_grad():
-        inference = subject.model.infer(unseen[:50], 200)
-        terms = elbo_terms(unseen[:50], inference, subject.model.prior())
+        inference = predictor.model.infer(unseen[:50], 200)
+        terms = elbo_terms(unseen[:50], inference, predictor.model.prior())
     assert found.negative_elbo[:50].mean().item() == pytest.approx(-terms.elbo.mean().item(), rel=0.02)
-    known, place = subject.datamodule.pool, subject.datamodule.splits.train[3]
-    again = scores.scores(subject, known.images[place][None] / 255)
+    known, place = predictor.datamodule.pool, predictor.datamodule.splits.train[3]
+    again = scores.scores(predictor, known.images[place][None] / 255)
     assert again.distance.item() == pytest.approx(0, abs=1e-4)
 
 
-def test_negatives_are_recognized_and_turned(subject, tmp_path):
+def test_negatives_are_recognized_and_turned(predictor, tmp_path):
     """Black on white, as people draw digits."""
     white = np.full((16, 16), 255, np.uint8)
     white[4:12, 7:9] = 0
     Image.fromarray(white).save(tmp_path / "one.png")
-    own = own_images.read(str(tmp_path / "one.png"), subject.datamodule)
-    assert "invert=true turns them" in scores.look_like_negatives(subject, own.x)
-    turned = own_images.read(str(tmp_path / "one.png"), subject.datamodule, invert=True)
+    own = own_images.read(str(tmp_path / "one.png"), predictor.datamodule)
+    assert "invert=true turns them" in scores.look_like_negatives(predictor, own.x)
+    turned = own_images.read(str(tmp_path / "one.png"), predictor.datamodule, invert=True)
     torch.testing.assert_close(turned.x, 1 - own.x)
-    assert scores.look_like_negatives(subject, turned.x) is None
+    assert scores.look_like_negatives(predictor, turned.x) is None
 
 
 def test_principal_directions_are_those_of_the_codes():
@@ -222,16 +222,16 @@ def test_principal_directions_are_those_of_the_codes():
     assert posterior.principal_directions(torch.ones(3, 1), 8).share.tolist() == [0]
 
 
-def test_directions_start_at_the_mean_of_the_training_codes(subject, monkeypatch):
+def test_directions_start_at_the_mean_of_the_training_codes(predictor, monkeypatch):
     seen = []
 
-    def keep(subject, z):
+    def keep(predictor, z):
         seen.append(z)
         return torch.zeros(*z.shape[:2], 1, 8, 8)
 
     monkeypatch.setattr(gallery, "_decode_table", keep)
-    gallery.directions(subject)
-    codes = subject.codes("train").mean
+    gallery.directions(predictor)
+    codes = predictor.codes("train").mean
     (z,) = seen
     torch.testing.assert_close(z[:, 3], codes.mean(0).expand(len(z), -1))
     along = (codes - codes.mean(0)) @ (z[0, 6] - z[0, 3]) / (z[0, 6] - z[0, 3]).norm()
@@ -252,22 +252,22 @@ def test_own_pictures_have_the_depth_of_the_runs_images(tmp_path, caplog):
     np.testing.assert_allclose(own_images.read(f"{tmp_path}/run", digits).x[0, 0], ramp / 4095, atol=1.5 / 255)
 
 
-def test_pictures_whose_names_are_no_utf8(picture_folder, subject, tmp_path):
+def test_pictures_whose_names_are_no_utf8(picture_folder, predictor, tmp_path):
     root = picture_folder({"plain.png": (16, 16)})
     shutil.copy(root / "plain.png", os.fsencode(root) + b"/caf\xe9.png")
-    own = own_images.read(str(root), subject.datamodule)
+    own = own_images.read(str(root), predictor.datamodule)
     assert [Path(name).name for name in own.names] == [r"caf\xe9.png", "plain.png"]
-    for _, figure in own_images.draw(subject, own, None):
+    for _, figure in own_images.draw(predictor, own, None):
         gallery.write(figure, tmp_path / "a.png")
     for form in ("csv", "npz"):
-        *_, path = export.export(subject, own, tmp_path, form)
+        *_, path = export.export(predictor, own, tmp_path, form)
         names = (
             np.load(path)["name"].tolist() if form == "npz" else pd.read_csv(path, encoding="utf-8")["name"].tolist()
         )
         assert names == own.names
 
 
-def test_noise_is_what_was_asked_for(subject):
+def test_noise_is_what_was_asked_for(predictor):
     x = torch.full((1, 1, 200, 200), 0.5)
     assert (own_images.add_noise(x, 0.1, Pixels.GREY) - x).std().item() == pytest.approx(0.1, rel=0.05)
     flipped = own_images.add_noise((torch.rand_like(x) < 0.3).float(), 0.2, Pixels.BINARY)
@@ -276,8 +276,8 @@ def test_noise_is_what_was_asked_for(subject):
     assert own_images.add_noise(zeros, 0.2, Pixels.BINARY).mean().item() == pytest.approx(0.2, rel=0.1)
     for noise in (0, -1, "much"):
         with pytest.raises(UserError, match=f"noise={noise}"):
-            own_images.check_noise(noise, subject.datamodule)
-    ((name, figure),) = own_images.draw(subject, None, 0.3)
+            own_images.check_noise(noise, predictor.datamodule)
+    ((name, figure),) = own_images.draw(predictor, None, 0.3)
     assert name == "denoising"
     assert "dB before" in figure.get_suptitle()
     assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == ["original", "noisy", "reconstruction"]

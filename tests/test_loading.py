@@ -11,7 +11,7 @@ import torch
 from omegaconf import OmegaConf
 
 from src.runs.folder import RunFolder
-from src.runs.load import load_run, subject_of
+from src.runs.load import load_run, predictor_of
 from src.system.errors import UserError
 from tests.helpers import built
 
@@ -377,10 +377,10 @@ def test_other_images_are_refused_unless_asked_for(run, picture_folder, tmp_path
 def test_split_and_device_are_checked(run):
     loaded = load_run(run)
     with pytest.raises(UserError, match="split=train: give one of val, test"):
-        subject_of(loaded, "train", None, "cpu", "cache")
+        predictor_of(loaded, "train", None, "cpu", "cache")
     with pytest.raises(UserError, match="device=tpu"):
-        subject_of(loaded, "test", None, "tpu", "cache")
+        predictor_of(loaded, "test", None, "tpu", "cache")
     with pytest.raises(UserError, match="seed=-1"):
-        subject_of(loaded, "test", -1, "cpu", "cache")
-    assert subject_of(loaded, "test", None, "cpu", "cache").seed == 0
-    assert subject_of(loaded, "test", 5, "cpu", "cache").seed == 5
+        predictor_of(loaded, "test", -1, "cpu", "cache")
+    assert predictor_of(loaded, "test", None, "cpu", "cache").seed == 0
+    assert predictor_of(loaded, "test", 5, "cpu", "cache").seed == 5

@@ -19,7 +19,7 @@ from src.benchmark import speed
 from src.exploration import export, grids, latents, own_images, writing
 from src.exploration.gallery import PICTURES, NotApplicable, write
 from src.exploration.writing import Figure, short
-from src.models.predictor import Subject
+from src.models.predictor import Predictor
 from tests.helpers import QUICK, built
 
 LATIN = os.fsdecode(b"caf\xe9")  # a name that is not UTF-8
@@ -38,24 +38,24 @@ def texts(figure: Figure) -> list[str]:
     return ["".join(child.text for child in node) if len(node) else node.text for node in nodes]
 
 
-def with_classes(subject: Subject, names: list[str], labels=None) -> Subject:
-    pool = subject.datamodule.pool
+def with_classes(predictor: Predictor, names: list[str], labels=None) -> Predictor:
+    pool = predictor.datamodule.pool
     labels = torch.arange(len(pool.labels)) % len(names) if labels is None else labels
-    subject.datamodule._pool = replace(pool, classes=names, labels=labels)
-    return subject
+    predictor.datamodule._pool = replace(pool, classes=names, labels=labels)
+    return predictor
 
 
-def fresh(*overrides: str) -> Subject:
+def fresh(*overrides: str) -> Predictor:
     datamodule, model = built(*QUICK, *overrides)
     epochs = [{"epoch": 0, "train/elbo": float("nan"), "val/elbo": -2.0, "val/rate": 1.0}]
-    return Subject(model.eval(), datamodule, epochs=epochs)
+    return Predictor(model.eval(), datamodule, epochs=epochs)
 
 
 def test_every_picture_draws_names_as_they_are(tmp_path):
-    subject = with_classes(fresh(), [*NAMES])
+    predictor = with_classes(fresh(), [*NAMES])
     named = {"scatter", "class_means"}
     for name, picture in PICTURES.items():
-        figure = picture(subject)
+        figure = picture(predictor)
         assert isinstance(figure, Figure), name
         write(figure, tmp_path / f"{name}.png")
         said = texts(figure)
@@ -65,19 +65,19 @@ def test_every_picture_draws_names_as_they_are(tmp_path):
 
 
 def test_file_names_are_drawn_as_they_are():
-    subject = fresh()
+    predictor = fresh()
     own = own_images.Pictures([f"/somewhere/{name}.png" for name in PLAIN if "/" not in name], torch.rand(8, 1, 16, 16))
-    ((_, figure),) = own_images.draw(subject, own, None)
+    ((_, figure),) = own_images.draw(predictor, own, None)
     assert {f"{name}.png" for name in PLAIN if len(name) < 9} <= {*texts(figure)}
 
 
 def test_the_projector_has_a_line_an_image(tmp_path):
-    subject = with_classes(fresh(), [*NAMES, "two\nlines"])
+    predictor = with_classes(fresh(), [*NAMES, "two\nlines"])
     with SummaryWriter(tmp_path) as writer:
-        export.project(subject, writer, tmp_path)
+        export.project(predictor, writer, tmp_path)
     (table,) = tmp_path.rglob("metadata.tsv")
     lines = table.read_text(encoding="utf-8").splitlines()
-    assert len(lines) == len(subject.codes("test").mean)
+    assert len(lines) == len(predictor.codes("test").mean)
     assert {*PLAIN, "-", r"caf\xe9", "tab here", "two lines"} == {*lines}
 
 
@@ -113,23 +113,23 @@ def test_formulas_are_only_what_matplotlib_writes():
     ],
 )
 def test_pictures_of_unusual_data_are_drawn_without_a_warning(case, dims, impossible):
-    subject = fresh(f"model.latent_dim={dims}")
-    pool, splits = subject.datamodule.pool, subject.datamodule.splits
+    predictor = fresh(f"model.latent_dim={dims}")
+    pool, splits = predictor.datamodule.pool, predictor.datamodule.splits
     labels = torch.zeros_like(pool.labels)
     if case == "many":
-        with_classes(subject, [f"class {i:03} {'z' * 188}" for i in range(200)])
+        with_classes(predictor, [f"class {i:03} {'z' * 188}" for i in range(200)])
     elif case == "one":
-        with_classes(subject, ["only"], labels)
+        with_classes(predictor, ["only"], labels)
     elif case == "none":
-        with_classes(subject, [], labels - 1)
+        with_classes(predictor, [], labels - 1)
     elif case == "constant":
         pool.images[:] = 0
     else:
-        subject.datamodule._splits = splits._replace(train=splits.train[:1], test=splits.test[:1])
+        predictor.datamodule._splits = splits._replace(train=splits.train[:1], test=splits.test[:1])
     left_out = set()
     for name, picture in PICTURES.items():
         try:
-            texts(figure := picture(subject))
+            texts(figure := picture(predictor))
         except NotApplicable:
             left_out.add(name)
         else:
@@ -203,9 +203,9 @@ def cat_font(tmp_path) -> Path:
 
 
 def test_a_script_without_a_font_is_written_out_and_said_once(bare, caplog):
-    subject = with_classes(fresh(), ["猫", "犬 dog", "c"])
+    predictor = with_classes(fresh(), ["猫", "犬 dog", "c"])
     for _ in range(2):
-        assert {r"\u732b", r"\u72ac dog", "c"} <= {*texts(PICTURES["scatter"](subject))}
+        assert {r"\u732b", r"\u72ac dog", "c"} <= {*texts(PICTURES["scatter"](predictor))}
     assert r"\u9ce5" in texts(grids.captioned([torch.rand(1, 1, 1, 8, 8)], "鳥", [], [["鳥"]]))
     (record,) = caplog.records
     assert record.levelname == "WARNING"
@@ -216,8 +216,8 @@ def test_a_script_without_a_font_is_written_out_and_said_once(bare, caplog):
 
 def test_a_script_with_a_font_is_drawn_in_it(bare, cat_font, caplog):
     fontManager.addfont(cat_font)
-    subject = with_classes(fresh(), ["猫$猫$", "c"])
-    figure = PICTURES["scatter"](subject)
+    predictor = with_classes(fresh(), ["猫$猫$", "c"])
+    figure = PICTURES["scatter"](predictor)
     assert texts(figure).count("猫$猫$") == 2
     (name,) = {tuple(t.get_fontfamily()) for t in figure.axes[0].get_legend().get_texts() if "猫" in t.get_text()}
     assert name[-1] == "Only-Cats: 9"

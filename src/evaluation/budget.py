@@ -11,7 +11,7 @@ import torch
 from src.evaluation import feature_networks
 from src.evaluation.importance import importance_bound
 from src.evaluation.likelihood import bytes_a_code, samples_at_once
-from src.models.predictor import Subject
+from src.models.predictor import Predictor
 from src.system.console import duration
 from src.system.seeds import stream
 
@@ -52,7 +52,7 @@ class Cost(NamedTuple):
 
 
 def settle(
-    subject: Subject, options: dict[str, dict[str, Any]], minutes: float | str | None
+    predictor: Predictor, options: dict[str, dict[str, Any]], minutes: float | str | None
 ) -> dict[str, dict[str, Any]]:
     """The same options with numbers in place of ``auto``: what fits, or all where there is no limit.
 
@@ -60,17 +60,17 @@ def settle(
     that must be made first takes no time from the others: the same command would choose more the next time.
 
     Args:
-        subject: what is judged; some of its images are tried.
+        predictor: what is judged; some of its images are tried.
         options: of each part that is wanted.
         minutes: for all parts together; ``auto`` for 5 on a CPU and no limit on a GPU, None for no limit.
     """
     if not options.keys() & {"bound", "samples"}:
         return options
     if minutes == AUTO:
-        minutes = None if subject.device.type == "cuda" else ON_A_CPU
-    splits = subject.datamodule.splits
-    train, judged = len(splits.train), len(getattr(splits, subject.split))
-    cost = measured(subject, "samples" in options)
+        minutes = None if predictor.device.type == "cuda" else ON_A_CPU
+    splits = predictor.datamodule.splits
+    train, judged = len(splits.train), len(getattr(splits, predictor.split))
+    cost = measured(predictor, "samples" in options)
     taken = cost.of_codes(options, train, judged)
     left = math.inf if minutes is None else 60 * minutes - taken
     settled, dear = chosen(cost, options, left, min(train, judged), judged)
@@ -134,19 +134,19 @@ def as_before(
 
 
 @torch.no_grad()
-def measured(subject: Subject, with_features: bool) -> Cost:
+def measured(predictor: Predictor, with_features: bool) -> Cost:
     """What the parts of an evaluation cost, measured on some images; features only where they are wanted."""
-    batch, _ = next(subject.batches(subject.split, TRIED))
+    batch, _ = next(predictor.batches(predictor.split, TRIED))
     x = batch.x
-    z, _ = subject.posterior(x)
-    at_once = min(TRIED, samples_at_once(bytes_a_code(subject.model), BOUNDS[0][0])[1])
-    with stream(subject.seed, "trial"):
+    z, _ = predictor.posterior(x)
+    at_once = min(TRIED, samples_at_once(bytes_a_code(predictor.model), BOUNDS[0][0])[1])
+    with stream(predictor.seed, "trial"):
         return Cost(
-            _seconds(lambda: subject.posterior(x)) / len(x),
-            _seconds(lambda: [*subject.decode(z)]) / len(x),
-            _seconds(lambda: importance_bound(subject.model, x[:1], at_once, at_once)) / at_once,
+            _seconds(lambda: predictor.posterior(x)) / len(x),
+            _seconds(lambda: [*predictor.decode(z)]) / len(x),
+            _seconds(lambda: importance_bound(predictor.model, x[:1], at_once, at_once)) / at_once,
             *(
-                feature_networks.cost(subject.datamodule, subject.cache_dir, subject.device)
+                feature_networks.cost(predictor.datamodule, predictor.cache_dir, predictor.device)
                 if with_features
                 else (0.0, 0.0)
             ),

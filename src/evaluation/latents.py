@@ -8,16 +8,16 @@ from sklearn.decomposition import PCA
 
 from src.data.base import Split
 from src.metrics import posterior, probes
-from src.models.predictor import Codes, Subject
+from src.models.predictor import Codes, Predictor
 
 
-def latents(subject: Subject, components: int) -> dict[str, Any]:
+def latents(predictor: Predictor, components: int) -> dict[str, Any]:
     """Use of the latents: rate of each, active units, mutual information, gap of aggregate posterior and prior."""
-    mean, scale, label, _ = subject.codes(subject.split)
-    z = subject.codes(subject.split).sample(subject.seed)
+    mean, scale, label, _ = predictor.codes(predictor.split)
+    z = predictor.codes(predictor.split).sample(predictor.seed)
     rate = posterior.rates(mean, scale)
     active = posterior.active_units(mean)
-    cut = posterior.surgery(mean, scale, z, subject.mixture(components))
+    cut = posterior.surgery(mean, scale, z, predictor.mixture(components))
     return {
         "images": len(label),
         "rate": rate.sum().item(),
@@ -32,22 +32,22 @@ def latents(subject: Subject, components: int) -> dict[str, Any]:
         "information_ceiling": cut.ceiling,
         "aggregate_mean": z.mean(0).tolist(),
         "aggregate_std": z.std(0, correction=0).tolist(),
-        "verdict": posterior.verdict(int(active.sum()), rate, cut.gap, subject.model.kl_weight),
+        "verdict": posterior.verdict(int(active.sum()), rate, cut.gap, predictor.model.kl_weight),
     }
 
 
-def representation(subject: Subject, train_images: int) -> dict[str, Any]:
+def representation(predictor: Predictor, train_images: int) -> dict[str, Any]:
     """Linear probe and k-nearest neighbours on posterior means, and the probe on as many principal components.
 
     Args:
-        subject: what is judged.
+        predictor: what is judged.
         train_images: training images to fit on, spread evenly.
     """
-    module = subject.datamodule
+    module = predictor.datamodule
     if (module.pool.labels[torch.cat(module.splits[:3])] < 0).any():
         return {"skipped": "the images have no class labels"}
-    splits: tuple[Split, ...] = ("train", "val", subject.split)
-    codes = [_thinned(subject.codes(split), train_images if split == "train" else None) for split in splits]
+    splits: tuple[Split, ...] = ("train", "val", predictor.split)
+    codes = [_thinned(predictor.codes(split), train_images if split == "train" else None) for split in splits]
     if len(codes[0].label.unique()) < 2:
         return {"skipped": "the training images are all of one class"}
     labels = [c.label.numpy() for c in codes]
@@ -57,9 +57,9 @@ def representation(subject: Subject, train_images: int) -> dict[str, Any]:
         "train_images": len(labels[0]),
         "linear_probe": probes.linear_probe(*means),
         "nearest_neighbours": probes.nearest_neighbours(*means),
-        "linear_probe_on_principal_components": _probe_of_pixels(subject, codes),
+        "linear_probe_on_principal_components": _probe_of_pixels(predictor, codes),
         "commonest_class": float(np.mean(labels[2] == np.bincount(labels[0]).argmax())),
-        "optimistic": subject.split == "val",  # C and k are chosen on validation images
+        "optimistic": predictor.split == "val",  # C and k are chosen on validation images
     }
 
 
@@ -71,15 +71,15 @@ def _thinned(codes: Codes, count: int | None) -> Codes:
     return Codes(*(column[keep] for column in codes))
 
 
-def _probe_of_pixels(subject: Subject, codes: list[Codes]) -> dict[str, Any] | None:
+def _probe_of_pixels(predictor: Predictor, codes: list[Codes]) -> dict[str, Any] | None:
     """The linear probe on principal components of the pixels, as many as latents; None where they need too much memory.
 
     What a code is worth shows only beside what the pixels give away by themselves.
     """
-    if max(len(c.index) for c in codes) * subject.pixels > 2**28:
+    if max(len(c.index) for c in codes) * predictor.pixels > 2**28:
         return None
-    pool = subject.datamodule.pool.images
+    pool = predictor.datamodule.pool.images
     flat = [pool[c.index].flatten(1).float().numpy() / 255 for c in codes]
-    pca = PCA(min(subject.model.latent_dim, *flat[0].shape), svd_solver="randomized", random_state=0).fit(flat[0])
+    pca = PCA(min(predictor.model.latent_dim, *flat[0].shape), svd_solver="randomized", random_state=0).fit(flat[0])
     parts = [probes.Labelled(pca.transform(x), c.label.numpy()) for x, c in zip(flat, codes, strict=True)]
     return probes.linear_probe(*parts)

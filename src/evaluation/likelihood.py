@@ -10,7 +10,7 @@ from src.evaluation.importance import importance_bound
 from src.metrics.reconstruction import Similarity
 from src.models.base import BaseVAE
 from src.models.footprint import BYTES_AT_ONCE, largest_layer
-from src.models.predictor import Subject
+from src.models.predictor import Predictor
 from src.runs.fit import tested
 from src.system.console import progress
 from src.system.seeds import stream
@@ -20,43 +20,43 @@ from src.training.resume import ReproducibleNoise
 LIKELIHOODS_IMAGES = 8  # its parameters, and what is computed of them
 
 
-def elbo(subject: Subject) -> dict[str, Any]:
+def elbo(predictor: Predictor) -> dict[str, Any]:
     """ELBO, distortion and rate over the whole split: the figures that training ended with, from the run folder.
 
     Without the loss, which is the training's own.
     """
     trainer = L.Trainer(
-        accelerator="gpu" if subject.device.type == "cuda" else "cpu",
+        accelerator="gpu" if predictor.device.type == "cuda" else "cpu",
         devices=1,
         logger=False,
-        callbacks=[ReproducibleNoise(subject.seed), ProgressBar()],
+        callbacks=[ReproducibleNoise(predictor.seed), ProgressBar()],
         enable_checkpointing=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-    device, subject.datamodule.tested = subject.device, subject.split
-    figures = tested(trainer, subject.model, subject.datamodule)
+    device, predictor.datamodule.tested = predictor.device, predictor.split
+    figures = tested(trainer, predictor.model, predictor.datamodule)
     figures.pop("loss")
-    subject.model.to(device).eval()
-    return {"images": len(getattr(subject.datamodule.splits, subject.split)), **figures}
+    predictor.model.to(device).eval()
+    return {"images": len(getattr(predictor.datamodule.splits, predictor.split)), **figures}
 
 
-def bound(subject: Subject, samples: int, images: int | None) -> dict[str, Any]:
+def bound(predictor: Predictor, samples: int, images: int | None) -> dict[str, Any]:
     """Importance-sampled bound on log p(x), nats per image, with its standard error over images.
 
     Args:
-        subject: what is judged.
+        predictor: what is judged.
         samples: K.
         images: how many, spread evenly over the split; None for all.
     """
-    size = len(getattr(subject.datamodule.splits, subject.split))
+    size = len(getattr(predictor.datamodule.splits, predictor.split))
     count = size if images is None else min(size, images)
-    group, at_once = samples_at_once(bytes_a_code(subject.model), samples)
+    group, at_once = samples_at_once(bytes_a_code(predictor.model), samples)
     parts = []
-    groups = (x for batch, _ in subject.batches(subject.split, count) for x in batch.x.split(group))
+    groups = (x for batch, _ in predictor.batches(predictor.split, count) for x in batch.x.split(group))
     for number, x in enumerate(progress(groups, "importance bound", -(-count // group))):
-        with stream(subject.seed, "bound", number):
-            parts.append(importance_bound(subject.model, x, samples, at_once))
+        with stream(predictor.seed, "bound", number):
+            parts.append(importance_bound(predictor.model, x, samples, at_once))
     estimates, elbos, effective = (torch.cat(column) for column in zip(*parts, strict=True))
     gap, value = estimates - elbos, estimates.mean().item()
     return {
@@ -67,7 +67,7 @@ def bound(subject: Subject, samples: int, images: int | None) -> dict[str, Any]:
         "elbo_of_these_images": elbos.mean().item(),
         "gap": gap.mean().item(),
         "gap_standard_error": _standard_error(gap),
-        "bits_per_dim": subject.model.likelihood.bits_per_dim(-value, subject.pixels, subject.datamodule.pixels),
+        "bits_per_dim": predictor.model.likelihood.bits_per_dim(-value, predictor.pixels, predictor.datamodule.pixels),
         "median_effective_samples": effective.median().item(),
     }
 
@@ -93,12 +93,12 @@ def _standard_error(values: Tensor) -> float | None:
     return values.std().item() / len(values) ** 0.5 if len(values) > 1 else None
 
 
-def reconstruction(subject: Subject) -> dict[str, Any]:
+def reconstruction(predictor: Predictor) -> dict[str, Any]:
     """PSNR (dB), SSIM and MS-SSIM of reconstructions from the posterior mean, over the whole split."""
-    similarity = Similarity(min(subject.datamodule.image_shape[1:]))
-    count = len(getattr(subject.datamodule.splits, subject.split))
-    batches = subject.batches(subject.split)
-    for batch, _ in progress(batches, "reconstructions", -(-count // subject.batch_size)):
+    similarity = Similarity(min(predictor.datamodule.image_shape[1:]))
+    count = len(getattr(predictor.datamodule.splits, predictor.split))
+    batches = predictor.batches(predictor.split)
+    for batch, _ in progress(batches, "reconstructions", -(-count // predictor.batch_size)):
         x = batch.x.cpu()
-        similarity.update(next(subject.reconstruct([x])), x)
+        similarity.update(next(predictor.reconstruct([x])), x)
     return {"images": count, **similarity.compute()}

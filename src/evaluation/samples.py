@@ -9,7 +9,7 @@ from torch import Tensor
 from src.data.base import Split
 from src.evaluation.feature_networks import Features, inception_features, own_features
 from src.metrics import distances
-from src.models.predictor import Subject
+from src.models.predictor import Predictor
 from src.system.console import progress
 from src.system.seeds import stream
 
@@ -19,40 +19,45 @@ ENOUGH_FOR_SCORE = 200
 NEIGHBOURS_OF = 1_000  # samples whose nearest training image is looked for
 
 
-def samples(subject: Subject, images: int, bootstrap: int, components: int, inception: bool | None) -> dict[str, Any]:
+def samples(
+    predictor: Predictor, images: int, bootstrap: int, components: int, inception: bool | None
+) -> dict[str, Any]:
     """Samples of the prior and of the mixture against the split, between a ceiling and a floor.
 
     The same figures are given for training images (no model can be expected to do better) and for reconstructions
     (no prior can be expected to do better with this decoder).
 
     Args:
-        subject: what is judged.
+        predictor: what is judged.
         images: images in each set; fewer where a split is smaller.
         bootstrap: repetitions for the standard error of the Fréchet distance; at most 10 in Inception's features.
         components: of the mixture.
         inception: also true FID, KID and IS; None where its network is installed.
     """
-    splits = subject.datamodule.splits
-    available = min(len(splits.train), len(getattr(splits, subject.split)))
+    splits = predictor.datamodule.splits
+    available = min(len(splits.train), len(getattr(splits, predictor.split)))
     if available < FEWEST:
         return {"skipped": f"a split has {available} images, distances need {FEWEST}"}
-    count = min(images, len(splits.train), len(getattr(splits, subject.split)))
+    count = min(images, len(splits.train), len(getattr(splits, predictor.split)))
     sets: dict[str, Callable[[], Iterable[Tensor]]] = {
-        "training": lambda: _images(subject, "train", count),
-        "reconstructions": lambda: subject.reconstruct(_images(subject, subject.split, count)),
-        "prior": lambda: subject.generate(count),
-        "mixture": lambda: subject.generate_from_mixture(components, count),
+        "training": lambda: _images(predictor, "train", count),
+        "reconstructions": lambda: predictor.reconstruct(_images(predictor, predictor.split, count)),
+        "prior": lambda: predictor.generate(count),
+        "mixture": lambda: predictor.generate_from_mixture(components, count),
     }
-    networks = [own_features(subject.datamodule, subject.cache_dir, subject.device), inception_features(inception)]
+    networks = [
+        own_features(predictor.datamodule, predictor.cache_dir, predictor.device),
+        inception_features(inception),
+    ]
     result: dict[str, Any] = {"images": count, "components": components}
     for network in (n for n in networks if n is not None):
-        real, logits = network(_images(subject, subject.split, count), subject.device)
+        real, logits = network(_images(predictor, predictor.split, count), predictor.device)
         repeats = bootstrap if real.shape[1] <= LARGE else min(bootstrap, FEW)
         compared = {}
         for name, make in progress(sets.items(), f"samples in {network.name} features"):
-            with stream(subject.seed, "samples", name):
-                compared[name] = _compare(real, *network(make(), subject.device), network, repeats)
-        with stream(subject.seed, "samples", "score"):
+            with stream(predictor.seed, "samples", name):
+                compared[name] = _compare(real, *network(make(), predictor.device), network, repeats)
+        with stream(predictor.seed, "samples", "score"):
             score = _score(network, logits)
         result[network.name] = {
             "network": network.facts,
@@ -60,7 +65,7 @@ def samples(subject: Subject, images: int, bootstrap: int, components: int, ince
             "sets": compared,
             "score_of_the_split": score,
         }
-    result["memorisation"] = memorisation(subject, count)
+    result["memorisation"] = memorisation(predictor, count)
     if count < distances.ENOUGH:
         result["warning"] = (
             f"{count} images are fewer than {distances.ENOUGH:,}: distances are biased upwards and noisy; "
@@ -69,8 +74,8 @@ def samples(subject: Subject, images: int, bootstrap: int, components: int, ince
     return result
 
 
-def _images(subject: Subject, split: Split, count: int) -> Iterable[Tensor]:
-    return (batch.x for batch, _ in subject.batches(split, count))
+def _images(predictor: Predictor, split: Split, count: int) -> Iterable[Tensor]:
+    return (batch.x for batch, _ in predictor.batches(split, count))
 
 
 def _compare(real: Tensor, other: Tensor, logits: Tensor, network: Features, bootstrap: int) -> dict[str, Any]:
@@ -90,7 +95,7 @@ def _score(network: Features, logits: Tensor) -> dict[str, Any] | None:
     return distances.inception_score(logits).as_dict()
 
 
-def memorisation(subject: Subject, count: int) -> dict[str, Any]:
+def memorisation(predictor: Predictor, count: int) -> dict[str, Any]:
     """Whether samples are copies: how often one is nearer to a training image than to any of as many unseen ones.
 
     The unseen ones are validation images, which were carved from the same source; a published test split may differ.
@@ -99,9 +104,9 @@ def memorisation(subject: Subject, count: int) -> dict[str, Any]:
     same picture over and over proves nothing. ``median_distance`` compares samples with unseen images in their
     distance to the nearest training image (root mean square over pixels).
     """
-    module = subject.datamodule
+    module = predictor.datamodule
     pool, train = module.pool.images, module.splits.train
-    drawn = torch.cat([*subject.generate(min(NEIGHBOURS_OF, count))])
+    drawn = torch.cat([*predictor.generate(min(NEIGHBOURS_OF, count))])
     size = min(count, len(module.splits.val), len(train))
     unseen = module.spread("val", size)
     from_training, known = distances.nearest(drawn, pool, module.spread("train", size))

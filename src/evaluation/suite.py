@@ -14,7 +14,7 @@ from src.evaluation.feature_networks import inception_features
 from src.evaluation.latents import latents, representation
 from src.evaluation.likelihood import bound, elbo, reconstruction
 from src.evaluation.samples import samples
-from src.models.predictor import Subject
+from src.models.predictor import Predictor
 from src.runs.folder import flatten
 from src.system import keys
 from src.system.errors import UserError
@@ -46,12 +46,12 @@ def parts_of(wanted: str | Sequence[str]) -> list[str]:
 
 
 def evaluate(
-    subject: Subject, options: dict[str, dict[str, Any]], budget: float | str | None = None
+    predictor: Predictor, options: dict[str, dict[str, Any]], budget: float | str | None = None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """The parts that ``options`` names, each called with its values and stamped with what it belongs to.
 
     Args:
-        subject: what is judged.
+        predictor: what is judged.
         options: arguments of each part; ``auto`` for those that ``budget`` is to choose.
         budget: see :func:`src.evaluation.budget.settle`.
 
@@ -62,11 +62,11 @@ def evaluate(
         for name, value in values.items():
             keys.check(f"{part}.{name}", value, KEYS[f"{part}.{name}"])
     inception_features(options.get("samples", {}).get("inception", False))
-    stamp = {"seed": subject.seed, "checkpoint": subject.checkpoint, "data": subject.datamodule.fingerprint}
-    options = settle(subject, options, budget)
+    stamp = {"seed": predictor.seed, "checkpoint": predictor.checkpoint, "data": predictor.datamodule.fingerprint}
+    options = settle(predictor, options, budget)
     for number, (name, values) in enumerate(options.items(), 1):
         log.info("%d/%d %s", number, len(options), name)
-        figures = PARTS[name](subject, **values)
+        figures = PARTS[name](predictor, **values)
         if broken := [key for key, value in flatten(figures) if not _finite(value)]:
             raise UserError(
                 f"{name}.{broken[0]} is not a finite number: python -m src.explore figures=[losses] shows whether the "

@@ -12,7 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from src.data.base import Split
 from src.exploration.grids import enlarge
 from src.exploration.own_images import Pictures
-from src.models.predictor import Subject
+from src.models.predictor import Predictor
 from src.system.files import readable, whole_file
 from src.system.keys import KEYS, check
 
@@ -32,20 +32,20 @@ def form_of(embed: str | bool | None) -> str | None:
     return {True: "npz", False: None}.get(embed, embed)
 
 
-def export(subject: Subject, own: Pictures | None, folder: Path, form: str) -> Iterator[Path]:
+def export(predictor: Predictor, own: Pictures | None, folder: Path, form: str) -> Iterator[Path]:
     """Write the posteriors of each split, and of the user's pictures: one file each.
 
     Means ``[N, D]`` and standard deviations ``[N, D]``, with the file name (or the position in the data set), split
     and class of each image.
     """
-    pool = subject.datamodule.pool
+    pool = predictor.datamodule.pool
     for split in SPLITS:
-        codes = subject.codes(split)
+        codes = predictor.codes(split)
         names = [pool.names[i] if pool.names else str(i) for i in codes.index.tolist()]
         classes = [pool.classes[label] if label >= 0 else "" for label in codes.label.tolist()]
         yield _write(folder / f"{split}.{form}", names, classes, codes.mean.numpy(), codes.scale.numpy())
     if own is not None:
-        mean, scale = subject.posterior(own.x)
+        mean, scale = predictor.posterior(own.x)
         yield _write(folder / f"pictures.{form}", own.names, [""] * len(mean), mean.numpy(), scale.numpy())
 
 
@@ -63,14 +63,14 @@ def _write(path: Path, names: list[str], classes: list[str], mean: np.ndarray, s
     return path
 
 
-def project(subject: Subject, writer: SummaryWriter, folder: Path) -> None:
+def project(predictor: Predictor, writer: SummaryWriter, folder: Path) -> None:
     """Put the posterior means of (at most 2,000) images of the split into TensorBoard's projector, with thumbnails.
 
     An earlier export of the run is replaced.
     """
     (folder / "projector_config.pbtxt").unlink(missing_ok=True)
     shutil.rmtree(folder / "00000" / TAG, ignore_errors=True)
-    codes, pool = subject.codes(subject.split), subject.datamodule.pool
+    codes, pool = predictor.codes(predictor.split), predictor.datamodule.pool
     side = enlarge(pool.images[:1]).shape[-1]
     count = min(PROJECTED, len(codes.mean), (SPRITE // side) ** 2)
     chosen = torch.arange(count) * len(codes.mean) // count

@@ -1,4 +1,4 @@
-"""Every picture of a trained model: one function a picture, subject in, figure out.
+"""Every picture of a trained model: one function a picture, predictor in, figure out.
 
 Training ends with :data:`SHORT`, ``python -m src.explore`` draws them all. A picture that a model or a data set
 cannot have raises :class:`NotApplicable`, which says why.
@@ -19,7 +19,7 @@ from src.data.splits import ImagePool
 from src.exploration import curves, grids, latents
 from src.exploration.writing import short
 from src.metrics import distances, posterior
-from src.models.predictor import Subject
+from src.models.predictor import Predictor
 from src.system.errors import UserError
 from src.system.files import whole_file
 from src.system.keys import KEYS, check
@@ -45,18 +45,18 @@ def whole(batches: Iterable[Tensor]) -> Tensor:
     return torch.cat([*batches])
 
 
-def reconstructions(subject: Subject, count: int = 32) -> Figure:
+def reconstructions(predictor: Predictor, count: int = 32) -> Figure:
     """Images of the split, with class and file where they have them, over reconstructions from the posterior mean."""
-    pool, index = subject.datamodule.pool, subject.datamodule.spread(subject.split, count).tolist()
-    originals = originals_of(subject, count)
-    drawn = whole(subject.reconstruct([originals]))
+    pool, index = predictor.datamodule.pool, predictor.datamodule.spread(predictor.split, count).tolist()
+    originals = originals_of(predictor, count)
+    drawn = whole(predictor.reconstruct([originals]))
     columns = min(A_ROW, len(originals))
     tables, captions = [], []
     for start in range(0, len(originals) // columns * columns, columns):
         here = slice(start, start + columns)
         tables.append(torch.stack([originals[here], drawn[here]]))
         captions.append([_caption(pool, i) for i in index[here]])
-    title = f"Originals ({subject.split} split), each row over its reconstructions"
+    title = f"Originals ({predictor.split} split), each row over its reconstructions"
     return grids.captioned(tables, title, [], captions)
 
 
@@ -67,45 +67,45 @@ def _caption(pool: ImagePool, i: int) -> str:
     return "\n".join(short(name, LONGEST) for name in names if name)
 
 
-def originals_of(subject: Subject, count: int) -> Tensor:
+def originals_of(predictor: Predictor, count: int) -> Tensor:
     """``count`` images spread evenly over the split, as the model sees them, on the CPU."""
-    return whole(batch.x.cpu() for batch, _ in subject.batches(subject.split, count))
+    return whole(batch.x.cpu() for batch, _ in predictor.batches(predictor.split, count))
 
 
-def samples(subject: Subject) -> Figure:
+def samples(predictor: Predictor) -> Figure:
     """100 means of p(x|z), z from the prior, as 10 x 10 (document 002)."""
-    return grids.picture(grids.grid(whole(subject.generate(100)), 10), "Samples: means of p(x|z), z from the prior")
+    return grids.picture(grids.grid(whole(predictor.generate(100)), 10), "Samples: means of p(x|z), z from the prior")
 
 
-def samples_from_mixture(subject: Subject) -> Figure:
+def samples_from_mixture(predictor: Predictor) -> Figure:
     """The same with z from a Gaussian mixture fitted to training codes (Ghosh et al. 2020)."""
-    if len(subject.datamodule.splits.train) < 2:
+    if len(predictor.datamodule.splits.train) < 2:
         raise NotApplicable("a mixture needs 2 training images")
     title = f"Samples: means of p(x|z), z from {COMPONENTS} Gaussians fitted to training codes"
-    return grids.picture(grids.grid(whole(subject.generate_from_mixture(COMPONENTS, 100)), 10), title)
+    return grids.picture(grids.grid(whole(predictor.generate_from_mixture(COMPONENTS, 100)), 10), title)
 
 
-def losses(subject: Subject) -> Figure:
+def losses(predictor: Predictor) -> Figure:
     """Elbo, distortion and rate by epoch, training and validation (documents 000, 002)."""
-    if not subject.epochs:
+    if not predictor.epochs:
         raise NotApplicable("the run's last checkpoint records no epoch")
-    return curves.loss_curves(subject.epochs, subject.model.metric_names(subject.datamodule.pixels))
+    return curves.loss_curves(predictor.epochs, predictor.model.metric_names(predictor.datamodule.pixels))
 
 
-def rates(subject: Subject) -> Figure:
+def rates(predictor: Predictor) -> Figure:
     """Rate of each latent, and which are active."""
-    codes = subject.codes(subject.split)
+    codes = predictor.codes(predictor.split)
     rate, variance = posterior.rates(codes.mean, codes.scale), posterior.variance_of_means(codes.mean)
     active = int((variance > posterior.ACTIVE_VARIANCE).sum())
     title = f"{active} of {len(rate)} latents active (variance of the posterior mean > {posterior.ACTIVE_VARIANCE})"
     return latents.rate_bars(rate, variance, f"Rate of each latent, {rate.sum():.1f} nats in all. {title}")
 
 
-def scatter(subject: Subject) -> Figure:
+def scatter(predictor: Predictor) -> Figure:
     """Posterior means by class: as they are for two latents, their first two principal components otherwise."""
-    codes = subject.codes(subject.split)
+    codes = predictor.codes(predictor.split)
     points, names = codes.mean, ("latent 0", "latent 1")
-    title = f"Posterior means of the {subject.split} split"
+    title = f"Posterior means of the {predictor.split} split"
     if points.shape[1] == 1:
         points, names = torch.stack([points[:, 0], codes.scale[:, 0]], 1), ("latent 0", "standard deviation of q(z|x)")
     elif points.shape[1] > 2:
@@ -115,40 +115,40 @@ def scatter(subject: Subject) -> Figure:
         points = (points - points.mean(0)) @ axes.T
         names = tuple(f"PC {i} ({100 * part:.0f} %)" for i, part in enumerate(shares.tolist(), 1))
         title += f": first two principal components of {codes.mean.shape[1]} latents"
-    return latents.scatter(points, codes.label, subject.datamodule.pool.classes, title, names)
+    return latents.scatter(points, codes.label, predictor.datamodule.pool.classes, title, names)
 
 
-def manifold(subject: Subject) -> Figure:
+def manifold(predictor: Predictor) -> Figure:
     """The decoded plane of two latents, 20 x 20 at normal quantiles (Kingma & Welling 2014, figure 4)."""
-    if subject.model.latent_dim != 2:
-        raise NotApplicable(f"only a model with 2 latents has a plane to draw whole, this one has {_dims(subject)}")
+    if predictor.model.latent_dim != 2:
+        raise NotApplicable(f"only a model with 2 latents has a plane to draw whole, this one has {_dims(predictor)}")
     steps = Normal(0.0, 1.0).icdf((torch.arange(SIDE) + 0.5) / SIDE)
     up, right = torch.meshgrid(steps.flip(0), steps, indexing="ij")
-    images = whole(subject.decode(torch.stack([right, up], -1).flatten(0, 1)))
+    images = whole(predictor.decode(torch.stack([right, up], -1).flatten(0, 1)))
     labels = [f"{z:+.2f}" if i % 3 == 0 else "" for i, z in enumerate(steps.tolist())]
     title = "Decoded plane: means of p(x|z) at quantiles of the standard normal"
     table = images.unflatten(0, (SIDE, SIDE))
     return grids.labelled(table, title, labels[::-1], labels, "latent 0", "latent 1")
 
 
-def histogram(subject: Subject) -> Figure:
+def histogram(predictor: Predictor) -> Figure:
     """Codes of the two latents with the largest rate, as a 2-D histogram beside the standard normal (document 003).
 
     By rate, not by the variance of sampled codes as the document picks them: that is 1 for a collapsed latent too.
     """
-    pair = _best(subject, 2)
+    pair = _best(predictor, 2)
     if len(pair) < 2:
         raise NotApplicable("a 2-D histogram needs 2 latents")
-    z = subject.codes(subject.split).sample(subject.seed)[:, pair]
+    z = predictor.codes(predictor.split).sample(predictor.seed)[:, pair]
     return latents.against_normal(z, tuple(pair), [posterior.agreement(c) for c in z.T], posterior.misplaced(z))
 
 
-def directions(subject: Subject) -> Figure:
+def directions(predictor: Predictor) -> Figure:
     """1 x 7 pictures along each principal direction of the training codes, from their mean to 2 deviations each way.
 
     Where the rate is spread over hundreds of latents each alone changes nothing that is seen; their directions do.
     """
-    codes = subject.codes("train").mean
+    codes = predictor.codes("train").mean
     if len(codes) < 2:
         raise NotApplicable("principal directions need 2 training images")
     centre, (axes, spread, shares) = codes.mean(0), posterior.principal_directions(codes, DIRECTIONS)
@@ -157,7 +157,7 @@ def directions(subject: Subject) -> Figure:
     rows = [f"direction {i}\n({100 * share:.0f} % of variance)" for i, share in enumerate(shares.tolist(), 1)]
     title = f"Principal directions of {len(codes):,} training codes, from their mean"
     return grids.labelled(
-        _decode_table(subject, z),
+        _decode_table(predictor, z),
         title,
         rows,
         [f"{round(s, 1) + 0:+.1f}" for s in steps.tolist()],
@@ -165,38 +165,38 @@ def directions(subject: Subject) -> Figure:
     )
 
 
-def traversals(subject: Subject) -> Figure:
+def traversals(predictor: Predictor) -> Figure:
     """1 x 7 pictures along each of the latents with the largest rate, the others at their mean (document 003: at 0)."""
-    chosen = _best(subject, ROWS)
+    chosen = _best(predictor, ROWS)
     steps = Normal(0.0, 1.0).icdf(QUANTILES)
-    z = _mean_code(subject).repeat(len(chosen), len(steps), 1)
+    z = _mean_code(predictor).repeat(len(chosen), len(steps), 1)
     for row, latent in enumerate(chosen):
         z[row, :, latent] = steps
-    rate = posterior.rates(*subject.codes(subject.split)[:2])
+    rate = posterior.rates(*predictor.codes(predictor.split)[:2])
     rows = [f"latent {latent}\n({rate[latent]:.2f} nats)" for latent in chosen]
     title = f"Traversals: one latent at normal quantiles, the others at their mean{_weak(rate)}"
-    return grids.labelled(_decode_table(subject, z), title, rows, _quantile_names(), "quantile of N(0, 1)")
+    return grids.labelled(_decode_table(predictor, z), title, rows, _quantile_names(), "quantile of N(0, 1)")
 
 
-def plane(subject: Subject) -> Figure:
+def plane(predictor: Predictor) -> Figure:
     """7 x 7 pictures along the two latents with the largest rate, the others at their mean (document 003: at 0)."""
-    pair = _best(subject, 2)
+    pair = _best(predictor, 2)
     if len(pair) < 2:
         raise NotApplicable("a plane needs 2 latents")
     steps = Normal(0.0, 1.0).icdf(QUANTILES)
-    z = _mean_code(subject).repeat(len(steps), len(steps), 1)
+    z = _mean_code(predictor).repeat(len(steps), len(steps), 1)
     z[..., pair[0]] = steps
     z[..., pair[1]] = steps.flip(0)[:, None]
     names = _quantile_names()
-    weak = _weak(posterior.rates(*subject.codes(subject.split)[:2]))
+    weak = _weak(posterior.rates(*predictor.codes(predictor.split)[:2]))
     title = f"The two latents with the largest rate at normal quantiles, the others at their mean{weak}"
     across, up = (f"quantile of latent {latent}" for latent in pair)
-    return grids.labelled(_decode_table(subject, z), title, names[::-1], names, across, up)
+    return grids.labelled(_decode_table(predictor, z), title, names[::-1], names, across, up)
 
 
-def _mean_code(subject: Subject) -> Tensor:
+def _mean_code(predictor: Predictor) -> Tensor:
     """The mean of the posterior means of the split, ``[D]``: a typical image, which 0 need not be."""
-    return subject.codes(subject.split).mean.mean(0)
+    return predictor.codes(predictor.split).mean.mean(0)
 
 
 def _weak(rate: Tensor) -> str:
@@ -210,26 +210,26 @@ def _quantile_names() -> list[str]:
     return [f"{quantile:.2f}" for quantile in QUANTILES.tolist()]
 
 
-def _decode_table(subject: Subject, z: Tensor) -> Tensor:
-    return whole(subject.decode(z.flatten(0, 1))).unflatten(0, z.shape[:2])
+def _decode_table(predictor: Predictor, z: Tensor) -> Tensor:
+    return whole(predictor.decode(z.flatten(0, 1))).unflatten(0, z.shape[:2])
 
 
-def interpolations(subject: Subject) -> Figure:
+def interpolations(predictor: Predictor) -> Figure:
     """Decoded steps between the posterior means of two images, on a straight line and on an arc."""
-    originals = originals_of(subject, 2 * PAIRS)
+    originals = originals_of(predictor, 2 * PAIRS)
     if len(originals) < 2:
         raise NotApplicable("interpolation needs 2 images")
     half = len(originals) // 2  # the first is paired with one from the middle: folders are sorted by class
     with torch.no_grad():
-        codes = subject.model.posterior(originals.to(subject.device)).mean.cpu()
+        codes = predictor.model.posterior(originals.to(predictor.device)).mean.cpu()
     rows, names = [], []
     for i, j in zip(range(half), range(half, 2 * half), strict=True):
         for name, path in (("line", linear), ("arc", spherical)):
-            decoded = whole(subject.decode(path(codes[i], codes[j], STEPS)))
+            decoded = whole(predictor.decode(path(codes[i], codes[j], STEPS)))
             rows.append(torch.cat([originals[i][None], decoded, originals[j][None]]))
             names.append(name)
     steps = [f"{step:.2f}" for step in torch.linspace(0, 1, STEPS).tolist()]
-    title = f"Between two {subject.split} images, outermost: a straight line and an arc between their posterior means"
+    title = f"Between two {predictor.split} images, outermost: a straight line and an arc between their posterior means"
     return grids.labelled(torch.stack(rows), title, names, ["image", *steps, "image"], "way from one to the other")
 
 
@@ -253,14 +253,14 @@ def spherical(a: Tensor, b: Tensor, steps: int) -> Tensor:
     return direction * torch.lerp(a.norm(), b.norm(), t)
 
 
-def class_means(subject: Subject) -> Figure:
+def class_means(predictor: Predictor) -> Figure:
     """The decoded mean of each class's posterior means, and how it differs from that of all images."""
-    codes, classes = subject.codes(subject.split), subject.datamodule.pool.classes
+    codes, classes = predictor.codes(predictor.split), predictor.datamodule.pool.classes
     present = [label for label in codes.label.unique().tolist() if label >= 0]
     if not present:
         raise NotApplicable("the images have no class labels")
     z = torch.stack([codes.mean[codes.label == label].mean(0) for label in present])
-    *images, centre = whole(subject.decode(torch.cat([z, codes.mean[codes.label >= 0].mean(0, keepdim=True)])))
+    *images, centre = whole(predictor.decode(torch.cat([z, codes.mean[codes.label >= 0].mean(0, keepdim=True)])))
     images = torch.stack(images)
     columns = min(max(CLASSES_A_ROW, math.isqrt(2 * len(present))), MOST_A_ROW)
     rows = range(0, len(present), columns)
@@ -279,16 +279,16 @@ def class_means(subject: Subject) -> Figure:
     return grids.captioned(tables, title, ["mean", "difference"], names)
 
 
-def neighbours(subject: Subject) -> Figure:
+def neighbours(predictor: Predictor) -> Figure:
     """Samples over their nearest training images: copies would show."""
-    drawn = whole(subject.generate(32))
-    pool, train = subject.datamodule.pool.images, subject.datamodule.splits.train
+    drawn = whole(predictor.generate(32))
+    pool, train = predictor.datamodule.pool.images, predictor.datamodule.splits.train
     _, place = distances.nearest(drawn, pool, train)
     title = "Samples, each row over the training images nearest to them (root mean square over pixels)"
     return grids.picture(grids.stacks([drawn, pool[place] / 255]), title)
 
 
-PICTURES: dict[str, Callable[[Subject], Figure]] = {
+PICTURES: dict[str, Callable[[Predictor], Figure]] = {
     "reconstructions": reconstructions,
     "samples": samples,
     "losses": losses,
@@ -318,7 +318,7 @@ def choose(wanted: str | Sequence[str]) -> list[str]:
     return [*PICTURES] if wanted == "all" else names
 
 
-def draw(subject: Subject, names: Iterable[str], explicit: bool) -> Iterator[tuple[str, Figure]]:
+def draw(predictor: Predictor, names: Iterable[str], explicit: bool) -> Iterator[tuple[str, Figure]]:
     """Name and figure of each picture; one that cannot be is left out with a line, or an error where it was asked for.
 
     Raises:
@@ -326,7 +326,7 @@ def draw(subject: Subject, names: Iterable[str], explicit: bool) -> Iterator[tup
     """
     for name in names:
         try:
-            yield name, PICTURES[name](subject)
+            yield name, PICTURES[name](predictor)
         except NotApplicable as reason:
             if explicit:
                 raise UserError(f"figures={name}: {reason}") from reason
@@ -339,9 +339,9 @@ def write(figure: Figure, path: Path) -> None:
         figure.savefig(file, format="png", dpi=120, bbox_inches="tight")
 
 
-def _best(subject: Subject, count: int) -> list[int]:
-    return posterior.most_informative(posterior.rates(*subject.codes(subject.split)[:2]), count)
+def _best(predictor: Predictor, count: int) -> list[int]:
+    return posterior.most_informative(posterior.rates(*predictor.codes(predictor.split)[:2]), count)
 
 
-def _dims(subject: Subject) -> int:
-    return subject.model.latent_dim
+def _dims(predictor: Predictor) -> int:
+    return predictor.model.latent_dim

@@ -19,7 +19,7 @@ from src.exploration.gallery import originals_of, whole
 from src.exploration.scores import MIND, Scores
 from src.exploration.writing import short
 from src.metrics.reconstruction import psnr
-from src.models.predictor import Subject
+from src.models.predictor import Predictor
 from src.system.errors import UserError
 from src.system.files import readable
 from src.system.seeds import stream
@@ -104,30 +104,30 @@ def add_noise(x: Tensor, noise: float, pixels: Pixels) -> Tensor:
 
 
 def draw(
-    subject: Subject, own: Pictures | None, noise: float | None, of: Scores | None = None
+    predictor: Predictor, own: Pictures | None, noise: float | None, of: Scores | None = None
 ) -> Iterator[tuple[str, Figure]]:
     """Figures of the user's pictures, or of denoised images of the split where only ``noise`` is given, by name.
 
     Args:
-        subject: the model.
+        predictor: the model.
         own: the pictures.
         noise: to be taken out of them.
         of: scores of the pictures, where they are to be shown with them.
     """
     if own is None:
         if noise is not None:
-            yield "denoising", _figure(subject, originals_of(subject, SHOWN), None, noise)
+            yield "denoising", _figure(predictor, originals_of(predictor, SHOWN), None, noise)
         return
     pages = range(0, len(own.names), COLUMNS * ROWS)
     for page, start in enumerate(pages, 1):
         here = slice(start, start + COLUMNS * ROWS)
         shown = None if of is None else Scores(*(column[here] for column in of))
-        figure = _figure(subject, own.x[here], own.names[here], noise, shown)
+        figure = _figure(predictor, own.x[here], own.names[here], noise, shown)
         yield "pictures" if len(pages) == 1 else f"pictures_{page}", figure
 
 
 def _figure(
-    subject: Subject, x: Tensor, names: list[str] | None, noise: float | None, of: Scores | None = None
+    predictor: Predictor, x: Tensor, names: list[str] | None, noise: float | None, of: Scores | None = None
 ) -> Figure:
     """Originals over (noisy inputs over) reconstructions, with file names; the title says how near they are.
 
@@ -135,20 +135,20 @@ def _figure(
     """
     seen, drawn = x, None if of is None else of.reconstruction
     if noise is not None:
-        with stream(subject.seed, "noise"):
-            seen = add_noise(x, noise, subject.datamodule.pixels)
+        with stream(predictor.seed, "noise"):
+            seen = add_noise(x, noise, predictor.datamodule.pixels)
         drawn = None
-    drawn = whole(subject.reconstruct([seen])) if drawn is None else drawn
+    drawn = whole(predictor.reconstruct([seen])) if drawn is None else drawn
     stack = {"original": x, **({} if noise is None else {"noisy": seen}), "reconstruction": drawn}
     before, after = (f"{psnr(images, x).mean():.1f} dB" for images in (seen, drawn))
     title = f"Reconstructions, PSNR {after}"
     if noise is not None:
         title = f"Denoising, noise {noise:g}: PSNR {before} before, {after} after"
     elif of is not None:
-        difference, name = x - drawn, subject.model.metric_names(subject.datamodule.pixels)["elbo"]
+        difference, name = x - drawn, predictor.model.metric_names(predictor.datamodule.pixels)["elbo"]
         reach = difference.abs().max().clamp_min(1e-6)
         stack["difference"] = grids.signed(difference / reach)
-        stack["nearest"] = subject.datamodule.pool.images[of.nearest] / 255
+        stack["nearest"] = predictor.datamodule.pool.images[of.nearest] / 255
         title += (
             f". Red: brighter than the reconstruction, blue: darker, by up to {reach:.2f} of the full range. "
             f"Below: the nearest training image; −{name} and the share of validation images where it is lower ({MIND})"

@@ -10,7 +10,7 @@ from torch import Tensor
 from src.metrics.distances import nearest
 from src.metrics.reconstruction import psnr
 from src.models.objectives import elbo_terms
-from src.models.predictor import Subject
+from src.models.predictor import Predictor
 from src.system.console import progress
 from src.system.seeds import stream
 
@@ -40,34 +40,34 @@ class Scores(NamedTuple):
         return self.distortion + self.rate
 
 
-def scores(subject: Subject, x: Tensor) -> Scores:
+def scores(predictor: Predictor, x: Tensor) -> Scores:
     """Of pictures ``[N, C, H, W]``, as the model sees them, on the CPU."""
-    splits, pool = subject.datamodule.splits, subject.datamodule.pool.images
-    distortion, rate = _costs(subject, x)
-    unseen = torch.cat([batch.x.cpu() for batch, _ in subject.batches("val", REFERENCES)])
-    usual = sum(_costs(subject, unseen)).sort().values
-    drawn = torch.cat([*subject.reconstruct(x.split(subject.batch_size))])
+    splits, pool = predictor.datamodule.splits, predictor.datamodule.pool.images
+    distortion, rate = _costs(predictor, x)
+    unseen = torch.cat([batch.x.cpu() for batch, _ in predictor.batches("val", REFERENCES)])
+    usual = sum(_costs(predictor, unseen)).sort().values
+    drawn = torch.cat([*predictor.reconstruct(x.split(predictor.batch_size))])
     distance, place = nearest(x, pool, splits.train)
     rank = torch.searchsorted(usual, distortion + rate) / len(usual)
     return Scores(distortion, rate, rank, psnr(drawn, x), drawn, place, distance)
 
 
 @torch.no_grad()
-def _costs(subject: Subject, x: Tensor) -> tuple[Tensor, Tensor]:
+def _costs(predictor: Predictor, x: Tensor) -> tuple[Tensor, Tensor]:
     """Distortion and rate of images ``[N, C, H, W]``; with the same noise for each, so equal for equal images."""
     parts = []
     for one in progress(x.split(1), "costs of images"):
-        image = one.to(subject.device)
-        with stream(subject.seed, "costs"):
-            terms = elbo_terms(image, subject.model.infer(image, SAMPLES), subject.model.prior())
+        image = one.to(predictor.device)
+        with stream(predictor.seed, "costs"):
+            terms = elbo_terms(image, predictor.model.infer(image, SAMPLES), predictor.model.prior())
         parts.append(torch.cat([terms.distortion, terms.rate]).cpu())
     distortion, rate = torch.stack(parts).double().T
     return distortion, rate
 
 
-def table(subject: Subject, names: list[str], of: Scores) -> pd.DataFrame:
+def table(predictor: Predictor, names: list[str], of: Scores) -> pd.DataFrame:
     """One row a picture; ``negative_elbo``, ``distortion`` and ``rate`` in nats, ``rank`` from 0 to 1."""
-    pool = subject.datamodule.pool
+    pool = predictor.datamodule.pool
     place = of.nearest.tolist()
     return pd.DataFrame(
         {
@@ -84,9 +84,9 @@ def table(subject: Subject, names: list[str], of: Scores) -> pd.DataFrame:
     )
 
 
-def look_like_negatives(subject: Subject, x: Tensor) -> str | None:
+def look_like_negatives(predictor: Predictor, x: Tensor) -> str | None:
     """What to say where pictures are as bright as negatives of the training images, and far from those themselves."""
-    pool, index = subject.datamodule.pool.images, subject.datamodule.spread("train", REFERENCES)
+    pool, index = predictor.datamodule.pool.images, predictor.datamodule.spread("train", REFERENCES)
     usual = pool[index].float().flatten(1).mean(1) / 255
     theirs, ours, spread = x.mean().item(), usual.mean().item(), usual.std(correction=0).item()
     if abs(theirs - ours) <= NOT_LIKE * spread or abs(theirs - (1 - ours)) >= abs(theirs - ours):
@@ -97,10 +97,10 @@ def look_like_negatives(subject: Subject, x: Tensor) -> str | None:
     )
 
 
-def words(subject: Subject, rows: pd.DataFrame) -> str:
+def words(predictor: Predictor, rows: pd.DataFrame) -> str:
     """The costliest pictures as a table for the terminal."""
     dearest = rows.sort_values("negative_elbo", ascending=False).head(SHOWN)
-    width, name = max(map(len, dearest.file)), subject.model.metric_names(subject.datamodule.pixels)["elbo"]
+    width, name = max(map(len, dearest.file)), predictor.model.metric_names(predictor.datamodule.pixels)["elbo"]
     lines = [
         f"  {file:<{width}}  {cost:12,.1f} nats (above {100 * rank:3.0f} % of validation images)  PSNR {db:5.1f} dB"
         for file, cost, rank, db in dearest[["file", "negative_elbo", "rank", "psnr"]].itertuples(index=False)

@@ -1,4 +1,4 @@
-"""What is evaluated and explored: a model together with the images it is judged on."""
+"""A trained model together with its images: what is evaluated and explored."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -37,8 +37,8 @@ class Codes(NamedTuple):
 
 
 @dataclass
-class Subject:
-    """A model and its data, with everything random in them a function of ``seed``.
+class Predictor:
+    """A trained model and its data; every random draw is a function of ``seed``.
 
     Attributes:
         model: in eval mode, on the device that is to compute.
@@ -78,7 +78,7 @@ class Subject:
         return torch.Size(self.datamodule.image_shape).numel()
 
     def batches(self, split: Split, count: int | None = None) -> Iterator[tuple[Batch, Tensor]]:
-        """Images spread evenly over a split, as the model sees them on its device, and their pool indices.
+        """Yield images spread evenly over a split, as the model sees them on its device, and their pool indices.
 
         What is random about pixels (dynamic binarization, dequantization) is a function of seed, split and position.
         """
@@ -90,14 +90,18 @@ class Subject:
 
     @torch.no_grad()
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Means and standard deviations ``[N, D]``, on the CPU, of the posteriors of images ``[N, C, H, W]``."""
+        """Return means and standard deviations ``[N, D]``, on the CPU, of the posteriors of images ``[N, C, H, W]``."""
         at_once = min(self.batch_size, fitting(self.model.encoder, x[:1].to(self.device)))
         posteriors = [self.model.posterior(part.to(self.device)).base_dist for part in x.split(at_once)]
         return torch.cat([p.mean for p in posteriors]).cpu(), torch.cat([p.stddev for p in posteriors]).cpu()
 
     @torch.no_grad()
     def codes(self, split: Split) -> Codes:
-        """Posteriors of every image of a split; computed once."""
+        """Return the posteriors of every image of a split; they are computed once.
+
+        Raises:
+            UserError: a code is not finite.
+        """
         if split not in self._codes:
             parts = []
             for batch, index in self.batches(split):
@@ -109,7 +113,7 @@ class Subject:
         return self._codes[split]
 
     def mixture(self, components: int) -> "GaussianMixture":
-        """A mixture fitted to a draw from the posteriors of (at most 20,000) training images; fitted once."""
+        """Fit a mixture to a draw from the posteriors of (at most 20,000) training images; it is fitted once."""
         if components not in self._mixtures:
             z = self.codes("train").sample(self.seed)
             count = min(len(z), MIXTURE_CODES)
@@ -117,31 +121,29 @@ class Subject:
             self._mixtures[components] = fit_mixture(chosen, components, derive_seed(self.seed, "mixture"))
         return self._mixtures[components]
 
-    # Batches of images [B, C, H, W] on the CPU, all of them means of p(x|z).
-
     @torch.no_grad()
     def decode(self, z: Tensor) -> Iterator[Tensor]:
-        """Of codes ``[N, D]``."""
+        """Decode codes ``[N, D]``: yield the means of p(x|z) in batches ``[B, C, H, W]``, on the CPU."""
         at_once = min(self.batch_size, fitting(self.model.decoder, z[:1].to(self.device)))
         for part in z.split(at_once):
             yield self.model.decode(part.to(self.device)).mean.cpu()
 
     @torch.no_grad()
     def reconstruct(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Of the posterior means of batches of images."""
+        """Encode batches of images and decode their posterior means: yield a batch ``[B, C, H, W]`` for each."""
         for x in batches:
             mean, _ = self.posterior(x)
             yield torch.cat([*self.decode(mean)])
 
     @torch.no_grad()
     def generate(self, count: int) -> Iterator[Tensor]:
-        """Of ``count`` draws from the model's prior."""
+        """Draw ``count`` codes from the model's prior and decode them: yield batches ``[B, C, H, W]``."""
         for start in range(0, count, self.batch_size):
             with stream(self.seed, "prior", start):
                 z = self.model.prior().sample((min(self.batch_size, count - start),))
             yield from self.decode(z)
 
     def generate_from_mixture(self, components: int, count: int) -> Iterator[Tensor]:
-        """Of ``count`` draws from the mixture fitted to training codes."""
+        """Draw ``count`` codes from the mixture fitted to training codes and decode them, as in :meth:`generate`."""
         z = draw_mixture(self.mixture(components), count, derive_seed(self.seed, "mixture", "draw"))
         return self.decode(z)

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from src.data.base import ImageDataModule
 from src.models.base import BaseVAE
-from src.models.predictor import Subject
+from src.models.predictor import Predictor
 from src.runs.checkpoints import fingerprint_in, hash_of, read_checkpoint, weights_of
 from src.runs.folder import RunFolder, flatten, git_commit
 from src.runs.metrics_file import read_record
@@ -106,7 +106,7 @@ def load_run(
     return LoadedRun(folder, datamodule, model.eval(), seed, file, hashed, epochs, record)
 
 
-def subject_of(run: LoadedRun, split: str, seed: int | None, device: str, cache_dir: str) -> Subject:
+def predictor_of(run: LoadedRun, split: str, seed: int | None, device: str, cache_dir: str) -> Predictor:
     """The model and data of a run, ready to be judged.
 
     Args:
@@ -126,7 +126,7 @@ def subject_of(run: LoadedRun, split: str, seed: int | None, device: str, cache_
         raise UserError(f"device={device}: choose cpu, there is no GPU here")
     on_gpu = here and device != "cpu"
     torch.backends.cudnn.allow_tf32 = False  # what is judged is computed in float32, see in_float32
-    return Subject(
+    return Predictor(
         model=lay_out(run.model, "32-true", on_gpu).to("cuda" if on_gpu else "cpu"),
         datamodule=run.datamodule,
         split=split,

@@ -12,7 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from src.data.base import ImageDataModule
 from src.models.base import BaseVAE
-from src.models.predictor import Subject
+from src.models.predictor import Predictor
 from src.runs.folder import RunFolder, flatten, git_commit
 from src.runs.load import LoadedRun
 from src.runs.metrics_file import locked, read_record, write_json
@@ -176,9 +176,9 @@ def report(run: RunFolder, metrics: dict[str, Any]) -> str:
     return "\n".join(["", title, *lines])
 
 
-def on_what(subject: Subject) -> str:
+def on_what(predictor: Predictor) -> str:
     """The images of an evaluation, in words."""
-    return f"{subject.split} split of {describe_data(subject.datamodule)}; seed {subject.seed}"
+    return f"{predictor.split} split of {describe_data(predictor.datamodule)}; seed {predictor.seed}"
 
 
 class EvaluationRecord:

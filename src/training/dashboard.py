@@ -15,7 +15,7 @@ from torchvision.utils import save_image
 from src.data.base import Split
 from src.exploration import gallery, grids
 from src.models.base import BaseVAE
-from src.models.predictor import Subject
+from src.models.predictor import Predictor
 from src.system.files import whole_file
 from src.training.history import History
 
@@ -98,10 +98,10 @@ class Dashboard(Callback):
         """Images and the histogram of the rates."""
         if (writer := self._writer(trainer)) is None or trainer.current_epoch % self.every_n_epochs:
             return
-        subject = Subject(pl_module, trainer.datamodule, "val", seed=trainer.datamodule.seed)
-        originals = gallery.originals_of(subject, self.num_images)
-        means = gallery.whole(subject.reconstruct([originals]))
-        samples = gallery.whole(subject.generate(self.num_images))
+        predictor = Predictor(pl_module, trainer.datamodule, "val", seed=trainer.datamodule.seed)
+        originals = gallery.originals_of(predictor, self.num_images)
+        means = gallery.whole(predictor.reconstruct([originals]))
+        samples = gallery.whole(predictor.generate(self.num_images))
         writer.add_image("reconstructions", grids.stacks([originals, means]), trainer.global_step)
         writer.add_image("samples", grids.grid(samples), trainer.global_step)
 
@@ -143,16 +143,16 @@ class Figures(Callback):
             return
         history = next((c for c in trainer.callbacks if isinstance(c, History)), None)
         epochs = history.epochs if history is not None else []
-        subject = Subject(model, trainer.datamodule, split, seed=trainer.datamodule.seed, epochs=epochs)
+        predictor = Predictor(model, trainer.datamodule, split, seed=trainer.datamodule.seed, epochs=epochs)
         pictures = gallery.SHORT if epochs else gallery.SHORT[:-1]
         for name in pictures:
-            gallery.write(gallery.PICTURES[name](subject), self.folder / f"{name}.png")
-        self._draw_strip(subject)
+            gallery.write(gallery.PICTURES[name](predictor), self.folder / f"{name}.png")
+        self._draw_strip(predictor)
 
-    def _draw_strip(self, subject: Subject) -> None:
+    def _draw_strip(self, predictor: Predictor) -> None:
         """Originals, their reconstructions and two rows of samples, small, for a sweep's contact sheet."""
-        originals = gallery.originals_of(subject, grids.COLUMNS)
-        reconstructions = gallery.whole(subject.reconstruct([originals]))
-        samples = gallery.whole(subject.generate(2 * len(originals)))
+        originals = gallery.originals_of(predictor, grids.COLUMNS)
+        reconstructions = gallery.whole(predictor.reconstruct([originals]))
+        samples = gallery.whole(predictor.generate(2 * len(originals)))
         with whole_file(self.folder / "strip.png") as file:
             save_image(grids.strip([originals, reconstructions, samples]), file, format="png")
