@@ -44,7 +44,8 @@ WARM = Warm(
         "src.evaluation.suite",
         "src.exploration.export",
         "src.reporting.report",
-        "src.benchmark.parts",
+        "src.benchmark.by_hand",
+        "src.benchmark.table",
     ]
 )
 

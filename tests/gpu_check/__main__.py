@@ -166,7 +166,7 @@ class Checks:
     def steps(self) -> str:
         """The benchmark's table of steps."""
         out = self.folder / "benchmark"
-        few = ("parts=[steps]", "steps.experiments=[mnist_conv_tiny]", "steps.rounds=2", "steps.seconds=0.5")
+        few = ("experiments=[mnist_conv_tiny]", "rounds=2", "seconds=0.5")
         self.run("benchmark", 400, *few, f"device={self.device}", f"folder={out}", module="src.benchmark")
         return "\n" + (out / "steps.md").read_text()
 
