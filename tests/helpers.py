@@ -44,7 +44,6 @@ WARM = Warm(
         "src.evaluation.suite",
         "src.exploration.export",
         "src.reporting.report",
-        "src.benchmark.by_hand",
         "src.benchmark.table",
     ]
 )

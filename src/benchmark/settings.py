@@ -47,7 +47,7 @@ def checked(settings: Mapping[str, Any]) -> dict[str, Any]:
         if not override.lstrip("+~").startswith(ALLOWED):
             raise UserError(
                 f"overrides={override}: the loops to compare with cannot follow it; change only model, "
-                "data.batch_size, data.image_size, optimizer.lr, compile or trainer.precision (not 16-mixed)"
+                "data.batch_size, data.image_size, optimizer.lr, compile, or trainer.precision=auto|32-true|bf16-mixed"
             )
     known = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
     for experiment in lists["experiments"]:
