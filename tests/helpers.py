@@ -44,7 +44,7 @@ WARM = Warm(
         "src.evaluation.suite",
         "src.exploration.export",
         "src.reporting.report",
-        "src.benchmark.parts",
+        "src.benchmark.table",
     ]
 )
 

@@ -13,7 +13,6 @@ from lightning.pytorch.profilers import SimpleProfiler
 from PIL import Image
 from torchvision.transforms import ToTensor
 
-from src.benchmark.written import Network
 from src.data.decoding import decode
 from src.models.objectives import elbo_terms
 from src.runs import build, folder
@@ -30,15 +29,12 @@ def batch_of(model_name: str):
     return model, examples(datamodule, "train", 16)
 
 
-def loss_and_gradients(model, x, network=None):
-    """Mean negative ELBO and all gradients, with the same noise each time."""
+def loss_and_gradients(model, x):
+    """Return the mean negative ELBO and all gradients, with the same noise at each call."""
     model.zero_grad()
     torch.manual_seed(1)
-    if network is not None:
-        loss = network(x)
-    else:
-        terms = elbo_terms(x, model.infer(x), model.prior())
-        loss = (terms.distortion + terms.rate).mean()
+    terms = elbo_terms(x, model.infer(x), model.prior())
+    loss = (terms.distortion + terms.rate).mean()
     loss.backward()
     return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
@@ -46,7 +42,7 @@ def loss_and_gradients(model, x, network=None):
 def assert_same(one, other):
     torch.testing.assert_close(one[0], other[0], rtol=1e-5, atol=0)
     whole = torch.stack([gradient.norm() for gradient in one[1].values()]).norm()
-    for name, gradient in one[1].items():  # that of a bias in front of batch norm is nothing but rounding
+    for name, gradient in one[1].items():  # the gradient of a bias before batch norm is rounding error only
         assert (gradient - other[1][name]).norm() < 3e-2 * gradient.norm() + 1e-5 * whole, name
 
 
@@ -71,14 +67,14 @@ def test_fused_steps_are_the_plain_ones():
     for _ in range(5):
         loss_and_gradients(plain, x)
         for one, other in zip(plain.parameters(), fused.parameters(), strict=True):
-            other.grad = one.grad.clone()  # of the same: Adam makes whole steps of what is only rounding
+            other.grad = one.grad.clone()  # equal ones: Adam turns rounding errors into whole steps
         for optimizer in optimizers:
             optimizer.step()
     for one, other in zip(plain.parameters(), fused.parameters(), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)  # steps are of 1e-3
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)  # a step is about 1e-3
 
 
-def test_batches_are_the_images_that_a_tutorial_reads():
+def test_batches_hold_the_images_that_a_tutorial_reads():
     datamodule, _ = built("data.image_size=16")
     batch = next(iter(datamodule.train_dataloader()))
     x = datamodule.on_after_batch_transfer(batch, 0).x
@@ -98,12 +94,6 @@ def test_wide_float32_convolutions_on_a_cpu_keep_whole_planes():
         assert all(w.is_contiguous(memory_format=torch.channels_last) for w in kernels)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_the_written_loops_minimise_the_very_same_loss(name):
-    model, x = batch_of(name)
-    assert_same(loss_and_gradients(model, x), loss_and_gradients(model, x, Network(model)))
-
-
 def test_compiled_networks_give_the_same_losses_and_leave_evaluation_alone(monkeypatch):
     calls = []
 
@@ -112,7 +102,7 @@ def test_compiled_networks_give_the_same_losses_and_leave_evaluation_alone(monke
         return module.forward
 
     model, x = batch_of("conv_tiny")
-    # The code generator takes minutes on a slow machine: here the traced graph is run as it is.
+    # Generating code takes minutes on a slow machine; this backend runs the traced graph instead.
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=spy))
     expected = loss_and_gradients(model, x)
     keys = list(model.state_dict())
@@ -131,12 +121,12 @@ def test_compiled_networks_give_the_same_losses_and_leave_evaluation_alone(monke
     assert list(model.state_dict()) == keys
 
 
-def test_compile_is_chosen_and_refused_in_words(monkeypatch):
+def test_compile_is_resolved_or_refused_with_a_reason(monkeypatch):
     model, _ = batch_of("conv_tiny")
-    for choice in ("auto", "false"):  # auto leaves a CPU's networks as they are
+    for choice in ("auto", "false"):  # auto does not compile on a CPU
         cfg = composed(f"compile={choice}")
         acceleration.compile_networks(model, cfg)
-        assert cfg.compile is False  # what is recorded
+        assert cfg.compile is False  # the choice that is recorded
         assert "forward" not in vars(model.encoder)
     with pytest.raises(UserError, match="compile=maybe"):
         acceleration.compile_networks(model, composed("compile=maybe"))
@@ -147,16 +137,18 @@ def test_compile_is_chosen_and_refused_in_words(monkeypatch):
 
 
 @pytest.mark.parametrize(("native", "precision"), [(True, "bf16-mixed"), (False, "32-true")])
-def test_auto_precision_is_what_the_processor_multiplies(native, precision, monkeypatch, tmp_path):
+def test_auto_precision_is_bfloat16_where_the_processor_multiplies_it(native, precision, monkeypatch, tmp_path):
     monkeypatch.setattr(build, "multiplies_bfloat16", lambda: native)
     cfg = composed("experiment=chest_xray_conv_deep")
     assert cfg.trainer.precision == "auto"
     build.fill_precision(cfg)
     assert cfg.trainer.precision == precision
     asked = composed("experiment=chest_xray_conv_deep", "trainer.precision=16-mixed")
-    with pytest.raises(UserError, match="trainer.precision=16-mixed is for GPUs"):  # Lightning takes bfloat16 for it
+    with pytest.raises(
+        UserError, match="trainer.precision=16-mixed is for GPUs"
+    ):  # Lightning would silently use bfloat16
         build.fill_precision(asked)
-    # A resume goes on in the precision that the run was begun in, whatever this processor is good at.
+    # A resume keeps the precision of the run, whatever this processor multiplies.
     (tmp_path / ".hydra").mkdir()
     (tmp_path / ".hydra" / "config.yaml").write_text("trainer: {precision: bf16-mixed}\n")
     resumed = composed("experiment=chest_xray_conv_deep", "ckpt_path=last")
@@ -182,7 +174,7 @@ def test_the_memory_of_a_process_is_not_that_of_its_parent():
     assert 1 < float(done.stdout) < 100 < peak_memory()
 
 
-def test_nothing_is_profiled_unless_it_is_asked_for():
+def test_nothing_is_profiled_unless_asked_for():
     profiler = acceleration.NoProfiler()
     assert profiler.profile("a") is profiler.profile("b")
     with profiler.profile("a"):
@@ -192,7 +184,7 @@ def test_nothing_is_profiled_unless_it_is_asked_for():
 
 
 def trained(*overrides: str):
-    """A config as an entry point sees it, with a place to run."""
+    """Compose a config as ``src.train`` sees it, without callbacks and loggers."""
     cfg = composed(*overrides, "run_dir=unused")
     cfg.callbacks, cfg.logger = {}, {}
     return cfg
@@ -227,7 +219,7 @@ def test_a_colour_jpeg_read_as_grey_is_its_luma(tmp_path):
 
 
 def test_a_resume_lays_the_optimizer_state_out_as_the_weights_are(tmp_path):
-    """As another layout leaves it: a fused step walks weights and state as they lie."""
+    """A fused step reads weights and state in memory order, so the state must have the layout of the weights."""
     model, x = batch_of("conv_tiny")
 
     def steps(model, optimizer, count):

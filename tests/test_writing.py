@@ -15,7 +15,6 @@ from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib.font_manager import fontManager
 from torch.utils.tensorboard import SummaryWriter
 
-from src.benchmark import speed
 from src.exploration import export, grids, latents, own_images, writing
 from src.exploration.gallery import PICTURES, NotApplicable, write
 from src.exploration.writing import Figure, short
@@ -79,12 +78,6 @@ def test_the_projector_has_a_line_an_image(tmp_path):
     lines = table.read_text(encoding="utf-8").splitlines()
     assert len(lines) == len(predictor.codes("test").mean)
     assert {*PLAIN, "-", r"caf\xe9", "tab here", "two lines"} == {*lines}
-
-
-def test_the_benchmarks_figure_says_what_was_typed():
-    row = {"experiment": "a$b$c", **{f"{loop} images/s": 1.0 for loop in speed.LOOPS}}
-    said = texts(speed.speed_figure([row], "overrides: $x$ _y"))
-    assert {"a$b$c", "overrides: $x$ _y"} <= {*said}
 
 
 def test_formulas_are_only_what_matplotlib_writes():

@@ -1,7 +1,7 @@
-"""How fast this machine trains, beside the tutorials' loop and the best one written by hand.
+"""Measure how fast this machine trains: ``src.train`` beside the tutorials' loop and the best loop written by hand.
 
-``python -m src.benchmark`` (``make bench``) prints tables and writes them, as CSV and as pictures too, to
-``outputs/benchmark``. Ratios are of the same run; nothing else should run meanwhile.
+``python -m src.benchmark`` (``make bench``) prints a table and writes it to ``outputs/benchmark``, as CSV too.
+Speeds are compared within one run only. Nothing else should run meanwhile.
 """
 
 if not __package__:  # started as a file, it does not find the project
@@ -19,18 +19,18 @@ log = logging.getLogger(__name__)
 
 @command("benchmark")
 def main(cfg: DictConfig) -> None:
-    """Measure the parts that are asked for, one after another."""
+    """Measure the training steps of each experiment in turn."""
     settings = checked(OmegaConf.to_container(cfg, resolve=True))
-    # torch comes after the settings are checked: a typo is answered at once.
-    from src.benchmark.parts import Benchmark
+    # Import torch after the settings are checked: a typo is answered at once.
+    from src.benchmark.table import Table
     from src.system.console import hush_libraries
 
     hush_libraries()
-    benchmark = Benchmark(settings)
-    log.info("%s\n", benchmark.conditions)
-    for part in benchmark.parts:
-        log.info("%s\n", benchmark.measure(part))
-    log.info("Written to %s", benchmark.folder)
+    table = Table(settings)
+    log.info("%s\n", table.conditions)
+    for experiment in settings["experiments"]:
+        table.measure(experiment)
+    log.info("%s\n\nWritten to %s", table, table.folder)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""The gate in a training loop: it lets through the steps that are asked for, and says how long they took.
+"""The gate in a training loop: it lets the loop do a given number of steps and times them.
 
-Loops that are compared stand in processes of their own, each at its gate; the benchmark opens one gate at a time.
+Each of the compared loops has a process of its own and waits at its gate; the benchmark opens one gate at a time.
 """
 
 import socket
@@ -16,73 +16,65 @@ from src.runs.record import peak_memory
 
 
 class Round(NamedTuple):
-    """Some steps in a row."""
+    """Consecutive steps of one loop."""
 
     steps: int
     seconds: float
-    peak_memory_mib: float  # of the process so far; where it has a GPU, on that
+    peak_memory_mib: float  # of the process so far; of its GPU memory where it has a GPU
 
 
 class Gate:
-    """Counts the steps of a loop, and waits for orders when those that were asked for are done.
+    """Count the steps of a loop, and wait for the next order after the last step of each.
 
     Args:
-        door: the path of the socket on which the benchmark waits.
-        note: what the benchmark should know of this loop, such as the variant that it chose.
-        gpu: whether it trains on a GPU.
+        address: the path of the socket on which the benchmark listens.
+        note: what the benchmark should know of this loop, such as the fastest variants that it found.
+        gpu: whether the loop trains on a GPU.
     """
 
-    def __init__(self, door: str, note: str = "", gpu: bool = False) -> None:
+    def __init__(self, address: str, note: Any = None, gpu: bool = False) -> None:
         self._gpu = gpu
-        wire = socket.socket(socket.AF_UNIX)
-        wire.connect(door)
-        self._door = Connection(wire.detach())
-        self._door.send(note)
-        self._steps = self._left = 0
-        self._since = 0.0
-
-    def wait(self) -> None:
-        """Before the first step: wait for the first order.
-
-        Raises:
-            SystemExit: nobody asks any more.
-        """
-        self._exchange()
+        client = socket.socket(socket.AF_UNIX)
+        client.connect(address)
+        self._connection = Connection(client.detach())
+        self._send_and_wait(note)
 
     def step(self) -> None:
-        """After each step."""
-        self._left -= 1
-        if self._left == 0:
+        """Count a step. To be called after each.
+
+        Raises:
+            SystemExit: when the benchmark has closed the connection.
+        """
+        self._steps_left -= 1
+        if self._steps_left == 0:
             if self._gpu:
                 torch.cuda.synchronize()
-            seconds, peak = time.perf_counter() - self._since, peak_memory()
-            self._exchange(Round(self._steps, seconds, peak["gpu" if self._gpu else "process"]))
+            seconds, peak = time.perf_counter() - self._began, peak_memory()
+            self._send_and_wait(Round(self._steps, seconds, peak["gpu" if self._gpu else "process"]))
 
-    def _exchange(self, done: Round | None = None) -> None:
+    def _send_and_wait(self, message: Any) -> None:
         try:
-            if done is not None:
-                self._door.send(done)
-            self._steps = self._left = self._door.recv()
+            self._connection.send(message)
+            self._steps = self._steps_left = self._connection.recv()
         except (EOFError, OSError):
             raise SystemExit from None
-        self._since = time.perf_counter()
+        self._began = time.perf_counter()
 
 
 class GateCallback(Callback):
     """The gate in Lightning's loop.
 
     Args:
-        door: as in :class:`Gate`.
+        address: as in :class:`Gate`.
     """
 
-    def __init__(self, door: str) -> None:
-        self._path = door
+    def __init__(self, address: str) -> None:
+        self._address = address
 
     def on_train_start(self, trainer: Trainer, pl_module: BaseVAE) -> None:
-        """All is set up: steps may be asked for."""
-        self._gate = Gate(self._path, gpu=pl_module.device.type == "cuda")
-        self._gate.wait()
+        """Wait for the first order: everything is set up."""
+        self._gate = Gate(self._address, gpu=pl_module.device.type == "cuda")
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: BaseVAE, *args: Any) -> None:
-        """One more."""
+        """Count the step."""
         self._gate.step()

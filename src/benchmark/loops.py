@@ -1,4 +1,4 @@
-"""A training loop in a process of its own, and the gate it waits at."""
+"""A training loop in a process of its own, told through its gate how many steps to do."""
 
 import contextlib
 import os
@@ -18,109 +18,96 @@ from src.system.errors import UserError
 from src.system.files import quoted
 from src.system.processes import Process, Starter, forking
 
-# Kinds of the bare loop and what their variants' names end with; the last captures the compiled step in a CUDA graph.
-BARE = {"eager": "", "compiled": ", compiled", "graph": ", CUDA graph"}
 PATIENCE = 900.0  # seconds a loop may take to start, or for a round
-LOOK_EVERY = 0.2  # seconds
-# All that is measured runs in a process of its own that has imported the same: but for starting, which starts anew.
-WARM = forking([*TRAINING, "src.benchmark.parts", "src.benchmark.written"])
+POLL_EVERY = 0.2  # seconds
+WARM = forking([*TRAINING, "src.benchmark.by_hand"])  # every loop is forked after the same imports
 
 
 class Loop:
-    """A training loop; its process lives as long as the ``with`` block, and several start side by side.
+    """A training loop, whose process lives as long as the ``with`` block.
 
     Args:
         name: ``tutorial``, ``bare``, or ``ours``, which is ``python -m src.train`` with one more callback.
         command: its overrides.
-        variant: of the bare loop; where it is empty, that tries all and notes which is the fastest of each kind.
+        variant: of the bare loop. Without one the loop tries all of them, and its ``note`` maps each kind to the
+            fastest of that kind.
         starter: how its process is started.
+
+    Attributes:
+        note: what the loop has sent as it reached its gate.
+
+    Raises:
+        UserError: from the ``with`` statement and from :meth:`run`, where the loop has ended (the message quotes its
+            last line) or does nothing for :data:`PATIENCE` seconds.
     """
+
+    note: Any
 
     def __init__(self, name: str, command: Sequence[str], variant: str = "", starter: Starter = WARM) -> None:
         self.name = name
         self._variant = variant
         self._command = list(command)
         self._starter = starter
-        self._door: Connection | None = None
-        self._note: Any = None
 
     def __enter__(self) -> Self:
-        """Start it."""
+        """Start the loop and wait until it has reached its gate."""
         with ExitStack() as stack:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="benchmark-"))
-            self._output = Path(folder) / "output"
-            self._listener = stack.enter_context(socket.socket(socket.AF_UNIX))
-            self._listener.bind(door := f"{folder}/door")
-            self._listener.listen(1)
-            self._listener.settimeout(LOOK_EVERY)
-            module, *words = self._program(folder, door)
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="benchmark-")))
+            self._output = folder / "output"
+            listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+            listener.bind(str(folder / "gate"))
+            listener.listen(1)
+            listener.settimeout(POLL_EVERY)
+            module, *words = self._program(folder)
             with self._output.open("w") as output:
                 self._process = self._starter.start(module, words, os.environ, output)
             stack.callback(_kill, self._process)
+            self._connection = stack.enter_context(self._accept(listener))
+            self.note = self._receive()
             self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End it, whatever it does."""
-        if self._door is not None:
-            self._door.close()
+        """End the loop's process, whatever it is doing."""
         self._stack.close()
 
-    @property
-    def note(self) -> Any:
-        """What it says of itself as it reaches its gate, such as the variants that the bare loop chose.
-
-        Raises:
-            UserError: as in :meth:`run`.
-        """
-        if self._note is None:
-            self._note = self._hear()
-        return self._note
-
     def run(self, steps: int) -> Round:
-        """Let it do some steps; the first call waits until it stands at its gate.
+        """Let the loop do some steps, and return how long they took."""
+        with contextlib.suppress(OSError):  # what has ended is reported by _receive
+            self._connection.send(steps)
+        return self._receive()
 
-        Raises:
-            UserError: it has ended, and the message quotes its last line; or it does not end.
-        """
-        _ = self.note
-        return self._hear(steps)
-
-    def _program(self, folder: str, door: str) -> list[str]:
+    def _program(self, folder: Path) -> list[str]:
+        address = folder / "gate"
         if self.name != "ours":
-            return ["src.benchmark.written", self.name, self._variant, door, *self._command]
-        gate = ("_target_=src.benchmark.gate.GateCallback", f"door={quoted(Path(door))}")
-        gates = [f"+callbacks.gate.{setting}" for setting in gate]
-        return ["src.train", *self._command, f"hydra.run.dir={quoted(Path(folder) / 'run')}", *gates]
+            return ["src.benchmark.by_hand", self.name, self._variant, str(address), *self._command]
+        gate = ("_target_=src.benchmark.gate.GateCallback", f"address={quoted(address)}")
+        run = f"hydra.run.dir={quoted(folder / 'run')}"
+        return ["src.train", *self._command, run, *(f"+callbacks.gate.{setting}" for setting in gate)]
 
-    def _hear(self, order: int | None = None) -> Any:
-        """Its next word, after an order if there is one."""
-        try:
-            self._door = self._door or self._opened()
-            if order is not None:
-                self._door.send(order)
-            if self._door.poll(PATIENCE):
-                return self._door.recv()
-        except (OSError, EOFError):
-            lines = [line for line in self._output.read_text(errors="replace").splitlines() if line.strip()]
-            last = lines[-1] if lines else "it said nothing"
-            raise UserError(f"the loop {self.name} has ended: {last}") from None
-        raise UserError(f"the loop {self.name} has said nothing for {PATIENCE / 60:.0f} minutes")
-
-    def _opened(self) -> Connection:
-        """Its end of the door, once it stands there.
-
-        Raises:
-            EOFError: it has ended.
-            OSError: it does not come.
-        """
-        until = time.monotonic() + PATIENCE
-        while time.monotonic() < until:
+    def _accept(self, listener: socket.socket) -> Connection:
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
             with contextlib.suppress(TimeoutError):
-                return Connection(self._listener.accept()[0].detach())
+                return Connection(listener.accept()[0].detach())
             if self._process.poll() is not None:
-                raise EOFError
-        raise OSError("it does not reach its gate")
+                raise self._ended()
+        raise self._silent()
+
+    def _receive(self) -> Any:
+        try:
+            if self._connection.poll(PATIENCE):
+                return self._connection.recv()
+        except (OSError, EOFError):
+            raise self._ended() from None
+        raise self._silent()
+
+    def _ended(self) -> UserError:
+        lines = [line for line in self._output.read_text(errors="replace").splitlines() if line.strip()]
+        return UserError(f"the loop {self.name} has ended: {lines[-1] if lines else 'it printed nothing'}")
+
+    def _silent(self) -> UserError:
+        return UserError(f"the loop {self.name} has not answered for {PATIENCE / 60:.0f} minutes")
 
 
 def _kill(process: Process) -> None:

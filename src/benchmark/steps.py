@@ -2,89 +2,118 @@
 
 import itertools
 import statistics
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
+import lightning as L
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor
 
+from src.benchmark.by_hand import Network, scaled
 from src.benchmark.gate import Round
 from src.benchmark.loops import Loop
 from src.benchmark.settings import composed
-from src.benchmark.written import Network
+from src.data.base import ImageDataModule
+from src.data.batches import StoredImages
+from src.models.base import BaseVAE
 from src.runs import build
-from src.runs.build import fill_precision
 from src.system.console import progress
 from src.system.errors import UserError
 
-WARM_UP = 4  # steps before the rounds
-MATMUL = {"cpu": 2048, "cuda": 8192}  # side of the matrices whose product is the machine's peak
+WARM_UP = 4  # steps before the rounds, one of them before the gate of a loop written by hand
+CHECKED_IMAGES = 8
+TOLERANCE = 1e-4  # relative, of the loss and of the gradient; float32 on a CPU with equal noise
 
 
 class Steps(NamedTuple):
-    """What was measured of one experiment; seconds of a step in each round, of each loop."""
+    """Measurements of one experiment."""
 
     experiment: str
+    images: str  # the data set, or "random images"
     batch_size: int
     precision: str
-    seconds: dict[str, list[float]]
-    peak_memory_mib: dict[str, float]
     bare: dict[str, str]  # the fastest variant of each kind of the bare loop
-    flops: int  # of a step, counted as two a multiplication and addition
+    seconds: dict[str, list[float]]  # of a step: one value per round, for each loop
+    peak_memory_mib: dict[str, float]  # of each loop
 
-    def ratio(self, loop: str) -> list[float]:
-        """Speed of ours over that of ``loop``, round by round."""
-        return [other / ours for other, ours in zip(self.seconds[loop], self.seconds["ours"], strict=True)]
+    def row(self) -> dict[str, Any]:
+        """Return medians and spread, as a row of the CSV.
 
-    def row(self, peak: float) -> dict[str, Any]:
-        """Medians and spread, for the table; ``peak`` in FLOP/s."""
+        Ratios are speeds of ours over that of another loop in the same round; their median is not the ratio of medians.
+        """
         row: dict[str, Any] = {"experiment": self.experiment, "precision": self.precision}
-        for loop in (name for name in self.seconds if name != "ours"):
-            ratios = self.ratio(loop)
-            row |= {
-                f"ours/{loop}": statistics.median(ratios),
-                f"ours/{loop} least": min(ratios),
-                f"ours/{loop} most": max(ratios),
-            }
-        for loop in self.seconds:
-            step = statistics.median(self.seconds[loop])
-            row |= {
-                f"{loop} images/s": self.batch_size / step,
-                f"{loop} ms/step": 1000 * step,
-                f"{loop} peak MiB": self.peak_memory_mib[loop],
-            }
-        row["GFLOP/s"] = self.flops / statistics.median(self.seconds["ours"]) / 1e9
-        row["of peak"] = row["GFLOP/s"] * 1e9 / peak
-        return row | {"bare": "; ".join(self.bare.values()), "batch_size": self.batch_size}
+        for loop, seconds in self.seconds.items():
+            if loop != "ours":
+                ratios = [other / ours for other, ours in zip(seconds, self.seconds["ours"], strict=True)]
+                row[f"ours/{loop}"] = statistics.median(ratios)
+                row |= {f"ours/{loop} min": min(ratios), f"ours/{loop} max": max(ratios)}
+        for loop, seconds in self.seconds.items():
+            step = statistics.median(seconds)
+            row |= {f"{loop} images/s": self.batch_size / step, f"{loop} ms/step": 1000 * step}
+            row[f"{loop} peak MiB"] = self.peak_memory_mib[loop]
+        return row | {"bare": "; ".join(self.bare.values()), "batch_size": self.batch_size, "images": self.images}
 
 
-def measure(experiment: str, overrides: Sequence[str], rounds: int, seconds: float) -> Steps:
-    """Steps of the tutorial's loop, each kind of the bare one and ours, each in a process, in turns in each round.
+def check_loss(model: BaseVAE, datamodule: ImageDataModule) -> None:
+    """See that the loops minimise the same loss: on one batch with equal weights and noise, loss and gradient agree.
+
+    Ours is the real training step on a batch of the real loader's kind. The model must be on the CPU, in float32.
+
+    Raises:
+        UserError: where loss or gradient differ by more than :data:`TOLERANCE`, relative to the larger of the two.
+    """
+    indices = datamodule.splits.train[:CHECKED_IMAGES]
+    batch = StoredImages(datamodule.pool, indices)[torch.arange(len(indices))]
+    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    def differentiated(loss: Tensor) -> Tensor:
+        gradients = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
+        return torch.cat([gradient.flatten() for gradient in gradients])
+
+    L.seed_everything(0, verbose=False)
+    loss = Network(model)(scaled(batch.x))
+    by_hand = {"loss": loss.detach(), "gradient": differentiated(loss)}
+    L.seed_everything(0, verbose=False)
+    loss = model.training_step(datamodule.on_after_batch_transfer(batch, 0), 0)
+    ours = {"loss": loss.detach(), "gradient": differentiated(loss)}
+    for name, value in ours.items():
+        difference = (value - by_hand[name]).norm() / torch.maximum(value.norm(), by_hand[name].norm())
+        if not difference <= TOLERANCE:
+            raise UserError(
+                f"nothing to compare: on the same batch the {name} of src.train and that of the loops written by hand "
+                f"differ by {difference:.2g} of it (tolerance {TOLERANCE:g}); they know the ELBO of grey pixels under "
+                "a Bernoulli only"
+            )
+
+
+def measure(experiment: str, images: str, overrides: Sequence[str], rounds: int, seconds: float) -> Steps:
+    """Time the steps of the tutorial's loop, of each kind of the bare one and of ours, in turns in each round.
 
     Args:
         experiment: a choice of ``experiment=``.
+        images: what to call the images.
         overrides: more of the command line, such as ``trainer=gpu``.
         rounds: rounds; the order of the loops changes from one to the next.
         seconds: what a round of the fastest loop should last.
 
     Raises:
-        UserError: a loop fails, or there are more rounds than an epoch has room for.
+        UserError: where the loops do not minimise the same loss, a loop fails, or an epoch has too few batches.
     """
     command = [f"experiment={experiment}", *overrides]
     cfg = composed(*command)
-    fill_precision(cfg)
+    build.fill_precision(cfg)
     datamodule = build.build_datamodule(cfg)
-    flops = count_flops(Network(build.build_model(cfg, datamodule)), datamodule.batch_size, datamodule.image_shape)
     batches = len(datamodule.splits.train) // datamodule.batch_size
-    most = (batches - WARM_UP) // (rounds + 1)  # within one epoch: what an epoch ends with is no step
+    most = (batches - WARM_UP) // (rounds + 1)  # within one epoch: validation and checkpoints are no steps
     if most < 1:
-        raise UserError(f"steps.rounds={rounds}: an epoch of {experiment} has {batches} batches, too few for so many")
-    with Loop("bare", command) as trial:  # alone, and in a process that ends: its memory is not the loop's
+        raise UserError(f"rounds={rounds}: an epoch of {experiment} has {batches} batches, too few for so many")
+    check_loss(build.build_model(cfg, datamodule), datamodule)
+    with Loop("bare", command) as trial:  # in a process that ends: its memory does not count as the loop's
         bare = trial.note
     with ExitStack() as stack:
-        loops = {"tutorial": Loop("tutorial", command), **{k: Loop("bare", command, v) for k, v in bare.items()}}
+        loops = {"tutorial": Loop("tutorial", command)}
+        loops |= {kind: Loop("bare", command, variant) for kind, variant in bare.items()}
         loops["ours"] = Loop("ours", command)
         for loop in loops.values():
             stack.enter_context(loop)
@@ -92,41 +121,18 @@ def measure(experiment: str, overrides: Sequence[str], rounds: int, seconds: flo
         fastest = min(round_.seconds / round_.steps for round_ in warm.values())
         steps = max(1, min(most, round(seconds / fastest)))
         for loop in loops.values():
-            loop.run(steps)  # whatever is still cold
+            loop.run(steps)  # one more round to warm up
         taken: dict[str, list[Round]] = {name: [] for name in loops}
-        orders = itertools.cycle(itertools.permutations(loops))  # none always follows the same one
+        orders = itertools.cycle(itertools.permutations(loops))  # so that no loop always follows the same one
         for _, order in zip(progress(range(rounds), experiment), orders, strict=False):
             for name in order:
                 taken[name].append(loops[name].run(steps))
     return Steps(
         experiment,
+        images,
         datamodule.batch_size,
         cfg.trainer.precision,
-        {name: [r.seconds / r.steps for r in rounds_] for name, rounds_ in taken.items()},
-        {name: rounds_[-1].peak_memory_mib for name, rounds_ in taken.items()},
         bare,
-        flops,
+        {name: [done.seconds / done.steps for done in all_rounds] for name, all_rounds in taken.items()},
+        {name: all_rounds[-1].peak_memory_mib for name, all_rounds in taken.items()},
     )
-
-
-def count_flops(network: Network, batch_size: int, image_shape: tuple[int, int, int]) -> int:
-    """Floating-point operations of a forward and backward pass: convolutions and matrix products."""
-    # Without oneDNN, whose LSTM is one operator that the counter does not know.
-    with torch.backends.mkldnn.flags(enabled=False), FlopCounterMode(display=False) as counter:
-        network(torch.rand(2, *image_shape)).backward()
-    return counter.get_total_flops() * batch_size // 2
-
-
-def matmul_peak(precision: str, device: str) -> float:
-    """FLOP/s of a large matrix product in the precision of a training, on ``cpu`` or ``cuda``: the best of some."""
-    kind = torch.bfloat16 if precision == "bf16-mixed" else torch.float32
-    side = MATMUL[device]
-    a = torch.randn(side, side, device=device).to(kind)
-    times = []
-    for _ in range(12):
-        began = time.perf_counter()
-        a @ a
-        if device == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - began)
-    return 2 * side**3 / min(times)

@@ -21,7 +21,7 @@ LESS_MEMORY = {
     "train": "lower data.batch_size or the size of the model; in a sweep hydra.launcher.per_gpu or slots",
     "evaluate": "lower samples.images and representation.train_images, or name fewer parts=",
     "explore": "name fewer figures= at a time, or fewer pictures of your own in images=",
-    "benchmark": "name fewer parts=, or smaller steps.experiments",
+    "benchmark": "name smaller experiments, or lower data.batch_size in overrides",
     "report": "report a part of the sweep's folder at a time",
 }
 TOO_LARGE = "the model's weights are too large, train it with a smaller optimizer.lr"

@@ -232,18 +232,13 @@ KEYS: dict[str, dict[str, Kind]] = {
     },
     "report": {"sweep": PATH},
     "benchmark": {
-        "parts": some_of("steps", "startup", "decoding", "evaluation", "epochs"),
-        "folder": PATH,
-        "data_dir": PATH,
+        "experiments": Either((Text(), ListOf(Text(), at_least=1)), "a list of experiments"),
+        "rounds": Whole(1),
+        "seconds": Number(above=0),
         "device": DEVICE,
         "overrides": Either((Text(), ListOf(Text())), "a list of overrides, each in quotes"),
-        "steps.experiments": Either((Text(), ListOf(Text(), at_least=1)), "a list of experiments"),
-        "steps.rounds": Whole(1),
-        "steps.seconds": Number(above=0),
-        "startup.repetitions": Whole(1),
-        "decoding.repetitions": Whole(1),
-        "evaluation.samples": Whole(1),
-        "epochs.images": Whole(100),
+        "data_dir": PATH,
+        "folder": PATH,
     },
 }
 

@@ -1,7 +1,7 @@
-"""Check all that a GPU is needed for: ``make gpu-check``, or ``python -m tests.gpu_check [--on cpu] [--slow 5]``.
+"""Check everything that needs a GPU: ``make gpu-check``, or ``python -m tests.gpu_check [--on cpu] [--slow 5]``.
 
-A line a check: PASS, FAIL or INFO; on an H100 some 6 minutes. ``--on cpu`` rehearses it without a GPU. With DATA_DIR
-MNIST and the X-rays are trained on too. The exit status is 1 where a check has failed.
+Each check prints a line: PASS or FAIL. All of them take some 6 minutes on an H100. ``--on cpu`` tries them without a
+GPU. If DATA_DIR holds MNIST and the X-rays, these are trained on too. The exit status is 1 if a check has failed.
 """
 
 import argparse
@@ -22,18 +22,18 @@ from src.networks.lstm import LSTMEncoder
 
 SPY = "+callbacks.spy._target_=tests.gpu_check.spy.Spy"
 SAME = "trainer.deterministic=true"
-ENOUGH = 0.01  # nats by which the elbo of a test and of an evaluation may differ
+TOLERANCE = 0.01  # nats per image by which the elbo of a test and of an evaluation may differ
 
 
 class Failed(Exception):
-    """Why a check has failed, in a line."""
+    """A check has failed; the message says why, in one line."""
 
 
 class Checks:
-    """The checks, each with a folder or a log named for it.
+    """The checks, one method each. Runs and logs have the name of the check.
 
     Args:
-        folder: for runs and logs.
+        folder: holds runs and logs.
         on: ``gpu`` or ``cpu``, a choice of ``trainer=``.
         slow: factor of all time limits.
         python: the interpreter that runs the commands.
@@ -45,20 +45,20 @@ class Checks:
         self.failed: list[str] = []
 
     def check(self, name: str, call: Callable[[], str | None]) -> None:
-        """Print how one went."""
+        """Run one check and print its result."""
         began = time.monotonic()
         try:
-            verdict, told = "PASS", call()
-        except Exception as error:  # whatever it is: a check that ends early has failed
-            verdict, told = "FAIL", f"{type(error).__name__}: {error}"
+            verdict, remark = "PASS", call()
+        except Exception as error:  # of any kind: a check that ends early has failed
+            verdict, remark = "FAIL", f"{type(error).__name__}: {error}"
             self.failed.append(name)
-        print(f"{verdict} {name} ({time.monotonic() - began:.0f} s) {told or ''}".rstrip(), flush=True)
+        print(f"{verdict} {name} ({time.monotonic() - began:.0f} s) {remark or ''}".rstrip(), flush=True)
 
     def run(self, name: str, seconds: float, *words: str, module: str = "src.train") -> None:
-        """Run one command, its output in ``NAME.log``.
+        """Run a command, with its output in ``NAME.log``.
 
         Raises:
-            Failed: it did not end well, or not in time.
+            Failed: if its exit status is not 0, or it takes more than ``seconds``.
         """
         log = self.folder / f"{name}.log"
         with log.open("a") as output:
@@ -74,7 +74,7 @@ class Checks:
                 raise Failed(f"it took more than {seconds * self.slow:.0f} s, see {log}") from error
         if code != 0:
             lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-            raise Failed(f"exit status {code}, {lines[-1][:300] if lines else 'without a word'}, see {log}")
+            raise Failed(f"exit status {code}, {lines[-1][:300] if lines else 'no output'}, see {log}")
 
     def train(self, name: str, seconds: float, run: str, *words: str) -> None:
         """Train on the embedded digits into the folder ``run``."""
@@ -83,27 +83,27 @@ class Checks:
     # ---- one method a check ----------------------------------------------------------------------------------------
 
     def trained(self) -> None:
-        """Devices, layouts and no waiting, over 4 epochs."""
+        """Train for 4 epochs with the spy: devices, layouts, and no step that waits for the GPU."""
         self.train("train", 150, "A", "model=conv_tiny", SAME, "trainer.max_epochs=4", SPY)
 
     def resumed(self) -> None:
-        """The same in two halves."""
+        """Train the same run in two halves."""
         half = ("model=conv_tiny", SAME, SPY)
         self.train("resume", 120, "B", *half, "trainer.max_epochs=2")
         self.train("resume", 120, "B", *half, "trainer.max_epochs=4", "ckpt_path=last")
 
     def free(self) -> None:
-        """The same without ``trainer.deterministic``."""
+        """Train the same run without ``trainer.deterministic``."""
         self.train("free", 150, "C", "model=conv_tiny", "trainer.max_epochs=4")
 
     def equal(self) -> str:
-        """The resumed run has the weights of the whole one."""
+        """Compare the weights of the resumed run with those of the uninterrupted one."""
         difference = self._difference("A", "B")
         assert difference == 0, f"a weight differs by {difference:.3g}"
         return f"bit for bit; without trainer.deterministic a weight differs by {self._difference('A', 'C'):.3g}"
 
     def lstm(self) -> str:
-        """Under bfloat16 the LSTM computes in float32, in which cuDNN would take float16."""
+        """Check that the LSTM computes in float32 under bfloat16 autocast, which would run cuDNN's LSTM in float16."""
         encoder = LSTMEncoder((1, 28, 28), 1).to(self.device)
         seen = []
         encoder.lstm.register_forward_hook(lambda module, inputs, output: seen.append(output[0].dtype))
@@ -113,60 +113,60 @@ class Checks:
         return "float32"
 
     def evaluated(self) -> str:
-        """An evaluation finds the elbo that the training's test has found, and a bound above it."""
+        """Check that an evaluation agrees with the elbo of the test, and that its bound lies above the elbo."""
         few = ("bound.images=8", "bound.samples=200", "samples.images=200", "samples.bootstrap=2")
         place = (f"run={self.folder / 'C'}", f"device={self.device}", f"cache_dir={self.folder / 'cache'}")
         self.run("evaluate", 200, *place, *few, module="src.evaluate")
         record = json.loads((self.folder / "C" / "metrics.json").read_text())
         found, trained = record["evaluation"]["test"], record["test"]["elbo"]
-        assert abs(trained - found["elbo"]["elbo"]) < ENOUGH, f"test {trained}, evaluation {found['elbo']['elbo']}"
+        assert abs(trained - found["elbo"]["elbo"]) < TOLERANCE, f"test {trained}, evaluation {found['elbo']['elbo']}"
         assert found["bound"]["log_likelihood"] >= found["bound"]["elbo_of_these_images"], "the bound is below the elbo"
         return f"{record['devices']}, {record['precision']}: elbo {trained:.4f} and {found['elbo']['elbo']:.4f}"
 
     def explored(self) -> None:
-        """Pictures, export and denoising."""
+        """Draw pictures, export embeddings and denoise."""
         place = (f"run={self.folder / 'C'}", f"device={self.device}", f"cache_dir={self.folder / 'cache'}")
         self.run("explore", 150, *place, "embed=npz", "noise=0.2", module="src.explore")
 
     def compiled(self) -> None:
-        """``compile=true``."""
+        """Train with ``compile=true``."""
         self.train("compile", 200, "compiled", "model=conv_tiny", "compile=true", "trainer.max_epochs=2", SPY)
 
     def large(self) -> None:
-        """The largest model, and the recurrent one."""
+        """Train the largest model and the recurrent one."""
         self.train("large", 200, "deep", "model=conv_deep", "trainer.max_epochs=1")
         self.train("large", 200, "lstm", "model=lstm", "trainer.max_epochs=1", SPY)
 
     def half(self) -> None:
-        """float16 with its scaler, the guard and clipping."""
+        """Train in float16 with its gradient scaler, the guard and clipping."""
         words = ("model=conv_tiny", "trainer.precision=16-mixed", "trainer.gradient_clip_val=100")
         self.train("float16", 150, "half", *words, "trainer.max_epochs=2")
 
     def swept(self) -> str:
-        """Two points side by side, on one GPU where there is one."""
+        """Run two points of a sweep side by side, on one GPU if there is one."""
         sweep = self.folder / "sweep"
         share = "hydra.launcher.per_gpu=2" if self.on == "gpu" else "hydra.launcher.slots=2"
         words = ("-m", f"trainer={self.on}", "data=digits", "model=conv_tiny", "trainer.max_epochs=2", "seed=0,1")
         self.run("sweep", 240, *words, share, f"hydra.sweep.dir={sweep}")
         points = [json.loads(path.read_text()) for path in sweep.glob("*/point.json")]
-        (_, end), (begin, _) = sorted((p["began"], p["began"] + p["seconds"]) for p in points)
-        assert end > begin, "one began when the other had ended"
-        return f"side by side for {end - begin:.0f} s"
+        (_, first_end), (second_begin, _) = sorted((p["began"], p["began"] + p["seconds"]) for p in points)
+        assert first_end > second_begin, "the second point began after the first had ended"
+        return f"side by side for {first_end - second_begin:.0f} s"
 
     def experiment(self, name: str, limit: float, *words: str) -> None:
-        """An epoch of a document's recipe on its own data."""
+        """Train an epoch of a document's experiment on its own data."""
         place = (f"hydra.run.dir={self.folder / name}", f"trainer={self.on}", "trainer.max_epochs=1")
         self.run(name, limit, f"experiment={name}", *place, *words)
 
     def processes(self) -> None:
-        """Two GPUs."""
+        """Train on two GPUs."""
         words = ("model=conv_tiny", "trainer=ddp", "trainer.sync_batchnorm=true", "trainer.max_epochs=1")
         self.run("ddp", 200, "data=digits", *words, f"hydra.run.dir={self.folder / 'ddp'}")
 
     def steps(self) -> str:
-        """The benchmark's table of steps."""
+        """Run the benchmark on the smallest experiment, and return its table."""
         out = self.folder / "benchmark"
-        few = ("parts=[steps]", "steps.experiments=[mnist_conv_tiny]", "steps.rounds=2", "steps.seconds=0.5")
+        few = ("experiments=[mnist_conv_tiny]", "rounds=2", "seconds=0.5")
         self.run("benchmark", 400, *few, f"device={self.device}", f"folder={out}", module="src.benchmark")
         return "\n" + (out / "steps.md").read_text()
 
@@ -177,7 +177,7 @@ class Checks:
 
 
 def rounds(checks: Checks) -> list[dict[str, Callable[[], Any]]]:
-    """The checks; those of a round run side by side, as they need nothing of each other."""
+    """Return the checks in rounds; those of a round run side by side and do not depend on each other."""
     data = Path(os.environ.get("DATA_DIR", "data"))
     cache = f"data.cache_dir={checks.folder / 'cache'}"
     last: dict[str, Callable[[], Any]] = {"explore": checks.explored, "sweep": checks.swept}
@@ -203,24 +203,24 @@ def rounds(checks: Checks) -> list[dict[str, Callable[[], Any]]]:
 
 
 def main() -> int:
-    """Run all checks; 1 where one has failed."""
+    """Run all checks. Return the exit status: 1 if one has failed."""
     parser = argparse.ArgumentParser("python -m tests.gpu_check", description=__doc__)
-    parser.add_argument("--on", choices=("gpu", "cpu"), default="gpu", help="cpu rehearses (gpu)")
+    parser.add_argument("--on", choices=("gpu", "cpu"), default="gpu", help="cpu tries the checks without a GPU (gpu)")
     parser.add_argument("--slow", type=float, default=1.0, help="factor of all time limits (1)")
     parser.add_argument("--folder", type=Path, help="for runs and logs (default: a temporary one)")
-    asked = parser.parse_args()
-    if asked.on == "gpu" and not torch.cuda.is_available():
-        print("error: there is no GPU here; --on cpu rehearses the checks without one", file=sys.stderr)
+    args = parser.parse_args()
+    if args.on == "gpu" and not torch.cuda.is_available():
+        print("error: no GPU found; --on cpu tries the checks without one", file=sys.stderr)
         return 1
-    folder = (asked.folder or Path(tempfile.mkdtemp(prefix="gpu-check-"))).resolve()
+    folder = (args.folder or Path(tempfile.mkdtemp(prefix="gpu-check-"))).resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    gpu = f", {torch.cuda.get_device_name()}" if asked.on == "gpu" else ""
+    gpu = f", {torch.cuda.get_device_name()}" if args.on == "gpu" else ""
     print(f"INFO torch {torch.__version__}{gpu}; logs are in {folder}", flush=True)
-    checks = Checks(folder, asked.on, asked.slow)
+    checks = Checks(folder, args.on, args.slow)
     for together in rounds(checks):
-        with ThreadPoolExecutor(4 if asked.on == "gpu" else 2) as pool:
+        with ThreadPoolExecutor(4 if args.on == "gpu" else 2) as pool:
             for _ in pool.map(checks.check, together.keys(), together.values()):
-                pass  # what is no Exception is raised here
+                pass  # re-raises KeyboardInterrupt and the like
     print(f"{len(checks.failed)} checks failed{': ' + ', '.join(checks.failed) if checks.failed else ''}")
     return 1 if checks.failed else 0
 

@@ -1,1 +1,1 @@
-"""A campaign against the commands: killed, on a full disk, given nonsense, at the edge of numbers. ``make torture``."""
+"""Robustness tests that take minutes: kill commands, fill disks, give malformed input and extreme numbers."""

@@ -1,4 +1,4 @@
-"""Overrides that make no sense, generated from the table of all keys."""
+"""Malformed overrides, generated from the keys of the composed configs."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from tests.torture.commands import QUIET, SMALL, Settings, at_once, run
 from tests.torture.looks import answered, infinite, refused
 from tests.torture.table import Case, typed
 
-# Each shows some more keys; together they show nearly all.
+# Each base has some keys that the others lack; together they have nearly all.
 BASES = (
     (),
     ("schedule=plateau",),
@@ -47,7 +47,7 @@ JUNK = (
     ),
     *("None", "True", "1;2", "<x>", "!!python/name:os.system", "choice(1)", "range(1,3)", "glob(*)"),
 )
-SAID = (  # of whole words
+WRITTEN = (  # complete overrides
     *("model", "=", "model=", "=model", "model=kaputt", "modell=conv_tiny", "model@x=conv_tiny", "+model=lstm"),
     *("model=[conv_tiny,lstm]", "model=null", "data=null", "trainer=null", "optimizer=null", "callbacks=null"),
     *("logger=null", "schedule=null", "experiment=nope", "sweep=nope", "~model", "~data", "~trainer", "~optimizer"),
@@ -93,21 +93,21 @@ SAID = (  # of whole words
 
 
 class Override(NamedTuple):
-    """One to try.
+    """One malformed override.
 
     Attributes:
-        words: what is typed, beside what is typed always.
-        forbidden: what the table of keys says that it must be, where it is not.
-        key: which it sets.
+        words: the words on the command line.
+        expected: what the value must be according to the table of keys; None if it may be valid.
+        key: the key that it sets.
     """
 
     words: tuple[str, ...]
-    forbidden: str | None = None
+    expected: str | None = None
     key: str = ""
 
 
 def overrides() -> Iterator[Override]:
-    """Every leaf of the composed configs with every piece of junk."""
+    """Yield every leaf of the composed configs with every value of ``JUNK``."""
     seen = set()
     for base in BASES:
         tree = OmegaConf.to_container(composed(*SMALL, *base), resolve=False)
@@ -116,15 +116,15 @@ def overrides() -> Iterator[Override]:
                 continue
             seen.add(key)
             for value in JUNK:
-                yield Override((*base, f"{key}={value}"), _forbidden(key, value), key)
+                yield Override((*base, f"{key}={value}"), _expected(key, value), key)
 
 
-def _forbidden(key: str, value: str) -> str | None:
-    """What a key must be, where it is plain that this value is not."""
+def _expected(key: str, value: str) -> str | None:
+    """Return what the value of a key must be, or None where this value may be valid."""
     kind = kind_of(key, KEYS["train"])
     try:
         parsed = OverridesParser.create().parse_override(f"{key}={value}")
-    except Exception:  # Hydra's own: it is refused as a whole
+    except Exception:  # Hydra raises several kinds of errors for what it cannot parse
         return "something that Hydra can read"
     if parsed.is_sweep_override() or "${" in value or kind is None:
         return None
@@ -132,9 +132,9 @@ def _forbidden(key: str, value: str) -> str | None:
 
 
 def cases(settings: Settings) -> Iterator[Case]:
-    """Some two hundred of the generated ones, and all of those that are written out."""
+    """Try some 220 generated overrides, and all of ``WRITTEN``."""
     drawn = settings.some(list(overrides()), 220, "overrides")
-    written = [Override(tuple(said.split(" "))) for said in settings.some(SAID, len(SAID), "said")]
+    written = [Override(tuple(text.split(" "))) for text in settings.some(WRITTEN, len(WRITTEN), "written")]
 
     def try_it(numbered: tuple[int, Override]) -> Case:
         number, override = numbered
@@ -144,20 +144,20 @@ def cases(settings: Settings) -> Iterator[Case]:
         words = [*small, "trainer=debug", *quiet, *override.words, f"hydra.run.dir={folder}"]
         done = run(words, limit=60)
         faults = answered(done) if folder.name in override.words else refused(done)
-        if done.status == 0 and override.forbidden:
-            faults.append(f"taken, though it must be {override.forbidden}")
+        if done.status == 0 and override.expected:
+            faults.append(f"accepted, though the value must be {override.expected}")
         elif done.status == 0 and (folder / "metrics.json").exists():
             faults += infinite(folder)
         elif done.status and folder.exists():
             left = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-            faults += [f"refused, and it has left {left}"] if _before_training(done.output) else []
-        if done.status and not faults and override.forbidden and override.key.split(".")[-1] not in done.output:
-            faults.append(f"the line does not name {override.key}")
+            faults += [f"refused after it had written {left}"] if _before_training(done.output) else []
+        if done.status and not faults and override.expected and override.key.split(".")[-1] not in done.output:
+            faults.append(f"the error line does not name {override.key}")
         return Case("inputs: overrides", " ".join(map(repr, override.words)), typed(words), faults, done.output)
 
     yield from at_once(settings.jobs, try_it, enumerate([*written, *drawn]))
 
 
 def _before_training(output: str) -> bool:
-    """Whether it said no before it looked at an image."""
+    """Tell whether a command failed before it read any image."""
     return " training, " not in output

@@ -1,4 +1,4 @@
-"""Image files that are broken, odd, or none, in a folder of good ones; and as a user's own pictures."""
+"""Broken and unusual image files, in a data set of good ones and as ``images=`` of ``src.explore``."""
 
 import os
 import random
@@ -11,16 +11,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from src.system.files import quoted
 from tests.torture.commands import QUIET, Settings, at_once, run
 from tests.torture.looks import answered, changed, listing
 from tests.torture.table import Case, typed
 
 FORMATS = ("png", "jpg", "tiff", "bmp", "gif", "webp", "ppm")
-GOOD = 24
+GOOD = 24  # good pictures in each data set
 
 
 def _random(path: Path, shape: tuple[int, ...] = (20, 20), seed: int = 0, **options: object) -> bytes:
-    """A good picture; its bytes."""
+    """Save a random picture, and return the bytes of the file."""
     pixels = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
     Image.fromarray(pixels).save(path, **options)
     return path.read_bytes()
@@ -37,7 +38,7 @@ def _damaged(kind: str, how: Callable[[bytearray, random.Random], bytes]) -> Cal
 
 def _flipped(data: bytearray, rng: random.Random) -> bytes:
     for _ in range(rng.choice((1, 1, 3, 10, 40))):
-        place = int(len(data) * rng.random() ** 2)  # rather in the header
+        place = int(len(data) * rng.random() ** 2)  # more often in the header
         data[place] ^= 1 << rng.randrange(8)
     return bytes(data)
 
@@ -47,7 +48,7 @@ def _cut(data: bytearray, rng: random.Random) -> bytes:
 
 
 def _huge_png(folder: Path, rng: random.Random) -> Path:
-    """A header that promises 100,000 x 100,000 pixels."""
+    """Write a PNG whose header announces 100,000 x 100,000 pixels."""
     path = folder / "bad.png"
     data = bytearray(_random(path))
     data[16:24] = struct.pack(">II", 100_000, 100_000)
@@ -158,7 +159,7 @@ def _zero(path: Path) -> Path:
 
 
 def makers(settings: Settings) -> dict[str, Callable[[Path, random.Random], Path]]:
-    """Names and makers of all bad files."""
+    """Map the names of all bad files to the functions that write them."""
     made = dict(ODD)
     for number in range(max(1, round(4 * settings.count))):
         for kind in FORMATS:
@@ -169,7 +170,7 @@ def makers(settings: Settings) -> dict[str, Callable[[Path, random.Random], Path
 
 
 def cases(settings: Settings) -> Iterator[Case]:
-    """Each among good pictures, refused or skipped, and as a picture of one's own."""
+    """Try each bad file among good ones, with ``on_bad_image`` raise and skip, and as ``images=``."""
     run_folder = settings.folder / "of-pictures"
     plain = _good(settings.folder / "good")
     done = run(_training(plain, settings.folder / "cache", run_folder, "raise"))
@@ -188,14 +189,14 @@ def cases(settings: Settings) -> Iterator[Case]:
                 "raise",
             ),
             ("skip", _training(folder / "pictures", folder / "cache", folder / "skip", "skip"), "src.train", "skip"),
-            ("images=", [f"run={run_folder}", f"images={_typed(bad)}", "figures=[]"], "src.explore", None),
+            ("images=", [f"run={run_folder}", f"images={quoted(bad)}", "figures=[]"], "src.explore", None),
         ):
             before = listing(folder / "pictures") if bad.is_file() else {}
             done = run(words, module, limit=60)
             faults = answered(done, folder / result if result else None)
             faults += changed(before, folder / "pictures") if before else []
             if how == "skip" and done.status:
-                faults.append("on_bad_image=skip did not skip it")
+                faults.append("on_bad_image=skip did not skip the file")
             command = typed([word.encode(errors="backslashreplace").decode() for word in words], module)
             found.append(Case("inputs: pictures", f"{name}, {how}", command, faults, done.output))
         return found
@@ -204,17 +205,10 @@ def cases(settings: Settings) -> Iterator[Case]:
         yield from found
 
 
-def _typed(path: Path) -> str:
-    """A path as the value of an override."""
-    from src.system.files import quoted
-
-    return quoted(path)
-
-
 def _training(root: Path, cache: Path, run_folder: Path, on_bad_image: str) -> list[str]:
     small = ("model=conv_tiny", "data=image_folder", "data.channels=1", "data.image_size=16", "data.batch_size=4")
     places = (f"data.root={root}", f"data.cache_dir={cache}", f"hydra.run.dir={run_folder}")
-    pictures = [word for word in QUIET if word != "~callbacks.figures"]  # they write names and classes
+    pictures = [word for word in QUIET if word != "~callbacks.figures"]  # figures draw names and classes
     return [*small, "trainer=debug", *pictures, *places, f"data.on_bad_image={on_bad_image}"]
 
 

@@ -1,4 +1,4 @@
-"""Run folders that are damaged or foreign, through resume, ``evaluate`` and ``explore``."""
+"""Damaged and foreign run folders, given to resume, ``evaluate`` and ``explore``."""
 
 import json
 import random
@@ -14,7 +14,7 @@ from tests.torture.commands import SMALL, Settings, at_once, run
 from tests.torture.looks import answered, changed, listing
 from tests.torture.table import Case, typed
 
-Change = Callable[[Path, random.Random], None]  # of a run folder
+Change = Callable[[Path, random.Random], None]  # damages a run folder
 TRAINED = (*SMALL, "schedule=cosine", "trainer.max_epochs=2", "trainer.limit_train_batches=4")
 
 
@@ -41,9 +41,9 @@ def _flip(file: str, bits: int) -> Change:
 
 
 def _in_tree(tree: Any, key: str, value: Any) -> None:
-    """Set (or with ``...`` remove) what a dotted key names."""
-    *way, last = [int(word) if word.isdecimal() else word for word in key.split(".")]
-    for word in way:
+    """Set the value of a dotted key; ``...`` removes the key."""
+    *parents, last = [int(word) if word.isdecimal() else word for word in key.split(".")]
+    for word in parents:
         tree = tree[word]
     if value is ...:
         del tree[last]
@@ -112,7 +112,7 @@ KEYS = (
     *("global_step",),
 )
 PARTS = ("data", "test", "best", "evaluation", "config", "names")  # of metrics.json
-WHOLE = ("[]", "3", '"x"', "null", "NaN", "{}", "[" * 99_999)
+DOCUMENTS = ("[]", "3", '"x"', "null", "NaN", "{}", "[" * 99_999)
 CHANGES: dict[str, Change] = {
     **{f"{file} empty": _text(file, "") for file in (CONFIG, METRICS, LAST, BEST)},
     **{f"{file} binary": _text(file, bytes(range(256)) * 4) for file in (CONFIG, METRICS, LAST, BEST)},
@@ -158,7 +158,7 @@ CHANGES: dict[str, Change] = {
             ("trainer.max_epochs", "x"),
         )
     },
-    **{f"metrics.json is {text[:20]}": _text(METRICS, text) for text in WHOLE},
+    **{f"metrics.json is {text[:20]}": _text(METRICS, text) for text in DOCUMENTS},
     **{
         f"metrics.json with {key}={value!r}": _metrics(key, value)
         for key, value in (
@@ -210,24 +210,20 @@ CHANGES: dict[str, Change] = {
 
 
 def changes(settings: Settings) -> dict[str, Change]:
-    """All of them, with so many flipped bits as asked for."""
+    """Map the names of the changes to try to the changes: ``CHANGES`` and flipped bits."""
     flips = {
         f"{file} with {bits} flipped bits, {number}": _flip(file, bits)
         for number in range(max(1, round(2 * settings.count)))
         for file in (CONFIG, METRICS, LAST, BEST)
         for bits in (1, 20, 500)
     }
-    return {name: change for name, change in {**CHANGES, **flips}.items() if name in settings_names(settings, flips)}
-
-
-def settings_names(settings: Settings, flips: dict[str, Change]) -> set[str]:
-    """The names of those that are tried: all, or fewer where fewer are asked for."""
-    names = [*CHANGES, *flips]
-    return set(settings.some(names, len(names), "runs"))
+    every = {**CHANGES, **flips}
+    chosen = set(settings.some(list(every), len(every), "runs"))
+    return {name: change for name, change in every.items() if name in chosen}
 
 
 def cases(settings: Settings) -> Iterator[Case]:
-    """Each damage to a copy of one run, three commands a copy."""
+    """Apply each change to copies of one run, and give a copy to each of three commands."""
     whole = settings.folder / "whole-run"
     done = run([*TRAINED, f"hydra.run.dir={whole}"])
     if done.status != 0:

@@ -1,4 +1,4 @@
-"""How a campaign runs commands: forked from the warm process, in its own folder, within a time limit."""
+"""Run commands with a time limit, forked from the warm process, in the campaign's folder."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ from typing import NamedTuple, TypeVar
 from src.system.processes import Process
 from tests.helpers import PLAIN, ROOT, WARM
 
-LIMIT = 120.0  # seconds; a command of this campaign takes one or two
+LIMIT = 120.0  # seconds; a command here takes one or two
 SMALL = ("model=conv_tiny", "data=digits", "data.image_size=16", "data.batch_size=128")
 QUIET = (*PLAIN, "~callbacks.progress_bar")
 
@@ -25,14 +25,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Settings:
-    """What a campaign is asked for.
+    """Options of a campaign.
 
     Attributes:
-        folder: where all of it happens; the working directory.
-        seed: decides every case.
-        count: how many cases, as a factor of the usual number.
-        kills: how many processes are killed.
-        jobs: commands at a time.
+        folder: holds all files; it is the working directory.
+        seed: seed of all random choices.
+        count: factor of the usual number of cases.
+        kills: number of processes to kill.
+        jobs: number of commands that run at a time.
     """
 
     folder: Path
@@ -42,17 +42,17 @@ class Settings:
     jobs: int = 2
 
     def random(self, *what: object) -> random.Random:
-        """A stream of its own for each thing that is drawn."""
+        """Return a random generator that depends on the seed and on ``what`` alone."""
         return random.Random(f"{self.seed}/{what}")
 
     def some(self, things: Sequence[T], usual: int, *what: object) -> list[T]:
-        """As many of ``things`` as asked for, drawn; all where that is more."""
+        """Draw ``usual * count`` of ``things``, or return all where there are fewer."""
         wanted = max(1, round(usual * self.count))
         return list(things) if wanted >= len(things) else self.random("some", *what).sample(list(things), wanted)
 
 
 class Done(NamedTuple):
-    """How a command ended: its exit status, negative for a signal, None where it had to be stopped at the limit."""
+    """The end of a command. Its exit status is negative after a signal, and None if the time limit was reached."""
 
     status: int | None
     output: str
@@ -60,21 +60,21 @@ class Done(NamedTuple):
 
 
 class Running:
-    """A command that has been started, with its output in a file."""
+    """A started command, with its output in a file."""
 
     def __init__(self, words: Sequence[str], module: str = "src.train", **env: str) -> None:
-        self._output = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (read when it has ended)
+        self._output = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (read after the command has ended)
         self._began = time.monotonic()
-        surroundings = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **env}
-        self.process: Process = WARM.start(module, list(words), surroundings, self._output)
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **env}
+        self.process: Process = WARM.start(module, list(words), environment, self._output)
 
     def signal(self, number: signal.Signals, *, group: bool = True) -> None:
-        """Send a signal to it, and to what it has started where that is in its group."""
+        """Send a signal to the command, and with ``group`` to all processes of its group."""
         with contextlib.suppress(ProcessLookupError):
             (os.killpg if group else os.kill)(self.process.pid, number)
 
     def done(self, limit: float = LIMIT) -> Done:
-        """Wait for its end."""
+        """Wait until the command ends, or kill it after ``limit`` seconds."""
         try:
             status = self.process.wait(limit)
         except subprocess.TimeoutExpired:
@@ -88,11 +88,11 @@ class Running:
 
 
 def run(words: Sequence[str], module: str = "src.train", limit: float = LIMIT, **env: str) -> Done:
-    """Run a command to its end."""
+    """Run a command and wait until it ends."""
     return Running(words, module, **env).done(limit)
 
 
 def at_once(jobs: int, work: Callable[[T], object], things: Iterable[T]) -> Iterator[object]:
-    """The results of ``work`` in the order of ``things``, several at a time."""
+    """Yield ``work(thing)`` of all ``things`` in their order, with ``jobs`` running at a time."""
     with ThreadPoolExecutor(jobs) as pool:
         yield from pool.map(work, things)

@@ -1,7 +1,7 @@
-"""Commands on a file system that fills: a training, a decoding, a sweep, an evaluation.
+"""Commands on a disk that becomes full: training, decoding, evaluation, pictures and a sweep.
 
-In a user namespace of its own the campaign mounts a small tmpfs, which nobody else sees; where that is refused, files
-may not grow past a limit (RLIMIT_FSIZE), which ends writes as a full disk does.
+The campaign mounts a small tmpfs in a user namespace of its own, invisible to other processes. Where the system
+forbids that, RLIMIT_FSIZE limits the size of every file, so that writes fail as on a full disk.
 """
 
 import json
@@ -22,31 +22,31 @@ from tests.torture.commands import LIMIT, QUIET, SMALL, Done, Settings, run
 from tests.torture.looks import infinite, not_whole, refused
 from tests.torture.table import Case, Table, typed
 
-SIZES = 5  # of each command, from nothing to enough
+SIZES = 5  # disk sizes to try for each command, from nothing to enough
 KIB = 1024
 TRAINING = (*SMALL, "trainer.max_epochs=2", "trainer.limit_train_batches=4", "trainer.log_every_n_steps=1")
 
 
 class Job(NamedTuple):
-    """What fills the disk.
+    """A command that fills the disk.
 
     Attributes:
-        name: of its row.
-        words: given the folder on the small disk.
+        name: its row in the table.
+        words: returns the overrides, given the folder on the small disk.
         module: the entry point.
-        result: the folder of its figures, below the disk.
-        ready: is called with the folder on the small disk before anything is tried.
+        result: the folder of its results, relative to the disk.
+        prepare: is called with the folder on the small disk before the command.
     """
 
     name: str
     words: Callable[[Path], Sequence[str]]
     module: str = "src.train"
     result: str = "run"
-    ready: Callable[[Path], None] = lambda disk: None
+    prepare: Callable[[Path], None] = lambda disk: None
 
 
 class Tmpfs:
-    """A tmpfs whose size is changed while it is mounted."""
+    """A tmpfs whose size can be changed while it is mounted."""
 
     way = "a tmpfs of that size in a user namespace"
 
@@ -56,28 +56,27 @@ class Tmpfs:
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256m", "torture", folder], check=True)
 
     def room(self, room: int | None) -> None:
-        """So many bytes beside what is there; None for enough."""
+        """Leave ``room`` bytes free; None leaves enough for everything."""
         size = 256 * 2**20 if room is None else self.used() + room
         subprocess.run(["mount", "-o", f"remount,size={-(-size // 4096) * 4096}", self.folder], check=True)
 
     def used(self) -> int:
-        """Bytes in use."""
-        facts = shutil.disk_usage(self.folder)
-        return facts.used
+        """Return the bytes in use."""
+        return shutil.disk_usage(self.folder).used
 
     def clear(self) -> None:
-        """Empty it."""
+        """Remove all files."""
         self.room(None)
         for path in self.folder.iterdir():
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
     def needs(self, before: int) -> int:
-        """Bytes that a command has taken, where ``before`` were in use before it."""
+        """Return the bytes that a command has used, where ``before`` were in use before it."""
         return self.used() - before
 
 
 class FileLimit(Tmpfs):
-    """No file grows past so many bytes: what commands inherit from the process that they are forked from."""
+    """A limit on the size of each file, set on the warm process; the commands that it forks inherit it."""
 
     way = "RLIMIT_FSIZE: no file grows past that size"
 
@@ -86,29 +85,29 @@ class FileLimit(Tmpfs):
         self.folder = folder
 
     def room(self, room: int | None) -> None:
-        """So many bytes a file."""
-        most = resource.RLIM_INFINITY if room is None else max(1, room)
-        resource.prlimit(WARM.pid, resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))
+        """Limit each file to ``room`` bytes; None sets no limit."""
+        limit = resource.RLIM_INFINITY if room is None else max(1, room)
+        resource.prlimit(WARM.pid, resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
 
     def used(self) -> int:
-        """The largest file: what must fit."""
+        """Return the size of the largest file."""
         return max((path.stat().st_size for path in self.folder.rglob("*") if path.is_file()), default=0)
 
     def needs(self, before: int) -> int:
-        """The largest file."""
+        """Return the size of the largest file, which must fit."""
         return self.used()
 
 
 def cases(settings: Settings, table: Table) -> Iterator[Case]:
-    """In a namespace of its own where the system allows it, else here."""
+    """Run the cases in a user namespace where the system allows it, else under a file size limit."""
     words = [str(settings.folder), str(settings.seed), str(settings.count)]
     inside = ["unshare", "-rm", sys.executable, "-m", "tests.torture.disk", *words]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     (settings.folder / "disk").mkdir()
-    tried = (
+    attempt = (
         subprocess.run([*inside, "try"], capture_output=True, env=env, check=False) if shutil.which("unshare") else None
     )
-    if tried is not None and tried.returncode == 0:
+    if attempt is not None and attempt.returncode == 0:
         way = Tmpfs.way
         with subprocess.Popen(inside, stdout=subprocess.PIPE, text=True, env=env) as process:
             yield from (Case(**json.loads(line)) for line in process.stdout if line.startswith("{"))
@@ -118,7 +117,7 @@ def cases(settings: Settings, table: Table) -> Iterator[Case]:
         way = FileLimit.way
         yield from _cases(settings, FileLimit(settings.folder / "disk" / "small"))
     else:
-        way = "not possible here"
+        way = "not possible on this system"
     rows = {case.row for case in table.cases if case.row.startswith("disk")} or {"disk"}
     for row in rows:
         table.note(row, way)
@@ -128,25 +127,25 @@ def _cases(settings: Settings, disk: Tmpfs) -> Iterator[Case]:
     sizes = max(1, round(SIZES * settings.count))
     for job in _jobs(settings):
         disk.clear()
-        job.ready(disk.folder)
+        job.prepare(disk.folder)
         before = disk.used()
         done = run(job.words(disk.folder), job.module, 3 * LIMIT)
         if done.status != 0:
-            yield Case(f"disk: {job.name}", "with room", typed(job.words(disk.folder)), ["it fails"], done.output)
+            yield Case(f"disk: {job.name}", "enough room", typed(job.words(disk.folder)), ["it fails"], done.output)
             continue
         needs = max(4096, disk.needs(before))
         rng = settings.random("disk", job.name)
         for number in range(sizes):
             share = (number + rng.random()) / sizes
             yield _filled(job, disk, round(share * needs), needs)
-    yield from _filled_later(disk)
+    yield from _resumed(disk)
     disk.clear()
 
 
 def _filled(job: Job, disk: Tmpfs, room: int, needs: int) -> Case:
-    """Run it with so much room, then again with enough."""
+    """Run a command with ``room`` bytes free, then again with enough."""
     disk.clear()
-    job.ready(disk.folder)
+    job.prepare(disk.folder)
     kept = {path: path.read_bytes() for path in disk.folder.rglob("*.ckpt")}
     disk.room(room)
     words = job.words(disk.folder)
@@ -155,15 +154,15 @@ def _filled(job: Job, disk: Tmpfs, room: int, needs: int) -> Case:
     faults += not_whole(disk.folder)
     faults += [f"{path.name} was changed" for path, data in kept.items() if path.read_bytes() != data]
     disk.room(None)
-    faults += _goes_on(job, disk, done)
-    what = f"{room // KIB} KiB of the {needs // KIB} KiB that it takes"
+    faults += _repeated(job, disk, done)
+    what = f"{room // KIB} KiB free of the {needs // KIB} KiB that it needs"
     return Case(f"disk: {job.name}", what, typed(words, job.module), faults, done.output)
 
 
 def _full(done: Done, points: bool) -> list[str]:
-    """What is wrong with the answer to a full disk; of a sweep the points' outputs are elsewhere."""
+    """Check the answer to a full disk. The points of a sweep write their errors to files of their own."""
     if done.status == 0:
-        return []  # it got through: what is optional was left out, or the room sufficed
+        return []  # the room sufficed, or only optional files were left out
     faults = [
         fault for fault in refused(done) if not (points and "failed: repeat" in done.output and "error:" in fault)
     ]
@@ -171,12 +170,12 @@ def _full(done: Done, points: bool) -> list[str]:
     if not points and not any(word in line for word in ("disk is full", "File too large", "No space")):
         faults.append(f"the last line does not say that the disk is full: {line[:150]}")
     if "Exception in thread" in done.output:
-        faults.append("a thread's traceback")
+        faults.append("a traceback of a thread")
     return faults
 
 
-def _goes_on(job: Job, disk: Tmpfs, done: Done) -> list[str]:
-    """Whether a repeat with room ends well: a resume where there is a checkpoint, else as the first time."""
+def _repeated(job: Job, disk: Tmpfs, done: Done) -> list[str]:
+    """Check that the command succeeds once there is room: as a resume if there is a checkpoint, else anew."""
     folder = disk.folder / job.result
     if job.module == "src.train" and (folder / "metrics.json").exists() and done.status == 0:
         return infinite(folder)
@@ -189,12 +188,12 @@ def _goes_on(job: Job, disk: Tmpfs, done: Done) -> list[str]:
     again = run([*job.words(disk.folder), *extra], job.module, 3 * LIMIT)
     if again.status != 0:
         last = again.output.strip().splitlines()[-1:]
-        return [f"a repeat with room ({' '.join(extra)}) ends with status {again.status}: {last}"]
+        return [f"with enough room ({' '.join(extra)}) it ends with status {again.status}: {last}"]
     return infinite(folder) if job.result == "run" else []
 
 
-def _filled_later(disk: Tmpfs) -> Iterator[Case]:
-    """A run that has epochs goes on while the disk is full: its checkpoints stay as they are."""
+def _resumed(disk: Tmpfs) -> Iterator[Case]:
+    """Resume a run on a disk with little room: its checkpoints must stay intact."""
     words = (*TRAINING, f"hydra.run.dir={disk.folder}/run")
     for room in (0, 8 * KIB, 100 * KIB):
         disk.clear()
@@ -206,12 +205,12 @@ def _filled_later(disk: Tmpfs) -> Iterator[Case]:
         done = run(longer)
         faults = _full(done, points=False) + not_whole(disk.folder)
         if done.status and room == 0 and [file.read_bytes() for file in files] != before:
-            faults.append("a checkpoint is no longer what it was")
+            faults.append("a checkpoint was changed")
         disk.room(None)
         again = run(longer)
         if again.status != 0:
-            faults.append(f"a repeat with room ends with status {again.status}: {again.output[-200:]}")
-        yield Case("disk: resume", f"{room // KIB} KiB are left", typed(longer), faults, done.output)
+            faults.append(f"with enough room it ends with status {again.status}: {again.output[-200:]}")
+        yield Case("disk: resume", f"{room // KIB} KiB free", typed(longer), faults, done.output)
 
 
 def _jobs(settings: Settings) -> list[Job]:
@@ -234,9 +233,9 @@ def _jobs(settings: Settings) -> list[Job]:
         Job("training", lambda disk: [*TRAINING, f"hydra.run.dir={disk}/run"]),
         Job("decoding", lambda disk: [*folder, f"data.cache_dir={disk}/cache", f"hydra.run.dir={disk}/run"]),
         Job("evaluation", lambda disk: [f"run={disk}/run", "parts=[elbo,latents]", "samples.components=2"],
-            "src.evaluate", ready=_trained),
+            "src.evaluate", prepare=_trained),
         Job("pictures", lambda disk: [f"run={disk}/run", "figures=[samples,losses]", "embed=npz"],
-            "src.explore", ready=_trained),
+            "src.explore", prepare=_trained),
         Job("sweep", lambda disk: [*sweep, f"hydra.sweep.dir={disk}/sweep"], result="sweep"),
     ]  # fmt: skip
 
@@ -248,7 +247,7 @@ def _trained(disk: Path) -> None:
 
 
 def main() -> None:
-    """Inside the namespace: cases as lines of JSON."""
+    """Run the cases inside the namespace, and print each as a line of JSON."""
     folder, seed, count, *words = sys.argv[1:]
     settings = Settings(Path(folder), int(seed), float(count))
     disk = Tmpfs(Path(folder) / "disk" / ("try" if words else "small"))

@@ -1,7 +1,7 @@
 """Trainings, decodings and sweeps that are killed at random moments, and repeated until they end.
 
-Half of the moments are drawn from the clock, half from the file operations of an undisturbed run (see
-:mod:`tests.torture.trapped`): those are where a cut does harm.
+Half of the moments are random times, half are file operations of an undisturbed run (see
+:mod:`tests.torture.trapped`), where a kill can do harm.
 """
 
 import json
@@ -22,7 +22,7 @@ from tests.torture.commands import LIMIT, SMALL, Done, Running, Settings, at_onc
 from tests.torture.looks import litter, not_whole
 from tests.torture.table import Case, Table, typed
 
-STATUS = {"SIGKILL": (-9,), "SIGTERM": (143, -15), "SIGINT": (130, -2)}  # beside 0: it may have ended already
+STATUS = {"SIGKILL": (-9,), "SIGTERM": (143, -15), "SIGINT": (130, -2)}  # or 0: it may have ended already
 TRAINING = (
     *("model=conv_dropout", "data=digits", "data.batch_size=128", "data.binarize=dynamic", "schedule=cosine"),
     *(
@@ -39,7 +39,7 @@ SWEEP = (
 
 
 class Job(NamedTuple):
-    """What is killed: its words, given a folder of its own, and how long and how many file operations it takes."""
+    """A command to kill: its overrides, its duration and its number of file operations."""
 
     name: str
     words: Sequence[str]
@@ -47,19 +47,19 @@ class Job(NamedTuple):
     operations: int = 0
 
     def at(self, folder: Path) -> list[str]:
-        """The command line in this folder; the run, its cache and its temporary files are below it."""
+        """Return the overrides with the run, or sweep, and its cache below ``folder``."""
         where = "hydra.sweep.dir" if self.name == "sweep" else "hydra.run.dir"
         cache = [f"data.cache_dir={folder}/cache"] if self.name == "decoding" else []
         return [*self.words, *cache, f"{where}={folder}/run"]
 
     def start(self, folder: Path, extra: Sequence[str] = (), trap: Sequence[str] = ("0", "SIGKILL")) -> Running:
-        """Begin it; temporary files go to another file system where there is one, as on many machines."""
+        """Start the command. Its temporary files lie on another file system where there is one, as on many machines."""
         words = [*trap, str(folder), "src.train", *self.at(folder), *extra]
         return Running(words, "tests.torture.trapped", TMPDIR=_elsewhere(folder), COUNT_INTO=f"{folder}/operations")
 
 
 class Kill(NamedTuple):
-    """A signal, and when: after some seconds, or at a file operation."""
+    """A signal, sent after some seconds or at a file operation."""
 
     signal: str
     seconds: float | None
@@ -71,29 +71,29 @@ class Kill(NamedTuple):
 
 
 def cases(settings: Settings, table: Table) -> Iterator[Case]:
-    """A case a life: a job that is killed once or twice, and repeated until it ends."""
+    """Kill each job once or twice, and repeat it until it ends: one case each."""
     pictures = _pictures(settings)
     decoding = ("model=conv_tiny", "data=image_folder", f"data.root={pictures}", "data.channels=1", "trainer=debug")
     jobs = [Job("training", TRAINING), Job("decoding", decoding), Job("sweep", SWEEP)]
     shares = (0.5, 0.25, 0.25)
     for job, share in zip(jobs, shares, strict=True):
         whole, row = settings.folder / f"whole-{job.name}", f"kills: {job.name}"
-        job, fault = _undisturbed(job, whole)  # noqa: PLW2901 (now it knows how long it takes)
+        job, fault = _undisturbed(job, whole)  # noqa: PLW2901 (with its duration)
         if fault:
             yield fault
             continue
-        lives = _lives(settings, job, max(1, round(share * settings.kills)))
-        table.note(row, f"{sum(map(len, lives))} kills")
+        plans = _planned(settings, job, max(1, round(share * settings.kills)))
+        table.note(row, f"{sum(map(len, plans))} kills")
 
-        def live(numbered: tuple[int, list[Kill]], job: Job = job, whole: Path = whole) -> Case:
+        def try_it(numbered: tuple[int, list[Kill]], job: Job = job, whole: Path = whole) -> Case:
             number, kills = numbered
-            return _life(job, kills, settings.folder / f"{job.name}-{number}", whole)
+            return _killed(job, kills, settings.folder / f"{job.name}-{number}", whole)
 
-        yield from at_once(settings.jobs, live, enumerate(lives))
+        yield from at_once(settings.jobs, try_it, enumerate(plans))
 
 
 def _undisturbed(job: Job, whole: Path) -> tuple[Job, Case | None]:
-    """The job with its time and its file operations, from a run that nobody disturbs."""
+    """Run the job without a kill; return it with its duration and number of file operations, or a fault."""
     _fresh(whole)
     done = job.start(whole).done(LIMIT * 2)
     operations = whole / "operations"
@@ -104,14 +104,14 @@ def _undisturbed(job: Job, whole: Path) -> tuple[Job, Case | None]:
     return job._replace(seconds=done.seconds, operations=int(operations.read_text())), None
 
 
-def _lives(settings: Settings, job: Job, kills: int) -> list[list[Kill]]:
-    """So many kills, one or two a life."""
-    rng, lives = settings.random("kills", job.name), []
+def _planned(settings: Settings, job: Job, kills: int) -> list[list[Kill]]:
+    """Draw ``kills`` kills, one or two for each time that the job is tried."""
+    rng, plans = settings.random("kills", job.name), []
     while kills > 0:
         count = min(kills, rng.choice((1, 1, 2)))
-        lives.append([_drawn(rng, job) for _ in range(count)])
+        plans.append([_drawn(rng, job) for _ in range(count)])
         kills -= count
-    return lives
+    return plans
 
 
 def _drawn(rng: random.Random, job: Job) -> Kill:
@@ -121,10 +121,10 @@ def _drawn(rng: random.Random, job: Job) -> Kill:
     return Kill(name, None, f"{rng.randint(1, job.operations)}{rng.choice(('', 'w'))}")
 
 
-def _life(job: Job, kills: Sequence[Kill], folder: Path, whole: Path) -> Case:
-    """Kill it as planned, repeat it until it ends, and compare what it leaves with the undisturbed run."""
+def _killed(job: Job, kills: Sequence[Kill], folder: Path, whole: Path) -> Case:
+    """Kill a job as planned, repeat it until it ends, and compare its files with those of the undisturbed run."""
     _fresh(folder)
-    faults, said = [], []
+    faults, outputs = [], []
     for kill in kills:
         extra, trap = _again(job, folder), (kill.moment, kill.signal)
         running = job.start(folder, extra, trap)
@@ -132,16 +132,16 @@ def _life(job: Job, kills: Sequence[Kill], folder: Path, whole: Path) -> Case:
             time.sleep(kill.seconds)
             running.signal(signal.Signals[kill.signal], group=False)
         done = running.done()
-        said.append(f"[{kill}, {' '.join(extra)}: status {done.status}]\n{done.output}")
+        outputs.append(f"[{kill}, {' '.join(extra)}: status {done.status}]\n{done.output}")
         if done.status not in (0, *STATUS[kill.signal]):
             faults.append(f"{kill}: exit status {done.status}, expected {STATUS[kill.signal][0]}")
         if "Traceback" in done.output:
             faults.append(f"{kill}: a traceback")
         _wait_for_children()
         faults += [f"{kill}: {fault}" for fault in not_whole(folder)]
-    done = _finish(job, folder, said)
+    done = _finish(job, folder, outputs)
     if done.status != 0:
-        faults.append(f"repeated, it does not end well: status {done.status}")
+        faults.append(f"repeated, it fails: status {done.status}")
     else:
         faults += [*_different(job, folder / "run", whole / "run"), *litter(folder), *litter(Path(_elsewhere(folder)))]
         if job.name == "decoding":
@@ -152,22 +152,22 @@ def _life(job: Job, kills: Sequence[Kill], folder: Path, whole: Path) -> Case:
     trap = [kills[0].moment, kills[0].signal, str(folder), "src.train"]
     shown = typed([*trap, *job.at(folder)], "tests.torture.trapped", TMPDIR=_elsewhere(folder))
     what = ", then ".join(map(str, kills)) + f" (of {job.seconds:.1f} s, {job.operations} operations)"
-    return Case(f"kills: {job.name}", what, shown, faults, "\n".join(said))
+    return Case(f"kills: {job.name}", what, shown, faults, "\n".join(outputs))
 
 
-def _finish(job: Job, folder: Path, said: list[str]) -> Done:
-    """Repeat it; twice where the first time did not do."""
+def _finish(job: Job, folder: Path, outputs: list[str]) -> Done:
+    """Repeat the job until it succeeds, twice at most."""
     for _ in range(2):
         extra = _again(job, folder)
         done = job.start(folder, extra).done(LIMIT * 2)
-        said.append(f"[repeated, {' '.join(extra)}: status {done.status}]\n{done.output}")
+        outputs.append(f"[repeated, {' '.join(extra)}: status {done.status}]\n{done.output}")
         if done.status == 0:
             break
     return done
 
 
 def _again(job: Job, folder: Path) -> list[str]:
-    """What repeating takes, as the README and the commands say: a resume, or a folder that is deleted first."""
+    """Return the overrides of a repeat: a resume if there is a checkpoint. Else delete the run's folder first."""
     if job.name == "sweep":
         return []
     if (folder / "run" / "checkpoints" / "last.ckpt").exists():
@@ -178,7 +178,7 @@ def _again(job: Job, folder: Path) -> list[str]:
 
 
 def _different(job: Job, run: Path, whole: Path) -> list[str]:
-    """What is not as in the undisturbed run: weights bit for bit, figures of the test split."""
+    """Compare with the undisturbed run: weights bit for bit, and metrics."""
     runs = sorted(path.parent.relative_to(whole) for path in whole.rglob("metrics.json"))
     faults = []
     for name in runs:
@@ -206,13 +206,13 @@ def _other_cache(cache: Path, whole: Path) -> list[str]:
     equal = np.array_equal(np.load(ours), np.load(theirs)) and (
         ours.with_name("index.json").read_text() == theirs.with_name("index.json").read_text()
     )
-    return [] if equal else ["the cache is not that of the undisturbed run"]
+    return [] if equal else ["the cache differs from that of the undisturbed run"]
 
 
 def _elsewhere(folder: Path) -> str:
-    """A folder for temporary files, on another file system than the run where there is one."""
-    there = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else folder.parent
-    return str(there / f"{folder.parent.name}-{folder.name}-tmp")
+    """Name a folder for temporary files, on another file system than the run where there is one."""
+    parent = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else folder.parent
+    return str(parent / f"{folder.parent.name}-{folder.name}-tmp")
 
 
 def _fresh(folder: Path) -> None:
@@ -221,12 +221,12 @@ def _fresh(folder: Path) -> None:
 
 
 def _wait_for_children(seconds: float = 0.5) -> None:
-    """What a killed process had started ends with it, but not in the same moment."""
+    """Wait for the children of a killed process, which end a moment later."""
     time.sleep(seconds)
 
 
 def _pictures(settings: Settings) -> Path:
-    """Some hundred pictures, so that decoding them takes a while."""
+    """Write 200 pictures, so that decoding them takes a while."""
     folder, rng = settings.folder / "pictures", np.random.default_rng(settings.seed)
     folder.mkdir()
     for number in range(200):

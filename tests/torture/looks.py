@@ -1,4 +1,4 @@
-"""What is fine and what is a fault: of an output, of a file, of a folder."""
+"""Find faults in outputs, files and folders. Every function returns one sentence per fault."""
 
 import hashlib
 import json
@@ -13,32 +13,32 @@ import torch
 
 from tests.torture.commands import Done
 
-BOOKKEEPING = ("train.log",)  # every command that is tried in a run's folder adds its words there
+BOOKKEEPING = ("train.log",)  # every command in a run's folder appends to it
 
 
 def refused(done: Done) -> list[str]:
-    """What is wrong with the way a command said no: fine is one ``error:`` line, the last, and nothing of a traceback.
+    """Check how a command refused its input: with exactly one ``error:`` line, the last one, and without a traceback.
 
-    A status that is no failure is for the caller to judge.
+    Exit status 0 is no fault here; the caller judges it.
     """
     if done.status is None:
-        return [f"it had not ended after {done.seconds:.0f} s"]
+        return [f"it did not end within {done.seconds:.0f} s"]
     faults = []
     if done.status < 0:
         faults.append(f"it was killed by signal {-done.status}")
     lines = done.output.strip().splitlines()
     if "Traceback (most recent call last)" in done.output:
         faults.append(f"a traceback: {next((x for x in reversed(lines) if x.strip()), '')[:200]}")
-    told = [line for line in lines if line.startswith("error: ")]
-    if done.status > 0 and len(told) != 1:
-        faults.append(f"{len(told)} error: lines")
+    errors = [line for line in lines if line.startswith("error: ")]
+    if done.status > 0 and len(errors) != 1:
+        faults.append(f"{len(errors)} error: lines")
     elif done.status > 0 and not lines[-1].startswith("error: "):
         faults.append(f"the error: line is not the last: {lines[-1][:200]}")
     return faults
 
 
 def answered(done: Done, run: Path | None = None) -> list[str]:
-    """What is wrong with the answer to nonsense: fine is a refusal, or a run whose figures are finite."""
+    """Check the answer to malformed input: either a refusal, or a run whose metrics are finite."""
     faults = refused(done)
     if done.status == 0 and not faults and run is not None:
         faults += infinite(run)
@@ -46,7 +46,7 @@ def answered(done: Done, run: Path | None = None) -> list[str]:
 
 
 def infinite(run: Path) -> list[str]:
-    """The figures in a run's ``metrics.json`` that are no numbers."""
+    """Find metrics in a run's ``metrics.json`` that are infinite or not a number."""
     if not (run / "metrics.json").exists():
         return ["exit status 0 and no metrics.json"]
     try:
@@ -70,32 +70,34 @@ def _finite(value: Any) -> bool:
 
 
 def not_whole(folder: Path) -> list[str]:
-    """The files below ``folder`` that are cut off: checkpoints, JSON, pictures, caches."""
+    """Find truncated files below ``folder``: checkpoints, JSON, configs, caches."""
     faults = []
     for path in sorted(folder.rglob("*")):
         try:
             _read(path)
-        except Exception as error:  # whatever a reader raises
+        except Exception as error:  # readers raise all kinds of errors
             faults.append(f"{path.relative_to(folder)} is not whole ({' '.join(str(error).split())[:120]})")
     return faults
 
 
 def _read(path: Path) -> None:
-    """Read a file as those who come later will; temporary ones, whose names begin with a dot, nobody does."""
+    """Read a file as later commands do. They skip temporary files, whose names begin with a dot."""
     if path.name.startswith(".") or not path.is_file() or any(part.startswith(".dec") for part in path.parts):
         return
     if path.suffix == ".ckpt":
         torch.load(path, weights_only=True, map_location="cpu")["state_dict"]
     elif path.suffix == ".json":
         json.loads(path.read_text())
-    elif path.suffix == ".yaml" and path.stat().st_size == 0 and path.name != "multirun.yaml":  # Hydra's, for nobody
+    elif (
+        path.suffix == ".yaml" and path.stat().st_size == 0 and path.name != "multirun.yaml"
+    ):  # Hydra's own; nothing reads it
         raise ValueError("it is empty")
     elif path.suffix == ".npy" and len(np.load(path, mmap_mode="r")) != len(np.load(path.with_name("digests.npy"))):
-        raise ValueError("it has other images than digests.npy")
+        raise ValueError("it does not match digests.npy")
 
 
 def litter(folder: Path, known: Collection[str] = ()) -> list[str]:
-    """Temporary files that nobody has cleaned up."""
+    """Find temporary files that were left behind."""
     found = [
         path for path in folder.rglob(".*") if not path.name.endswith(".lock") and path.name not in (".hydra", *known)
     ]
@@ -104,7 +106,7 @@ def litter(folder: Path, known: Collection[str] = ()) -> list[str]:
 
 
 def listing(folder: Path, without: Collection[str] = BOOKKEEPING) -> dict[str, str]:
-    """Every file below a folder, with a hash of what is in it."""
+    """Map every file below a folder to a hash of its content."""
     found = {}
     for where, _, names in os.walk(os.fsencode(folder)):
         for name in names:
@@ -125,10 +127,10 @@ def _digest(path: bytes) -> str:
 
 
 def changed(before: dict[str, str], folder: Path) -> list[str]:
-    """What has become of a folder since its :func:`listing`."""
-    now = listing(folder)
+    """Compare a folder with its earlier :func:`listing`."""
+    after = listing(folder)
     return [
-        *(f"{name} is gone" for name in sorted(before.keys() - now.keys())),
-        *(f"{name} is new" for name in sorted(now.keys() - before.keys())),
-        *(f"{name} was changed" for name in sorted(before.keys() & now.keys()) if before[name] != now[name]),
+        *(f"{name} is gone" for name in sorted(before.keys() - after.keys())),
+        *(f"{name} is new" for name in sorted(after.keys() - before.keys())),
+        *(f"{name} was changed" for name in sorted(before.keys() & after.keys()) if before[name] != after[name]),
     ]

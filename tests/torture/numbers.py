@@ -1,7 +1,7 @@
-"""Tiny runs at the edge of numbers, in process: none ends non-finite without naming the setting that did it.
+"""Tiny runs with extreme settings, in process: each must succeed, or name the setting that makes it diverge.
 
-Whether the right one is named is tried: the setting is set to a tame value, and so on until the run ends well. Each
-time a setting must be named that is not tame yet; and where it took several, none of them may have been harmless.
+The advice is followed: the named setting is set to a safe value, and so on until the run succeeds. Each message must
+name a setting that is not safe yet; and where several were named, none of them may have been harmless.
 """
 
 import functools
@@ -33,8 +33,8 @@ from tests.torture.commands import LIMIT, Running, Settings, at_once
 from tests.torture.table import Case, Table
 
 RUNS = 1_000
-ASK = 25  # runs a process
-TAME = {
+PER_PROCESS = 25  # runs
+SAFE = {
     "optimizer.lr": 1e-5,
     "model.kl_weight": 1.0,
     "model.likelihood.scale": 0.3,
@@ -52,14 +52,14 @@ Point = dict[str, Any]
 
 
 class Plain(ImageDataModule):
-    """Sixty-four images that are all black, all white, all grey, or noise."""
+    """64 images that are all black, all white, all grey, or noise."""
 
     def __init__(self, look: str, **common: Any) -> None:
         super().__init__("plain", channels=1, batch_size=16, val_fraction=0.2, test_fraction=0.2, **common)
         self.look = look
 
     def load_pool(self) -> ImagePool:
-        """They count as different ones, or all were on one side of the splits."""
+        """Return the images with different digests: equal ones would all be in one split."""
         shape, level = (64, 1, self.image_size, self.image_size), {"black": 0, "white": 255, "grey": 127}
         noise = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
         images = noise if self.look == "noise" else torch.full(shape, level[self.look], dtype=torch.uint8)
@@ -75,7 +75,7 @@ class Plain(ImageDataModule):
 
 
 def drawn(rng: random.Random) -> Point:
-    """The settings of one run."""
+    """Draw the settings of one run."""
     point: Point = {
         "model": rng.choice(list(BODIES)),
         "optimizer": rng.choice(("adam", "sgd")),
@@ -103,7 +103,7 @@ def drawn(rng: random.Random) -> Point:
 
 @functools.cache
 def base(model: str, optimizer: str, likelihood: str) -> DictConfig:
-    """Six steps in three epochs, a test, and all that a run does but its pictures."""
+    """Compose a run of six steps in three epochs and a test, without pictures."""
     groups = (f"model={model}", *BODIES[model], f"optimizer={optimizer}", f"likelihood@model.likelihood={likelihood}")
     quiet = ("~logger", "~callbacks.dashboard", "~callbacks.figures", "~callbacks.progress_bar")
     limits = ("trainer.max_epochs=3", "trainer.limit_train_batches=2", "trainer.log_every_n_steps=1")
@@ -111,7 +111,7 @@ def base(model: str, optimizer: str, likelihood: str) -> DictConfig:
 
 
 def config(point: Point, folder: str) -> DictConfig:
-    """The config of a run; its images are not in it."""
+    """Return the config of a run, without its data."""
     likelihood = {"learned": "gaussian"}.get(point["likelihood"], point["likelihood"])
     cfg = base(point["model"], point["optimizer"], likelihood).copy()
     cfg.run_dir = folder
@@ -124,10 +124,10 @@ def config(point: Point, folder: str) -> DictConfig:
 
 
 def attempt(point: Point, folder: str) -> str | None:
-    """Run it; what was said where it was stopped, None where it ended well.
+    """Run a training; return the error message if it was stopped, None if it succeeded.
 
     Raises:
-        ValueError: it ended well, and a figure is no number.
+        ValueError: if it succeeded, but a metric or an image is not finite.
     """
     cfg = config(point, folder)
     L.seed_everything(0, verbose=False)
@@ -149,67 +149,64 @@ def attempt(point: Point, folder: str) -> str | None:
 
 
 def followed(point: Point, folder: str) -> tuple[list[str], list[str]]:
-    """What was said while the advice was followed, and what was wrong with it."""
-    said, tame, named = [], dict(point), []
+    """Follow the advice of the error messages; return the messages and the faults of the advice."""
+    messages, settings, named = [], dict(point), []
     for _ in range(5):
-        line = attempt(tame, folder)
+        line = attempt(settings, folder)
         if line is None:
-            return said, _needless(point, tame, named, folder) if len(named) > 1 else []
-        said.append(line)
+            return messages, _harmless(point, settings, named, folder) if len(named) > 1 else []
+        messages.append(line)
         if (found := LINE.search(line)) is None:
-            return said, ["no setting is named"]
+            return messages, ["the message names no setting"]
         key, value = found.groups()
-        if tame.get(key) == TAME[key]:
-            return said, [f"{key} is named, and it is tame"]
-        if key != "trainer.precision" and not math.isclose(float(value), float(tame[key]), rel_tol=1e-4):
-            return said, [f"{key} is named with {value}, and it is {tame[key]}"]
+        if settings.get(key) == SAFE[key]:
+            return messages, [f"{key} is named though it has a safe value"]
+        if key != "trainer.precision" and not math.isclose(float(value), float(settings[key]), rel_tol=1e-4):
+            return messages, [f"{key} is named with {value}, but it is {settings[key]}"]
         named.append(key)
-        tame[key] = TAME[key]
-    return said, ["its advice leads nowhere"]
+        settings[key] = SAFE[key]
+    return messages, ["the run still fails after five changes"]
 
 
-def _needless(point: Point, tame: Point, named: list[str], folder: str) -> list[str]:
-    """Where several were named one after the other: those without whose mending it ends well, too.
+def _harmless(point: Point, settings: Point, named: list[str], folder: str) -> list[str]:
+    """Find named settings that are harmless: the run also succeeds with their original value, and a larger one."""
 
-    Not by a hair: ten times as much does no harm either.
-    """
-
-    def harmless(key: str) -> bool:
-        return all(attempt({**tame, key: point[key] * times}, folder) is None for times in (1.0, WORSE[key]))
+    def succeeds(key: str) -> bool:
+        return all(attempt({**settings, key: point[key] * times}, folder) is None for times in (1.0, WORSE[key]))
 
     return [
-        f"{key}={point[key]:g} is named, and with the others mended it does no harm"
+        f"{key}={point[key]:g} is named, but is harmless once the others are safe"
         for key in named
-        if key in WORSE and harmless(key)
+        if key in WORSE and succeeds(key)
     ]
 
 
 def cases(settings: Settings, table: Table) -> Iterator[Case]:
-    """A thousand runs, some in each process."""
+    """Run a thousand trainings, some in each process."""
     count = max(1, round(RUNS * settings.count))
-    starts = range(0, count, ASK)
+    starts = range(0, count, PER_PROCESS)
 
     def work(start: int) -> list[Case]:
         folder = settings.folder / "numbers" / str(start)
         folder.mkdir(parents=True)
-        words = [str(settings.seed), str(start), str(min(count, start + ASK)), str(folder)]
+        words = [str(settings.seed), str(start), str(min(count, start + PER_PROCESS)), str(folder)]
         done = Running(words, "tests.torture.numbers").done(10 * LIMIT)
         lines = [json.loads(line) for line in (folder / "cases.jsonl").read_text().splitlines()]
         found = [Case(**line) for line in lines]
         if done.status != 0:
             command = f"python -m tests.torture.numbers {' '.join(words)}"
-            found.append(Case("numbers", f"runs {start} and on", command, [f"status {done.status}"], done.output))
+            found.append(Case("numbers", f"runs from {start}", command, [f"status {done.status}"], done.output))
         return found
 
     stopped = 0
     for found in at_once(settings.jobs, work, starts):
         stopped += sum(bool(case.output) and not case.faults for case in found)
-        table.note("numbers", f"{stopped} were stopped, and ended well once what was named was mended")
+        table.note("numbers", f"{stopped} were stopped, and succeeded once the named settings were safe")
         yield from found
 
 
 def main() -> None:
-    """Some of the runs: ``python -m tests.torture.numbers SEED FIRST LAST FOLDER``."""
+    """Run some of the trainings: ``python -m tests.torture.numbers SEED FIRST LAST FOLDER``."""
     seed, first, last, folder = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
     hush_libraries()
     warnings.filterwarnings("ignore")
@@ -217,12 +214,12 @@ def main() -> None:
         for number in range(first, last):
             point = drawn(random.Random(f"{seed}/{number}"))
             try:
-                said, faults = followed(point, os.path.join(folder, str(number)))
-            except Exception as error:  # a traceback, or a figure that is no number
-                said, faults = [], [f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"]
+                messages, faults = followed(point, os.path.join(folder, str(number)))
+            except Exception as error:  # a traceback, or a metric that is not finite
+                messages, faults = [], [f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"]
             shutil.rmtree(os.path.join(folder, str(number)), ignore_errors=True)
             command = f"python -m tests.torture.numbers {seed} {number} {number + 1} {folder}"
-            case = Case("numbers", json.dumps(point), command, faults, "\n".join(said))
+            case = Case("numbers", json.dumps(point), command, faults, "\n".join(messages))
             file.write(case.to_json() + "\n")
 
 

@@ -1,4 +1,4 @@
-"""What a campaign has tried and found: one case a trial, one table at the end."""
+"""The results of a campaign: its cases, and the table that counts them."""
 
 import json
 import shlex
@@ -7,18 +7,18 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-LONGEST = 2_000  # characters of a fault's output that are shown
+LONGEST = 2_000  # characters of a failed command's output to show
 
 
 @dataclass
 class Case:
-    """One trial.
+    """One command that was tried, and the faults that were found.
 
     Attributes:
-        row: the line of the table that counts it, such as ``kills: training``.
-        what: what was done, in words.
-        command: the command line that shows it, as it is typed in the folder that the campaign keeps.
-        faults: what was wrong; none where it was fine.
+        row: the row of the table that counts the case, such as ``kills: training``.
+        what: a description of what was done.
+        command: the command line that reproduces it, in the folder that the campaign keeps.
+        faults: one sentence per fault; empty if there was none.
         output: what the command printed.
     """
 
@@ -29,17 +29,17 @@ class Case:
     output: str = ""
 
     def to_json(self) -> str:
-        """One line, for a campaign in a process of its own."""
+        """Return the case as one line of JSON, to pass between processes."""
         return json.dumps(asdict(self))
 
 
 def typed(words: Sequence[str], module: str = "src.train", **env: str) -> str:
-    """A command line that can be pasted."""
+    """Return a command line that can be pasted into a shell."""
     return shlex.join([*(f"{name}={value}" for name, value in env.items()), "python", "-m", module, *words])
 
 
 class Table:
-    """Takes cases as they come: tells of each fault at once, and counts."""
+    """Collect cases: print each fault at once, and count."""
 
     def __init__(self) -> None:
         self.cases: list[Case] = []
@@ -47,11 +47,11 @@ class Table:
 
     @property
     def faults(self) -> list[Case]:
-        """The cases that were not fine."""
+        """The cases with faults."""
         return [case for case in self.cases if case.faults]
 
     def add(self, case: Case) -> None:
-        """Count a case."""
+        """Add a case, and print its faults."""
         self.cases.append(case)
         if case.faults:
             print(f"FAULT  {case.row}: {case.what}: {'; '.join(case.faults)}", flush=True)
@@ -59,19 +59,19 @@ class Table:
             print(f"\r{len(self.cases)} tried", end="\r", file=sys.stderr, flush=True)
 
     def note(self, row: str, text: str) -> None:
-        """Say something beside a row: the way it was done, or why it was not."""
+        """Print a remark beside a row: how its cases were run, or why there are none."""
         self.notes[row] = text
 
     def text(self) -> str:
-        """The table, and each fault with its command and its output."""
+        """Return the table, followed by each fault with its command and output."""
         rows = list(dict.fromkeys([*(case.row for case in self.cases), *self.notes]))
         width = max((len(row) for row in rows), default=4)
         lines = [f"{'':<{width}}  tried  fine  faults"]
         for row in rows:
-            mine = [case for case in self.cases if case.row == row]
-            bad = sum(bool(case.faults) for case in mine)
+            cases = [case for case in self.cases if case.row == row]
+            faulty = sum(bool(case.faults) for case in cases)
             note = f"  ({self.notes[row]})" if row in self.notes else ""
-            lines.append(f"{row:<{width}}  {len(mine):5}  {len(mine) - bad:4}  {bad:6}{note}")
+            lines.append(f"{row:<{width}}  {len(cases):5}  {len(cases) - faulty:4}  {faulty:6}{note}")
         for case in self.faults:
             lines += ["", f"{case.row}: {case.what}", f"  $ {case.command}"]
             lines += [f"  fault: {fault}" for fault in case.faults]
@@ -79,6 +79,6 @@ class Table:
         return "\n".join(lines)
 
     def save(self, folder: Path) -> None:
-        """Leave what was found in the folder: the table, and every case as a line of JSON."""
+        """Write the table to ``table.txt``, and every case as a line of JSON to ``cases.jsonl``."""
         (folder / "table.txt").write_text(self.text() + "\n", errors="backslashreplace")
         (folder / "cases.jsonl").write_text("".join(case.to_json() + "\n" for case in self.cases))

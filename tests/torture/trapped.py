@@ -1,11 +1,11 @@
-"""Run a command that is sent a signal at one of its file operations.
+"""Run a command that receives a signal at one of its file operations.
 
 ``python -m tests.torture.trapped 37 SIGKILL FOLDER src.train model=...``
 
-A clock seldom hits the moment between two operations on files; this hits each of them. What counts is opening,
-renaming, removing and making below FOLDER. Number 0 sends nothing; with ``COUNT_INTO`` in the environment their number
-is written there. A number with ``w`` behind it, such as ``37w``, is for the moment after the first write that follows
-operation 37: what was written may not be on the disk yet.
+A random time seldom falls between two file operations; this hits any of them. Opening, renaming, removing and making
+files below FOLDER are counted. Number 0 sends no signal. With ``COUNT_INTO`` in the environment, the number of
+operations is written to that file. ``37w`` sends the signal after the first write that follows operation 37, when the
+data may not be on the disk yet.
 """
 
 import atexit
@@ -21,12 +21,12 @@ COUNTED = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", 
 
 
 class Trap:
-    """Counts file operations below a folder, and sends the signal at one of them.
+    """Count file operations below a folder, and send the signal at one of them.
 
     Args:
-        moment: ``37``, or ``37w``.
-        number: the signal.
-        folder: where operations count.
+        moment: the number of the operation, such as ``37``, or ``37w``.
+        number: the signal to send.
+        folder: operations below it are counted.
     """
 
     def __init__(self, moment: str, number: signal.Signals, folder: str) -> None:
@@ -37,7 +37,7 @@ class Trap:
         self.seen = 0
 
     def __call__(self, event: str, args: tuple[Any, ...]) -> None:
-        """Look at an audit event, which comes before what it tells of."""
+        """Handle an audit event, which Python raises before the operation."""
         if event not in COUNTED or os.getpid() != self.owner or not isinstance(args[0], str | bytes | os.PathLike):
             return
         if not os.path.abspath(os.fsdecode(args[0])).startswith(self.folder):
@@ -48,8 +48,8 @@ class Trap:
         elif self.seen == self.at:
             self.spring()
 
-    def _on_call(self, frame: Any, event: str, what: Any) -> None:
-        if event == "c_return" and getattr(what, "__name__", "") in ("write", "writelines"):
+    def _on_call(self, frame: Any, event: str, function: Any) -> None:
+        if event == "c_return" and getattr(function, "__name__", "") in ("write", "writelines"):
             sys.setprofile(None)
             self.spring()
 
@@ -64,7 +64,7 @@ def main() -> None:
     trap = Trap(moment, signal.Signals[name], folder)
     if (into := os.environ.pop("COUNT_INTO", None)) is not None:
         atexit.register(lambda: Path(into).write_text(str(trap.seen)))
-    tempfile.tempdir = None  # what the process that this one was forked from has found is not for us
+    tempfile.tempdir = None  # cached by the process that this one was forked from
     sys.addaudithook(trap)
     sys.argv = [sys.argv[0], *words]
     runpy.run_module(module, run_name="__main__", alter_sys=True)

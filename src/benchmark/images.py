@@ -1,4 +1,4 @@
-"""Where the images that are measured come from: the user's data, or random ones of the same kind and size."""
+"""The images to measure with: the user's data sets, or random images of the same kind and size."""
 
 import io
 from pathlib import Path
@@ -6,58 +6,50 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from src.system.errors import UserError
 from src.system.files import quoted
 
-JPEGS = 6000  # in a stand-in folder, as there are chest X-rays
-NAMES = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "chest_xray": "chest_xray"}
-FULL_SIZE = (1858, 2090)  # height and width, the usual ones of the published X-rays
+JPEGS = 6000  # about as many as there are chest X-rays
+FOLDERS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "chest_xray": "chest_xray"}
 
 
 def data_overrides(data: str, root: Path, folder: Path) -> tuple[list[str], str]:
-    """Overrides that point a data set at the images below ``root``, or below ``folder`` at random ones.
+    """Return overrides that point a data set at the images below ``root``, and what to call these images.
+
+    Where there are none, write random ones into ``folder`` and point at those.
 
     Args:
-        data: ``mnist``, ``fashion_mnist`` or ``chest_xray``.
-        root: where the user's data are.
-        folder: where random ones may be written.
-
-    Returns:
-        The overrides, and what to call these images.
-
-    Raises:
-        UserError: it is another data set.
+        data: the name of a data set, one of :data:`FOLDERS`.
+        root: the folder of the user's data sets.
+        folder: where random images may be written.
     """
-    if data not in NAMES:
-        raise UserError(f"data.name={data}: training steps are measured with {', '.join(NAMES)}")
     if data == "chest_xray":
         there, made, options = root / "chest_xray", folder / "chest_xray", []
     else:
         there, made, options = root, folder, ["data.download=false"]
-    if (root / NAMES[data]).is_dir():
+    if (root / FOLDERS[data]).is_dir():
         return [f"data.root={quoted(there)}", *options], data
     if data == "chest_xray":
         options = [f"data.cache_dir={quoted(folder / 'cache')}", "data.published=[]", "data.group_pattern=null"]
         write_jpegs(made / "train" / "NORMAL", JPEGS, (224, 224))
     else:
         options += ["data.checksum=null"]
-        _write_idx(made / NAMES[data] / "raw")
+        _write_idx(made / FOLDERS[data] / "raw")
     return [f"data.root={quoted(made)}", *options], "random images"
 
 
 def write_jpegs(folder: Path, count: int, size: tuple[int, int]) -> None:
-    """``count`` JPEG files of smooth grey noise in RGB, height and width ``size``; no two have the same bytes."""
+    """Write ``count`` JPEGs of smooth grey noise in RGB, height and width ``size``; no two have the same bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     coarse = Image.fromarray(rng.integers(0, 256, (16, 16), dtype=np.uint8))
     buffer = io.BytesIO()
     coarse.resize(size[::-1], Image.Resampling.BICUBIC).convert("RGB").save(buffer, "jpeg", quality=90)
-    for i in range(count):  # what follows the end of a JPEG is not read
+    for i in range(count):  # decoders ignore what follows the end of a JPEG
         (folder / f"{i:05d}.jpeg").write_bytes(buffer.getvalue() + i.to_bytes(4, "big"))
 
 
 def _write_idx(folder: Path) -> None:
-    """MNIST's four files with random pixels and labels."""
+    """Write MNIST's four files with random pixels and labels."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     for part, count in (("train", 60_000), ("t10k", 10_000)):
