@@ -22,23 +22,14 @@ log = logging.getLogger(__name__)
 def main(cfg: DictConfig) -> None:
     """Evaluate one run."""
     announce(f"evaluating {cfg.run}")
-    from src.evaluation.budget import AUTO, as_before
     from src.evaluation.suite import evaluate, parts_of
     from src.evaluation.table import evaluation_table
     from src.runs import record
-    from src.runs.load import load_run, predictor_of
-    from src.system.console import hush_libraries
-    from src.system.machine import keep_pages
+    from src.runs.reader import open_run
 
-    hush_libraries()
-    keep_pages()
     tree = OmegaConf.to_container(cfg, resolve=True)
     options = {name: tree.get(name, {}) for name in parts_of(tree["parts"])}
-    run = load_run(cfg.run, cfg.checkpoint, cfg.data.root, cfg.cache_dir, cfg.other_data)
-    if tree["budget"] == AUTO:
-        options = as_before(options, run.record.get("evaluation", {}).get(cfg.split, {}), run.checkpoint_hash)
-    predictor = predictor_of(run, cfg.split, cfg.seed, cfg.device, cfg.cache_dir)
-    log.info("%s, %s weights %s, %s", run.folder.path, cfg.checkpoint, run.checkpoint_hash, record.on_what(predictor))
+    run, predictor = open_run(cfg)
     keeper = record.EvaluationRecord(run, cfg.split)
     parts: dict[str, dict[str, Any]] = {}
     try:

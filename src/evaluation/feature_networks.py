@@ -5,6 +5,7 @@ the Inception network of FID where torch-fidelity and its weights are installed.
 numbers in different features do not compare.
 """
 
+import contextlib
 import copy
 import hashlib
 import importlib.util
@@ -13,7 +14,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -112,46 +113,63 @@ class Features:
         return features, logits
 
 
-def own_features(datamodule: ImageDataModule, cache_dir: Path, device: torch.device) -> Features:
-    """The data set's classifier, or a random network where its training images have fewer than two classes.
+class Kept(NamedTuple):
+    """Where the feature network of a data set is kept."""
 
-    Made once for a data fingerprint and a kind of device, whose arithmetic it carries, and kept in ``cache_dir``;
-    neither depends on the seed of an evaluation.
+    path: Path
+    network: FeatureNetwork  # of the shape that the file holds, with random weights
+    kind: str  # "classifier" or "random network"
+
+    @property
+    def unfinished(self) -> Path:
+        """The file of an interrupted training."""
+        return self.path.with_suffix(".unfinished.pt")
+
+
+def kept(datamodule: ImageDataModule, cache_dir: Path, device: torch.device) -> Kept:
+    """Return where the network of a data set is kept: a classifier, or a random network without classes to tell apart.
+
+    There is one file for each data fingerprint, labelling and kind of device, whose arithmetic it carries.
     """
-    path, network, kind = _kept(datamodule, cache_dir, device)
+    labels = datamodule.pool.labels[torch.cat(datamodule.splits[:2])]
+    labelled = bool((labels >= 0).all()) and len(labels.unique()) > 1
+    network = FeatureNetwork(*datamodule.image_shape[:2], len(datamodule.pool.classes) if labelled else 1)
+    kind = "classifier" if labelled else "random network"
+    label_hash = hashlib.sha256(labels.numpy().tobytes()).hexdigest()  # the fingerprint does not cover labels
+    key = f"{datamodule.fingerprint[:16]}-{label_hash[:8]}-{kind.replace(' ', '-')}-{FORMAT}"
+    key += "" if device.type == "cpu" else f"-{device.type}"
+    return Kept(cache_dir / f"features-{datamodule.name}-{key}.pt", network, kind)
+
+
+def own_features(datamodule: ImageDataModule, cache_dir: Path, device: torch.device) -> Features:
+    """Return the data set's classifier, or a random network where its training images have fewer than two classes.
+
+    It is made once and kept in ``cache_dir``; it does not depend on the seed of an evaluation.
+    """
+    place = kept(datamodule, cache_dir, device)
+    path, network, kind = place
     labelled = kind == "classifier"
     facts = _read(path, network)
     if facts is None:
         log.info("Making the feature network of %s (once; kept in %s)", datamodule.name, path)
-        unfinished = path.with_suffix(".unfinished.pt")
         with stream("features", FORMAT):
             network = FeatureNetwork(*datamodule.image_shape[:2], network.head.out_features).to(device)
-            facts = _train(network, datamodule, unfinished) if labelled else _calibrate(network, datamodule)
+            facts = _train(network, datamodule, place.unfinished) if labelled else _calibrate(network, datamodule)
         facts["made_on"] = device.type
         _write(path, network, facts)
-        unfinished.unlink(missing_ok=True)
+        place.unfinished.unlink(missing_ok=True)
     weights = torch.cat([w.detach().cpu().double().flatten() for w in network.state_dict().values()])
     facts["hash"] = hashlib.sha256(weights.numpy().tobytes()).hexdigest()[:16]
     return Features(kind, network, {"trained_on": datamodule.name if labelled else None, **facts}, labelled)
 
 
-def _kept(datamodule: ImageDataModule, cache_dir: Path, device: torch.device) -> tuple[Path, FeatureNetwork, str]:
-    """Where the network of a data set is kept, one of its shape, and its kind."""
-    labels = datamodule.pool.labels[torch.cat(datamodule.splits[:2])]
-    labelled = bool((labels >= 0).all()) and len(labels.unique()) > 1
-    network = FeatureNetwork(*datamodule.image_shape[:2], len(datamodule.pool.classes) if labelled else 1)
-    kind = "classifier" if labelled else "random network"
-    marks = hashlib.sha256(labels.numpy().tobytes()).hexdigest()  # the fingerprint knows nothing of labels
-    key = f"{datamodule.fingerprint[:16]}-{marks[:8]}-{kind.replace(' ', '-')}-{FORMAT}"
-    key += "" if device.type == "cpu" else f"-{device.type}"
-    return cache_dir / f"features-{datamodule.name}-{key}.pt", network, kind
-
-
 @torch.enable_grad()
-def cost(datamodule: ImageDataModule, cache_dir: Path, device: torch.device) -> tuple[float, float]:
-    """Seconds that the features of an image take on ``device``, and those to make the network: 0 where it is kept."""
-    path, network, kind = _kept(datamodule, cache_dir, device)
-    network.to(device)
+def making(datamodule: ImageDataModule, cache_dir: Path, device: torch.device) -> float:
+    """Measure on ``device`` and return the seconds that are left to make the network: 0 where it is kept."""
+    place = kept(datamodule, cache_dir, device)
+    if place.path.is_file():
+        return 0.0
+    network = place.network.to(device)
     x = torch.zeros(BATCH, *datamodule.image_shape, device=device)
     for _ in range(2):  # the first one warms up
         began = time.perf_counter()
@@ -161,13 +179,23 @@ def cost(datamodule: ImageDataModule, cache_dir: Path, device: torch.device) -> 
         loss.backward()
         network.head.weight.grad.sum().item()
         both = time.perf_counter() - began
-    making = _steps(datamodule) * both if kind == "classifier" else CALIBRATED / BATCH * forward
-    return forward / BATCH, 0.0 if path.is_file() else making
+    if place.kind == "random network":
+        return CALIBRATED / BATCH * forward
+    steps, an_epoch = _steps(datamodule)
+    return max(0, steps - _epochs_done(place.unfinished) * an_epoch) * both
 
 
-def _steps(datamodule: ImageDataModule) -> int:
-    """Optimizer steps of a classifier."""
-    return min(STEPS, MAX_EPOCHS * -(-len(datamodule.splits.train) // BATCH))
+def _steps(datamodule: ImageDataModule) -> tuple[int, int]:
+    """Return the optimizer steps of a classifier, in all and in an epoch."""
+    an_epoch = -(-len(datamodule.splits.train) // BATCH)
+    return min(STEPS, MAX_EPOCHS * an_epoch), an_epoch
+
+
+def _epochs_done(unfinished: Path) -> int:
+    """Return the epochs of an interrupted training, 0 where there is none that can be read."""
+    with contextlib.suppress(Exception):  # whatever a damaged file raises; the training will say so
+        return int(torch.load(unfinished, map_location="cpu", weights_only=True)["epochs"])
+    return 0
 
 
 def _train(network: FeatureNetwork, datamodule: ImageDataModule, unfinished: Path) -> dict[str, Any]:
@@ -178,13 +206,15 @@ def _train(network: FeatureNetwork, datamodule: ImageDataModule, unfinished: Pat
     pool, train, val = datamodule.pool, datamodule.splits.train, datamodule.splits.val
     device = next(network.parameters()).device
     sampler = BatchIndices(len(train), BATCH, shuffle=True)
-    steps = _steps(datamodule)
+    steps, _ = _steps(datamodule)
     optimizer = torch.optim.AdamW(network.parameters(), lr=RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps)
     parts = {"network": network, "optimizer": optimizer, "schedule": schedule}
     done = _go_on(unfinished, parts)
     epochs = -(-steps // len(sampler))
-    for epoch in progress(range(done, epochs), "training the classifier"):
+    if done:
+        log.info("its training goes on after %d of %d epochs", done, epochs)
+    for epoch in progress(range(done, epochs), "training the classifier", epochs, done):
         sampler.set_epoch(epoch)
         for positions in sampler:
             if schedule.last_epoch >= steps:

@@ -73,12 +73,17 @@ def bound(predictor: Predictor, samples: int, images: int | None) -> dict[str, A
 
 
 def bytes_a_code(model: BaseVAE) -> int:
-    """Memory that decoding a code takes for a moment: the decoder's largest layer, in and out.
+    """Return the peak memory of decoding a code: what goes into and comes out of the decoder's largest layer.
 
-    The likelihood counts as one: it holds some images of float32 at a time.
+    The likelihood counts as a layer.
     """
-    likelihood = LIKELIHOODS_IMAGES * torch.Size(model.image_shape).numel() * torch.float32.itemsize
-    return max(likelihood, largest_layer(model.decoder, torch.zeros(1, model.latent_dim, device=model.device)))
+    z = torch.zeros(1, model.latent_dim, device=model.device)
+    return max(likelihood_bytes(model), largest_layer(model.decoder, z))
+
+
+def likelihood_bytes(model: BaseVAE) -> int:
+    """Return the bytes that the likelihood of an image takes: it holds some images of float32 at a time."""
+    return LIKELIHOODS_IMAGES * torch.Size(model.image_shape).numel() * torch.float32.itemsize
 
 
 def samples_at_once(bytes_each: int, samples: int) -> tuple[int, int]:

@@ -63,10 +63,10 @@ def evaluate(
             keys.check(f"{part}.{name}", value, KEYS[f"{part}.{name}"])
     inception_features(options.get("samples", {}).get("inception", False))
     stamp = {"seed": predictor.seed, "checkpoint": predictor.checkpoint, "data": predictor.datamodule.fingerprint}
-    options = settle(predictor, options, budget)
+    options, reduced = settle(predictor, options, budget)
     for number, (name, values) in enumerate(options.items(), 1):
         log.info("%d/%d %s", number, len(options), name)
-        figures = PARTS[name](predictor, **values)
+        figures = PARTS[name](predictor, **values) | ({"reduced": reduced[name]} if name in reduced else {})
         if broken := [key for key, value in flatten(figures) if not _finite(value)]:
             raise UserError(
                 f"{name}.{broken[0]} is not a finite number: python -m src.explore figures=[losses] shows whether the "

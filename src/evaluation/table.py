@@ -29,6 +29,7 @@ def evaluation_table(parts: dict[str, dict[str, Any]], names: dict[str, str]) ->
     for name, figures in parts.items():
         images = f" ({figures['images']:,} images)" if "images" in figures else ""
         lines = [f"not computed: {figures['skipped']}"] if "skipped" in figures else writers[name](figures, names)
+        lines += [figures["reduced"]] if "reduced" in figures else []
         blocks.append("\n".join([f"{name}{images}", *(f"  {line}" for line in lines)]))
     return "\n\n".join(blocks)
 
