@@ -125,9 +125,8 @@ def settle(predictor: Predictor, options: Options, minutes: float | str | None) 
 def _way_to_full(part: str, taken: dict[str, Any], full: dict[str, Any], seconds: float) -> str:
     """Say what was made smaller than ``full`` to fit, and what to type for all of it."""
     sizes = " and ".join(f"{key} {taken[key]:,} of {full[key]:,}" for key in full if taken[key] != full[key])
-    return (
-        f"reduced to fit into the budget: {sizes}; for all type parts=[{part}] budget={math.ceil(seconds / 60)} or null"
-    )
+    minutes = math.ceil(seconds / 60)
+    return f"reduced to fit into the budget: {sizes}; for all type parts=[{part}] budget={minutes} or budget=null"
 
 
 def chosen(cost: Cost, options: Options, seconds: float, train: int, judged: int) -> Options:
