@@ -1,4 +1,4 @@
-"""Figures of a trained run: likelihoods, latents, samples, reconstructions, representation.
+"""Evaluate a trained run: likelihood, latents, samples, reconstructions, representation.
 
 ``python -m src.evaluate run=outputs/...`` needs the run folder alone. It prints a table and writes
 ``metrics.json`` (under ``evaluation``) and TensorBoard's text tab into that folder.
@@ -36,17 +36,17 @@ def main(cfg: DictConfig) -> None:
         for name, figures in evaluate(predictor, options, tree["budget"]):
             keeper.keep(name, figures)
             parts[name] = figures
-    finally:  # what was finished is worth reading, whatever ends it
+    finally:  # show the finished parts, whatever ended the evaluation
         if parts:
             names = run.model.metric_names(run.datamodule.pixels)
             log.info("\n%s\n\nWritten to %s", evaluation_table(parts, names), run.folder.metrics)
             if names["elbo"] != "elbo":
                 log.info(record.PSEUDO)
             if cfg.split == "test":
-                log.info("Of test images: while models or settings are still being chosen, compare with split=val")
-            left = [part for part in options if part not in parts]
-            if left and isinstance(sys.exception(), KeyboardInterrupt):
-                log.info("To go on: the same command with parts=[%s]", ",".join(left))
+                log.info("these are test images: use split=val while you still choose models or settings")
+            missing = [part for part in options if part not in parts]
+            if missing and isinstance(sys.exception(), KeyboardInterrupt):
+                log.info("To go on: the same command with parts=[%s]", ",".join(missing))
 
 
 if __name__ == "__main__":

@@ -273,7 +273,7 @@ def test_a_classifier_goes_on_where_its_training_was_interrupted(predictor, tmp_
     assert feature_networks._epochs_done(place.unfinished) == 2
     again = own_features(predictor.datamodule, tmp_path / "cut", predictor.device)
     assert bars == [(5, 2)]
-    assert "goes on after 2 of 5 epochs" in caplog.text
+    assert "resumes after 2 of 5 epochs" in caplog.text
     assert again.facts == whole.facts  # with the hash of the weights
     assert not unfinished.exists()
 

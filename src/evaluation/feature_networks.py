@@ -1,8 +1,8 @@
-"""Feature networks that are there offline, for distances between sets of images.
+"""Feature networks for distances between sets of images; none needs a download.
 
-A small classifier trained here on the data set's own training split; a random network where images have no labels;
-the Inception network of FID where torch-fidelity and its weights are installed. A distance is named for its network:
-numbers in different features do not compare.
+They are a small classifier, trained here on the data set's own training split; a random network for images without
+labels; and FID's Inception network if torch-fidelity and its weights are installed. A distance is named for its
+network, as numbers in different features are not comparable.
 """
 
 import contextlib
@@ -30,21 +30,21 @@ from src.system.seeds import random_state, set_random_state, stream
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2  # raise it when the networks or their training change, so that old files are not read
+FORMAT = 2  # increase it when the networks or their training change, so that old files are not read
 DIMENSIONS = 64
-LARGE = 64  # pixels a side beyond which also the first convolution takes every second one only
+LARGE = 64  # pixels a side beyond which the first convolution has stride 2 too
 STEPS, BATCH, MAX_EPOCHS, RATE = 1_500, 128, 30, 3e-3
-CALIBRATED = 2_000  # images that a random network takes its scales from
+CALIBRATED = 2_000  # images from which a random network takes the scales of its layers
 INCEPTION_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"  # the file torch-fidelity downloads
-INCEPTION_SHA256 = "6726825d"  # how its digest begins, as its name says
+INCEPTION_SHA256 = "6726825d"  # the first digits of its digest
 
 
 class FeatureNetwork(nn.Module):
-    """Images ``[N, C, H, W]`` to 64 features and, of them, class logits: 3x3 convolutions of stride 2, then a mean.
+    """Map images ``[N, C, H, W]`` to 64 features, by 3x3 convolutions of stride 2 and a mean, and to class logits.
 
     Args:
         channels: C.
-        side: H = W, pixels; convolutions follow until at most 4 are left.
+        side: H = W, pixels; convolutions are added until at most 4 are left.
         classes: classes to tell apart.
     """
 
@@ -59,7 +59,7 @@ class FeatureNetwork(nn.Module):
         self.head = nn.Linear(DIMENSIONS, classes)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Features ``[N, 64]`` and logits ``[N, classes]``."""
+        """Return features ``[N, 64]`` and logits ``[N, classes]``."""
         features = self.body(x)
         return features, self.head(features)
 
@@ -69,7 +69,7 @@ def _block(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
 
 
 class Inception(nn.Module):
-    """FID's Inception-v3 (Heusel et al. 2017), as torch-fidelity has it: 2,048 features and 1,008 logits."""
+    """FID's Inception-v3 (Heusel et al. 2017), by torch-fidelity: 2,048 features and 1,008 logits."""
 
     def __init__(self, weights: Path) -> None:
         super().__init__()
@@ -80,20 +80,20 @@ class Inception(nn.Module):
         )
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Features and logits of images in [0, 1], grey or colour."""
+        """Return features and logits of images in [0, 1], grey or colour."""
         levels = (x * 255).round().to(torch.uint8)
         return self.network(levels.expand(-1, 3, -1, -1))
 
 
 @dataclass
 class Features:
-    """A frozen feature network and what there is to say of it.
+    """A frozen feature network and its description.
 
     Attributes:
         name: ``classifier``, ``random network`` or ``inception-v3``; metrics are named for it.
-        network: images to features and logits.
-        facts: where it comes from, for the record.
-        has_classes: whether its logits mean something.
+        network: maps images to features and logits.
+        facts: its origin, for the record.
+        has_classes: whether its logits are those of classes.
     """
 
     name: str
@@ -103,7 +103,11 @@ class Features:
 
     @torch.no_grad()
     def __call__(self, batches: Iterable[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
-        """Features and logits of batches ``[B, C, H, W]`` in [0, 1]: ``[N, F]`` each, float64 on the CPU."""
+        """Return features ``[N, F]`` and logits ``[N, classes]``, float64 on the CPU, of batches in [0, 1].
+
+        Raises:
+            UserError: a feature is not finite.
+        """
         network = self.network.to(device).eval()
         given = (batch.to(device).clamp(0, 1) for batch in batches)
         parts = [network(x) for batch in given for x in batch.split(fitting(network, batch[:1]))]
@@ -193,15 +197,15 @@ def _steps(datamodule: ImageDataModule) -> tuple[int, int]:
 
 def _epochs_done(unfinished: Path) -> int:
     """Return the epochs of an interrupted training, 0 where there is none that can be read."""
-    with contextlib.suppress(Exception):  # whatever a damaged file raises; the training will say so
+    with contextlib.suppress(Exception):  # a damaged file may raise anything; the training will report it
         return int(torch.load(unfinished, map_location="cpu", weights_only=True)["epochs"])
     return 0
 
 
 def _train(network: FeatureNetwork, datamodule: ImageDataModule, unfinished: Path) -> dict[str, Any]:
-    """Train on the training split; return the accuracy on the validation split.
+    """Train on the training split and return the accuracy on the validation split.
 
-    Goes on from ``unfinished``, which is written after every epoch, as if nothing had been interrupted.
+    An interrupted training is resumed from ``unfinished``, which is written after every epoch, to the same weights.
     """
     pool, train, val = datamodule.pool, datamodule.splits.train, datamodule.splits.val
     device = next(network.parameters()).device
@@ -213,7 +217,7 @@ def _train(network: FeatureNetwork, datamodule: ImageDataModule, unfinished: Pat
     done = _go_on(unfinished, parts)
     epochs = -(-steps // len(sampler))
     if done:
-        log.info("its training goes on after %d of %d epochs", done, epochs)
+        log.info("its training resumes after %d of %d epochs", done, epochs)
     for epoch in progress(range(done, epochs), "training the classifier", epochs, done):
         sampler.set_epoch(epoch)
         for positions in sampler:
@@ -240,12 +244,12 @@ def _train(network: FeatureNetwork, datamodule: ImageDataModule, unfinished: Pat
 
 @torch.no_grad()
 def _calibrate(network: FeatureNetwork, datamodule: ImageDataModule) -> dict[str, Any]:
-    """Leave the weights random and take the scales of the layers from training images.
+    """Leave the weights random, and normalize the layers by the statistics of training images.
 
-    Random networks compare sets well where nothing was trained for such images (Naeem et al. 2020, section 5).
+    Random networks compare sets well where no network was trained for such images (Naeem et al. 2020, section 5).
     """
     for norm in (m for m in network.modules() if isinstance(m, nn.BatchNorm2d)):
-        norm.momentum = None  # a plain mean over the batches
+        norm.momentum = None  # the plain mean over all batches
     device = next(network.parameters()).device
     for index in datamodule.spread("train", CALIBRATED).split(BATCH):
         network(datamodule.scale(datamodule.pool.images[index].to(device)))
@@ -254,7 +258,7 @@ def _calibrate(network: FeatureNetwork, datamodule: ImageDataModule) -> dict[str
 
 
 def _go_on(unfinished: Path, parts: dict[str, Any]) -> int:
-    """Take up an interrupted training; how many epochs were done, 0 where there is none to go on with."""
+    """Restore an interrupted training and return the epochs that it has completed; 0 if there is none to resume."""
     if not unfinished.is_file():
         return 0
     fresh = {name: copy.deepcopy(part.state_dict()) for name, part in parts.items()}
@@ -264,27 +268,27 @@ def _go_on(unfinished: Path, parts: dict[str, Any]) -> int:
             part.load_state_dict(saved[name])
         set_random_state(saved["random"])
         return int(saved["epochs"])
-    except Exception as error:  # whatever a damaged file raises: the training begins anew
+    except Exception as error:  # a damaged file may raise anything
         if memory_full(error):
             raise
-        log.warning("%s cannot be read (%s): the classifier's training begins anew", unfinished, one_line(error))
+        log.warning("%s cannot be read (%s): the classifier's training starts again", unfinished, one_line(error))
         for name, part in parts.items():
             part.load_state_dict(fresh[name])
         return 0
 
 
 def _read(path: Path, network: FeatureNetwork) -> dict[str, Any] | None:
-    """Fill ``network`` from a file; None where there is none, or none that can be read."""
+    """Load ``network`` from a file and return its facts; None if there is no readable file."""
     if not path.is_file():
         return None
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         network.load_state_dict(saved["weights"])
         return dict(saved["facts"])
-    except Exception as error:  # whatever a damaged file raises: it is made anew
+    except Exception as error:  # a damaged file may raise anything
         if memory_full(error):
             raise
-        log.warning("%s cannot be read (%s): it is made anew", path, one_line(error))
+        log.warning("%s cannot be read (%s): making the network again", path, one_line(error))
         return None
 
 
@@ -294,22 +298,22 @@ def _write(path: Path, network: FeatureNetwork, facts: dict[str, Any]) -> None:
 
 
 def inception_features(wanted: bool | None) -> Features | None:
-    """FID's own network; None where it is not installed, or not wanted.
+    """Return FID's own network; None if it is not installed or not wanted.
 
     Args:
-        wanted: True to insist, None to take it where it is.
+        wanted: True requires it, None takes it if it is installed.
 
     Raises:
-        UserError: it was insisted on and is not here.
+        UserError: it is required but not installed, or its file has another hash.
     """
     weights = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_WEIGHTS
     missing = [
-        what
-        for what, here in (
+        needed
+        for needed, found in (
             ("the package torch-fidelity (pip install torch-fidelity)", importlib.util.find_spec("torch_fidelity")),
             (f"its weights {weights}", weights.is_file()),
         )
-        if not here
+        if not found
     ]
     if wanted is False or (wanted is None and missing):
         return None

@@ -65,7 +65,8 @@ def layer_bytes(network: nn.Module, run: Callable[[], Any]) -> list[int]:
 def work_of(network: nn.Module, run: Callable[[], Any]) -> Work:
     """Count what ``run`` computes, a number that depends on shapes alone.
 
-    cuDNN and oneDNN are off meanwhile: torch's counter does not know their fused LSTMs and would count 0 for them.
+    cuDNN and oneDNN are off meanwhile, as torch's counter sees nothing of their fused LSTMs and counts 0
+    (as https://github.com/meta-pytorch/tnt/issues/624).
 
     Args:
         network: in eval mode; the layers whose inputs and outputs are counted.

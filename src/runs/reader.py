@@ -1,4 +1,4 @@
-"""What the commands share that read a run folder: the keys of ``conf/reader.yaml``."""
+"""Open the run folder that a command names, by the keys of ``conf/reader.yaml``."""
 
 import logging
 
@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 def open_run(cfg: DictConfig) -> tuple[LoadedRun, Predictor]:
-    """Read the run that a command names and return it with its predictor; log which weights meet which images.
+    """Read the run that a command names and return it with its predictor; log the weights and the images.
 
     Args:
         cfg: has the keys of ``conf/reader.yaml``.
