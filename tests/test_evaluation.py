@@ -1,4 +1,4 @@
-"""Evaluations of real runs, in the process and as a user types it."""
+"""Evaluate real runs, in the process and by the command."""
 
 import json
 import multiprocessing
@@ -52,7 +52,7 @@ def predictor(finished, cache) -> Predictor:
 
 @pytest.fixture(scope="module")
 def evaluated(finished, cache, tmp_path_factory):
-    """A finished run evaluated from the command line, with its output."""
+    """Evaluate a finished run from the command line; return its folder and the output."""
     run = Path(shutil.copytree(finished[0], tmp_path_factory.mktemp("evaluated") / "run"))
     done = cli(f"run={run}", *SMALL, f"cache_dir={cache}", module="src.evaluate")
     assert done.returncode == 0, done.stdout
@@ -86,7 +86,7 @@ def test_evaluation_begins_with_the_figures_that_training_ended_with(evaluated, 
         name: trained["test"][name] for name in ("elbo", "distortion", "rate")
     }
     assert {name: of for name, of in record.items() if name != "evaluation"} == trained
-    assert "loss" not in again  # its KL weight belongs to a step of the training
+    assert "loss" not in again  # its KL weight belongs to the training
 
 
 def test_the_same_evaluation_gives_the_same_file(evaluated, predictor):
@@ -99,7 +99,7 @@ def test_the_same_evaluation_gives_the_same_file(evaluated, predictor):
         "samples": {"images": 200, "bootstrap": 3, "components": 10, "inception": None},
         "representation": {"train_images": 300},
     }
-    torch.rand(17)  # whatever was drawn before does not matter
+    torch.rand(17)  # earlier draws do not matter
     for name, figures in evaluate(predictor, dict(reversed(options.items()))):
         assert json.loads(json.dumps(figures)) == before[name]
 
@@ -219,7 +219,7 @@ def test_a_reduced_part_says_so_in_the_table_and_in_the_record(predictor):
 
 def test_sizes_follow_from_the_model_and_not_from_the_clock(predictor, monkeypatch):
     expected = settle(predictor, AUTO, 0.5)
-    monkeypatch.setattr(budget, "_seconds", lambda run: 1e6)  # a machine that stands still
+    monkeypatch.setattr(budget, "_seconds", lambda run: 1e6)  # an infinitely slow machine
     assert settle(predictor, AUTO, 0.5) == expected
 
 
@@ -247,7 +247,7 @@ def test_more_time_lets_more_samples_fit():
 
 
 def test_a_classifier_goes_on_where_its_training_was_interrupted(predictor, tmp_path, monkeypatch, caplog):
-    """Pixels that are drawn anew included."""
+    """Its training images are binarized at random; the resumed training draws the same ones."""
     caplog.set_level("INFO")
     predictor.datamodule.binarize = "dynamic"
     monkeypatch.setattr(feature_networks, "STEPS", 45)  # of 11 an epoch
@@ -281,14 +281,14 @@ def test_a_classifier_goes_on_where_its_training_was_interrupted(predictor, tmp_
 def test_an_interrupted_evaluation_shows_what_was_finished(finished, tmp_path):
     run = shutil.copytree(finished[0], tmp_path / "run")
     words = (f"run={run}", "parts=[elbo,bound]", "bound.samples=100000000", f"cache_dir={tmp_path}")
-    with (tmp_path / "said").open("w+") as output:
+    with (tmp_path / "output.txt").open("w+") as output:
         process = WARM.start("src.evaluate", words, dict(os.environ), output)
-        while "2/2 bound" not in (tmp_path / "said").read_text():
+        while "2/2 bound" not in (tmp_path / "output.txt").read_text():
             time.sleep(0.1)
-            assert process.poll() is None, (tmp_path / "said").read_text()
+            assert process.poll() is None, (tmp_path / "output.txt").read_text()
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait(60) == 130
-    said = (tmp_path / "said").read_text()
+    said = (tmp_path / "output.txt").read_text()
     assert "elbo (359 images)" in said
     assert "To go on: the same command with parts=[bound]" in said
     assert "error: interrupted; what was finished is kept" in said
@@ -303,7 +303,7 @@ def test_bad_input_is_one_line():
     assert not Path("outputs/nothing").exists()
 
 
-def test_impossible_wishes_are_refused(predictor, monkeypatch, tmp_path):
+def test_impossible_values_are_refused(predictor, monkeypatch, tmp_path):
     for part, values, words in (
         ("bound", {"samples": 0, "images": None}, "bound.samples=0"),
         ("bound", {"samples": 1, "images": "all"}, "bound.images=all"),
@@ -330,7 +330,7 @@ def test_impossible_wishes_are_refused(predictor, monkeypatch, tmp_path):
 
 
 def test_codes_are_decoded_as_many_at_once_as_the_largest_layer_lets():
-    """Counted by the image alone, conv_wide took 7.8 GB: its largest layer holds 250 times its image."""
+    """conv_wide's largest layer holds 250 times its image: counted by the image alone, it took 7.8 GB."""
     model, _ = probabilistic_pca()
     images = 8 * PIXELS * 4  # what the likelihood holds
     assert bytes_a_code(model) == images
@@ -345,7 +345,7 @@ def test_codes_are_decoded_as_many_at_once_as_the_largest_layer_lets():
 
 
 def test_no_more_pass_through_a_network_at_once_than_its_largest_layer_allows(monkeypatch):
-    """Small images from and to a layer of 0.4 MiB; without the limit all are the same but for rounding."""
+    """The images pass a layer of 0.4 MiB; with and without the limit the results agree up to rounding."""
     datamodule, model = built(*QUICK)
     side = 320
     large = [nn.Upsample((side, side)), nn.AdaptiveAvgPool2d(16)]
@@ -377,7 +377,7 @@ def test_the_bound_of_a_whole_split(predictor):
 
 
 def test_a_model_collapsed_by_construction_is_called_collapsed(predictor):
-    """Its encoder answers N(0, 1) whatever it sees; sampled codes still vary with variance 1."""
+    """Its encoder returns N(0, 1) for every image; sampled codes still have variance 1."""
     with torch.no_grad():
         predictor.model.posterior_head.weight.zero_()
         predictor.model.posterior_head.bias.zero_()
@@ -390,7 +390,7 @@ def test_a_model_collapsed_by_construction_is_called_collapsed(predictor):
 
 
 def test_copies_of_training_images_are_noticed(predictor):
-    """A model that has learnt its training images by heart, and one that draws unseen ones."""
+    """One model returns its training images, the other unseen ones."""
     module, count = predictor.datamodule, 140
     for split, expected in (("train", 1.0), ("val", 0.0)):
         images = module.pool.images[module.spread(split, count)] / 255
@@ -399,7 +399,7 @@ def test_copies_of_training_images_are_noticed(predictor):
         assert figures["nearer_to_training"] == pytest.approx(expected, abs=0.02)
         assert figures["standard_error"] < 0.05
     predictor.generate = lambda number: iter([images[:1].expand(number, -1, -1, -1)])
-    assert memorisation(predictor, count)["standard_error"] > 0.2  # one picture, over and over, proves nothing
+    assert memorisation(predictor, count)["standard_error"] > 0.2  # one image again and again proves nothing
 
 
 def test_the_classifier_is_good_and_made_once(evaluated, cache, monkeypatch):
@@ -435,6 +435,6 @@ def test_images_without_classes_get_a_random_network_and_no_probe(picture_folder
     assert "classifier" not in figures
     compared = figures["random network"]["sets"]
     assert compared["prior"]["score"] is None
-    # Noise images: training images are like test images, an untrained model's are not.
+    # The images are noise: training images resemble test images, those of an untrained model do not.
     assert compared["training"]["frechet_distance"]["value"] < compared["prior"]["frechet_distance"]["value"]
     assert representation(predictor, 100) == {"skipped": "the images have no class labels"}

@@ -24,7 +24,7 @@ def latents(predictor: Predictor, components: int) -> dict[str, Any]:
     z = predictor.codes(predictor.split).sample(predictor.seed)
     rate = posterior.rates(mean, scale)
     active = posterior.active_units(mean)
-    cut = posterior.surgery(mean, scale, z, predictor.mixture(components))
+    bounds = posterior.surgery(mean, scale, z, predictor.mixture(components))
     return {
         "images": len(label),
         "rate": rate.sum().item(),
@@ -33,13 +33,13 @@ def latents(predictor: Predictor, components: int) -> dict[str, Any]:
         "active": int(active.sum()),
         "carry_99_percent": posterior.carriers(rate),
         "latent_dim": len(rate),
-        "mutual_information": list(cut.information),
-        "aggregate_gap": list(cut.gap),
-        "bounds_standard_error": cut.standard_error,
-        "information_ceiling": cut.ceiling,
+        "mutual_information": list(bounds.information),
+        "aggregate_gap": list(bounds.gap),
+        "bounds_standard_error": bounds.standard_error,
+        "information_ceiling": bounds.ceiling,
         "aggregate_mean": z.mean(0).tolist(),
         "aggregate_std": z.std(0, correction=0).tolist(),
-        "verdict": posterior.verdict(int(active.sum()), rate, cut.gap, predictor.model.kl_weight),
+        "verdict": posterior.verdict(int(active.sum()), rate, bounds.gap, predictor.model.kl_weight),
     }
 
 

@@ -113,21 +113,21 @@ def memorisation(predictor: Predictor, count: int) -> dict[str, Any]:
     """
     module = predictor.datamodule
     pool, train = module.pool.images, module.splits.train
-    drawn = torch.cat([*predictor.generate(min(NEIGHBOURS_OF, count))])
+    generated = torch.cat([*predictor.generate(min(NEIGHBOURS_OF, count))])
     size = min(count, len(module.splits.val), len(train))
     unseen = module.spread("val", size)
-    from_training, known = distances.nearest(drawn, pool, module.spread("train", size))
-    from_unseen, new = distances.nearest(drawn, pool, unseen)
-    nearer = (from_training < from_unseen).double().mean().item()
-    _, times = torch.where(from_training < from_unseen, known, new).unique(return_counts=True)
-    draws = len(drawn) ** 2 / times.square().sum().item()
+    to_training, nearest_training = distances.nearest(generated, pool, module.spread("train", size))
+    to_unseen, nearest_unseen = distances.nearest(generated, pool, unseen)
+    nearer = (to_training < to_unseen).double().mean().item()
+    _, times = torch.where(to_training < to_unseen, nearest_training, nearest_unseen).unique(return_counts=True)
+    draws = len(generated) ** 2 / times.square().sum().item()
     cautious = (nearer * draws + 2) / (draws + 4)
     others = pool[module.spread("val", min(NEIGHBOURS_OF, count))] / 255
     return {
-        "samples": len(drawn),
+        "samples": len(generated),
         "references": size,
         "nearer_to_training": nearer,
         "standard_error": (cautious * (1 - cautious) / (draws + 4)) ** 0.5,
-        "median_distance": distances.nearest(drawn, pool, train)[0].median().item(),
+        "median_distance": distances.nearest(generated, pool, train)[0].median().item(),
         "median_distance_of_unseen": distances.nearest(others, pool, train)[0].median().item(),
     }

@@ -48,7 +48,7 @@ def parts_of(wanted: str | Sequence[str]) -> list[str]:
 def evaluate(
     predictor: Predictor, options: dict[str, dict[str, Any]], budget: float | str | None = None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Compute the parts that ``options`` names: yield each with seed and hashes.
+    """Compute the parts that ``options`` names and yield name and figures of each, with seed and hashes.
 
     Args:
         predictor: the model and images that are judged.
