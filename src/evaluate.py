@@ -1,4 +1,4 @@
-"""Figures of a trained run: likelihoods, latents, samples, reconstructions, representation.
+"""Evaluate a trained run: likelihood, latents, samples, reconstructions, representation.
 
 ``python -m src.evaluate run=outputs/...`` needs the run folder alone. It prints a table and writes
 ``metrics.json`` (under ``evaluation``) and TensorBoard's text tab into that folder.
@@ -22,40 +22,31 @@ log = logging.getLogger(__name__)
 def main(cfg: DictConfig) -> None:
     """Evaluate one run."""
     announce(f"evaluating {cfg.run}")
-    from src.evaluation.budget import AUTO, as_before
     from src.evaluation.suite import evaluate, parts_of
     from src.evaluation.table import evaluation_table
     from src.runs import record
-    from src.runs.load import load_run, predictor_of
-    from src.system.console import hush_libraries
-    from src.system.machine import keep_pages
+    from src.runs.reader import open_run
 
-    hush_libraries()
-    keep_pages()
     tree = OmegaConf.to_container(cfg, resolve=True)
     options = {name: tree.get(name, {}) for name in parts_of(tree["parts"])}
-    run = load_run(cfg.run, cfg.checkpoint, cfg.data.root, cfg.cache_dir, cfg.other_data)
-    if tree["budget"] == AUTO:
-        options = as_before(options, run.record.get("evaluation", {}).get(cfg.split, {}), run.checkpoint_hash)
-    predictor = predictor_of(run, cfg.split, cfg.seed, cfg.device, cfg.cache_dir)
-    log.info("%s, %s weights %s, %s", run.folder.path, cfg.checkpoint, run.checkpoint_hash, record.on_what(predictor))
+    run, predictor = open_run(cfg)
     keeper = record.EvaluationRecord(run, cfg.split)
     parts: dict[str, dict[str, Any]] = {}
     try:
         for name, figures in evaluate(predictor, options, tree["budget"]):
             keeper.keep(name, figures)
             parts[name] = figures
-    finally:  # what was finished is worth reading, whatever ends it
+    finally:  # show the finished parts, whatever ended the evaluation
         if parts:
             names = run.model.metric_names(run.datamodule.pixels)
             log.info("\n%s\n\nWritten to %s", evaluation_table(parts, names), run.folder.metrics)
             if names["elbo"] != "elbo":
                 log.info(record.PSEUDO)
             if cfg.split == "test":
-                log.info("Of test images: while models or settings are still being chosen, compare with split=val")
-            left = [part for part in options if part not in parts]
-            if left and isinstance(sys.exception(), KeyboardInterrupt):
-                log.info("To go on: the same command with parts=[%s]", ",".join(left))
+                log.info("these are test images: use split=val while you still choose models or settings")
+            missing = [part for part in options if part not in parts]
+            if missing and isinstance(sys.exception(), KeyboardInterrupt):
+                log.info("To go on: the same command with parts=[%s]", ",".join(missing))
 
 
 if __name__ == "__main__":

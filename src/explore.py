@@ -27,18 +27,11 @@ def main(cfg: DictConfig) -> None:
     from torch.utils.tensorboard import SummaryWriter
 
     from src.exploration import export, gallery, own_images, scores
-    from src.runs import record
-    from src.runs.load import load_run, predictor_of
-    from src.system.console import hush_libraries
+    from src.runs.reader import open_run
     from src.system.files import whole_file
-    from src.system.machine import keep_pages
 
-    hush_libraries()
-    keep_pages()
     chosen, form = gallery.choose(cfg.figures), export.form_of(cfg.embed)
-    run = load_run(cfg.run, cfg.checkpoint, cfg.data.root, cfg.cache_dir, cfg.other_data)
-    predictor = predictor_of(run, cfg.split, cfg.seed, cfg.device, cfg.cache_dir)
-    log.info("%s, %s weights %s, %s", run.folder.path, cfg.checkpoint, run.checkpoint_hash, record.on_what(predictor))
+    run, predictor = open_run(cfg)
     own = own_images.read(cfg.images, predictor.datamodule, cfg.invert) if cfg.images else None
     own_images.check_noise(cfg.noise, predictor.datamodule)
 

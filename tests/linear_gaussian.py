@@ -1,4 +1,4 @@
-"""A VAE whose evidence and exact posterior are known."""
+"""A VAE with known evidence and known exact posterior."""
 
 import torch
 from torch import nn

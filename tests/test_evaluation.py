@@ -1,8 +1,9 @@
-"""Evaluations of real runs, in the process and as a user types it."""
+"""Evaluate real runs, in the process and by the command."""
 
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import time
@@ -13,14 +14,16 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from src.evaluation import feature_networks
-from src.evaluation.budget import Cost, as_before, chosen, settle
+from src.evaluation import budget, feature_networks
+from src.evaluation.budget import Cost, chosen, settle
 from src.evaluation.feature_networks import inception_features, own_features
 from src.evaluation.latents import latents, representation
 from src.evaluation.likelihood import bound, bytes_a_code, samples_at_once
 from src.evaluation.samples import memorisation, samples
 from src.evaluation.suite import evaluate, parts_of
+from src.evaluation.table import evaluation_table
 from src.models import footprint
+from src.models.footprint import work_of
 from src.models.predictor import Predictor
 from src.runs import record
 from src.runs.load import load_run, predictor_of
@@ -49,7 +52,7 @@ def predictor(finished, cache) -> Predictor:
 
 @pytest.fixture(scope="module")
 def evaluated(finished, cache, tmp_path_factory):
-    """A finished run evaluated from the command line, with its output."""
+    """Evaluate a finished run from the command line; return its folder and the output."""
     run = Path(shutil.copytree(finished[0], tmp_path_factory.mktemp("evaluated") / "run"))
     done = cli(f"run={run}", *SMALL, f"cache_dir={cache}", module="src.evaluate")
     assert done.returncode == 0, done.stdout
@@ -83,7 +86,7 @@ def test_evaluation_begins_with_the_figures_that_training_ended_with(evaluated, 
         name: trained["test"][name] for name in ("elbo", "distortion", "rate")
     }
     assert {name: of for name, of in record.items() if name != "evaluation"} == trained
-    assert "loss" not in again  # its KL weight belongs to a step of the training
+    assert "loss" not in again  # its KL weight belongs to the training
 
 
 def test_the_same_evaluation_gives_the_same_file(evaluated, predictor):
@@ -96,7 +99,7 @@ def test_the_same_evaluation_gives_the_same_file(evaluated, predictor):
         "samples": {"images": 200, "bootstrap": 3, "components": 10, "inception": None},
         "representation": {"train_images": 300},
     }
-    torch.rand(17)  # whatever was drawn before does not matter
+    torch.rand(17)  # earlier draws do not matter
     for name, figures in evaluate(predictor, dict(reversed(options.items()))):
         assert json.loads(json.dumps(figures)) == before[name]
 
@@ -185,51 +188,73 @@ def test_an_interrupted_run_is_evaluated_to_the_same_file_twice(finished, tmp_pa
 AUTO = {"bound": {"samples": "auto", "images": "auto"}, "samples": {"images": "auto"}}
 
 
-def test_dear_parts_are_made_to_fit_into_a_time(predictor, caplog):
+def test_expensive_parts_are_made_to_fit_into_a_time(predictor, caplog):
     caplog.set_level("INFO")
-    whole = settle(predictor, AUTO, None)
-    assert whole == {"bound": {"samples": 5_000, "images": 100}, "samples": {"images": 359}}
-    assert "chosen" not in caplog.text
+    full = settle(predictor, AUTO, None)
+    assert full.options == {"bound": {"samples": 5_000, "images": 100}, "samples": {"images": 359}}
+    assert not full.reduced
     least = settle(predictor, AUTO, 1e-9)
-    assert least == {"bound": {"samples": 100, "images": 20}, "samples": {"images": 359}}
-    assert "chosen to fit into budget=1e-09 (minutes): bound.samples=100 bound.images=20" in caplog.text
+    assert least.options == {"bound": {"samples": 100, "images": 20}, "samples": {"images": 359}}
+    hint = (
+        "reduced to fit into the budget: samples 100 of 5,000 and images 20 of 100; for all type parts=[bound] budget="
+    )
+    assert least.reduced["bound"].startswith(hint)
+    assert hint in caplog.text
+    minutes = int(re.search("budget=([0-9]+) or budget=null", least.reduced["bound"])[1])
+    alone = {"bound": AUTO["bound"]}
+    assert settle(predictor, alone, minutes).options["bound"] == full.options["bound"]  # the advice holds
     given = {"bound": {"samples": 7, "images": "auto"}}
-    assert settle(predictor, given, 1e-9) == {"bound": {"samples": 7, "images": 20}}
-    given = {"bound": {"samples": 3_000, "images": None}}  # all that was given is taken, however long it may take
-    assert settle(predictor, given, 1e-9) == {"bound": {"samples": 3_000, "images": 359}}
-    assert settle(predictor, {"elbo": {}}, 1e-9) == {"elbo": {}}
+    assert settle(predictor, given, 1e-9).options == {"bound": {"samples": 7, "images": 20}}
+    given = {"bound": {"samples": 3_000, "images": None}}  # what was typed is taken, however long it may take
+    assert settle(predictor, given, 1e-9) == ({"bound": {"samples": 3_000, "images": 359}}, {})
+    assert settle(predictor, {"elbo": {}}, 1e-9).options == {"elbo": {}}
+
+
+def test_a_reduced_part_says_so_in_the_table_and_in_the_record(predictor):
+    ((name, figures),) = evaluate(predictor, {"bound": {"samples": "auto", "images": "auto"}}, 1e-9)
+    assert (figures["samples"], figures["images"]) == (100, 20)
+    assert "samples 100 of 5,000 and images 20 of 100" in figures["reduced"]
+    assert figures["reduced"] in evaluation_table({name: figures}, {"elbo": "elbo"})
+
+
+def test_sizes_follow_from_the_model_and_not_from_the_clock(predictor, monkeypatch):
+    expected = settle(predictor, AUTO, 0.5)
+    monkeypatch.setattr(budget, "_seconds", lambda run: 1e6)  # an infinitely slow machine
+    assert settle(predictor, AUTO, 0.5) == expected
+
+
+def test_a_cost_is_counted_in_operations_and_bytes():
+    """A multiply-add is two operations; fused LSTMs are counted as their matrix products."""
+    layer, x = nn.Linear(30, 50), torch.zeros(1, 30)
+    assert work_of(layer, lambda: layer(x)) == (2 * 30 * 50, 4 * (30 + 50))
+    lstm, rows = nn.LSTM(28, 64, batch_first=True, bidirectional=True), torch.zeros(1, 28, 28)
+    assert work_of(lstm, lambda: lstm(rows)).operations == 28 * 2 * (2 * 4 * 64 * (28 + 64))
 
 
 def test_more_time_lets_more_samples_fit():
-    cost = Cost(encoding=0.01, decoding=0.01, weighing=0.01, features=0.001, network=60.0)
-    sizes = [settled(cost, 60 * minutes)["bound"] for minutes in (0, 10, 60, 120, 1_000)]
-    seconds = [0.01 * of["samples"] * of["images"] for of in sizes]
+    cost = Cost(encoding=0.01, decoding=0.01, weighing=0.01, features=0.001)
+
+    def sizes(seconds: float) -> dict[str, dict[str, int]]:
+        return chosen(cost, AUTO, seconds, train=60_000, judged=10_000)
+
+    limits = (0, 3_000, 6_000, 9_000, 60_000)
+    found = [sizes(limit) for limit in limits]
+    seconds = [cost.of(of, 60_000, 10_000) for of in found]
     assert seconds == sorted(seconds)
-    assert sizes[-1] == {"samples": 5_000, "images": 100}
-    assert all(taken <= 60 * minutes for taken, minutes in zip(seconds[1:], (10, 60, 120, 1_000), strict=True))
-    assert settled(cost, 0)["samples"] == {"images": 500}
-    assert settled(cost, 600) == settled(cost._replace(network=0.0), 600)  # the second evaluation is as the first
-    assert settled(cost, 1e6)["samples"] == {"images": 10_000}
+    assert all(taken <= limit for taken, limit in zip(seconds[1:], limits[1:], strict=True))
+    assert found[0] == {"bound": {"samples": 100, "images": 20}, "samples": {"images": 500}}
+    assert found[-1] == {"bound": {"samples": 5_000, "images": 100}, "samples": {"images": 10_000}}
 
 
-def settled(cost: Cost, seconds: float) -> dict[str, dict[str, int]]:
-    return chosen(cost, AUTO, seconds, available=60_000, judged=10_000)[0]
-
-
-def test_sizes_of_the_same_weights_are_taken_again():
-    then = {"bound": {"checkpoint": "a", "samples": 200, "images": 50}, "samples": {"checkpoint": "b", "images": 500}}
-    assert as_before(AUTO, then, "a") == {"bound": {"samples": 200, "images": 50}, "samples": {"images": "auto"}}
-    given = {"bound": {"samples": 7, "images": "auto"}}
-    assert as_before(given, then, "a") == {"bound": {"samples": 7, "images": 50}}
-
-
-def test_a_classifier_goes_on_where_its_training_was_interrupted(predictor, tmp_path, monkeypatch):
-    """Pixels that are drawn anew included."""
+def test_a_classifier_goes_on_where_its_training_was_interrupted(predictor, tmp_path, monkeypatch, caplog):
+    """Its training images are binarized at random; the resumed training draws the same ones."""
+    caplog.set_level("INFO")
     predictor.datamodule.binarize = "dynamic"
     monkeypatch.setattr(feature_networks, "STEPS", 45)  # of 11 an epoch
     whole = own_features(predictor.datamodule, tmp_path / "whole", predictor.device)
 
-    def interrupted(epochs, what):
+    def interrupted(epochs, what, total, done):
+        assert (total, done) == (5, 0)
         yield epochs[0]
         yield epochs[1]
         raise KeyboardInterrupt
@@ -240,7 +265,15 @@ def test_a_classifier_goes_on_where_its_training_was_interrupted(predictor, tmp_
             own_features(predictor.datamodule, tmp_path / "cut", predictor.device)
     (unfinished,) = (tmp_path / "cut").iterdir()
     assert torch.load(unfinished, weights_only=True)["epochs"] == 2
+    monkeypatch.setattr(
+        feature_networks, "progress", lambda epochs, what, total, done: bars.append((total, done)) or epochs
+    )
+    bars = []
+    place = feature_networks.kept(predictor.datamodule, tmp_path / "cut", predictor.device)
+    assert feature_networks._epochs_done(place.unfinished) == 2
     again = own_features(predictor.datamodule, tmp_path / "cut", predictor.device)
+    assert bars == [(5, 2)]
+    assert "resumes after 2 of 5 epochs" in caplog.text
     assert again.facts == whole.facts  # with the hash of the weights
     assert not unfinished.exists()
 
@@ -248,14 +281,14 @@ def test_a_classifier_goes_on_where_its_training_was_interrupted(predictor, tmp_
 def test_an_interrupted_evaluation_shows_what_was_finished(finished, tmp_path):
     run = shutil.copytree(finished[0], tmp_path / "run")
     words = (f"run={run}", "parts=[elbo,bound]", "bound.samples=100000000", f"cache_dir={tmp_path}")
-    with (tmp_path / "said").open("w+") as output:
+    with (tmp_path / "output.txt").open("w+") as output:
         process = WARM.start("src.evaluate", words, dict(os.environ), output)
-        while "2/2 bound" not in (tmp_path / "said").read_text():
+        while "2/2 bound" not in (tmp_path / "output.txt").read_text():
             time.sleep(0.1)
-            assert process.poll() is None, (tmp_path / "said").read_text()
+            assert process.poll() is None, (tmp_path / "output.txt").read_text()
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait(60) == 130
-    said = (tmp_path / "said").read_text()
+    said = (tmp_path / "output.txt").read_text()
     assert "elbo (359 images)" in said
     assert "To go on: the same command with parts=[bound]" in said
     assert "error: interrupted; what was finished is kept" in said
@@ -264,10 +297,13 @@ def test_an_interrupted_evaluation_shows_what_was_finished(finished, tmp_path):
 def test_bad_input_is_one_line():
     done = cli("run=outputs/nothing/here", module="src.evaluate")
     assert_one_line_error(done, "run=outputs/nothing/here is no folder")
+    for command, key in (("evaluate", "run"), ("explore", "run"), ("report", "sweep")):
+        done = cli("outputs/nothing/here", module=f"src.{command}")
+        assert_one_line_error(done, f"cannot read 'outputs/nothing/here': write {key}=outputs/nothing/here")
     assert not Path("outputs/nothing").exists()
 
 
-def test_impossible_wishes_are_refused(predictor, monkeypatch, tmp_path):
+def test_impossible_values_are_refused(predictor, monkeypatch, tmp_path):
     for part, values, words in (
         ("bound", {"samples": 0, "images": None}, "bound.samples=0"),
         ("bound", {"samples": 1, "images": "all"}, "bound.images=all"),
@@ -294,7 +330,7 @@ def test_impossible_wishes_are_refused(predictor, monkeypatch, tmp_path):
 
 
 def test_codes_are_decoded_as_many_at_once_as_the_largest_layer_lets():
-    """Counted by the image alone, conv_wide took 7.8 GB: its largest layer holds 250 times its image."""
+    """conv_wide's largest layer holds 250 times its image: counted by the image alone, it took 7.8 GB."""
     model, _ = probabilistic_pca()
     images = 8 * PIXELS * 4  # what the likelihood holds
     assert bytes_a_code(model) == images
@@ -309,9 +345,9 @@ def test_codes_are_decoded_as_many_at_once_as_the_largest_layer_lets():
 
 
 def test_no_more_pass_through_a_network_at_once_than_its_largest_layer_allows(monkeypatch):
-    """Small images from and to a layer of 1.6 MiB; without the limit all are the same but for rounding."""
+    """The images pass a layer of 0.4 MiB; with and without the limit the results agree up to rounding."""
     datamodule, model = built(*QUICK)
-    side = 640
+    side = 320
     large = [nn.Upsample((side, side)), nn.AdaptiveAvgPool2d(16)]
     model.encoder = nn.Sequential(*large, model.encoder)
     model.decoder = nn.Sequential(nn.Unflatten(1, (1, 1, -1)), *large)
@@ -341,7 +377,7 @@ def test_the_bound_of_a_whole_split(predictor):
 
 
 def test_a_model_collapsed_by_construction_is_called_collapsed(predictor):
-    """Its encoder answers N(0, 1) whatever it sees; sampled codes still vary with variance 1."""
+    """Its encoder returns N(0, 1) for every image; sampled codes still have variance 1."""
     with torch.no_grad():
         predictor.model.posterior_head.weight.zero_()
         predictor.model.posterior_head.bias.zero_()
@@ -354,7 +390,7 @@ def test_a_model_collapsed_by_construction_is_called_collapsed(predictor):
 
 
 def test_copies_of_training_images_are_noticed(predictor):
-    """A model that has learnt its training images by heart, and one that draws unseen ones."""
+    """One model returns its training images, the other unseen ones."""
     module, count = predictor.datamodule, 140
     for split, expected in (("train", 1.0), ("val", 0.0)):
         images = module.pool.images[module.spread(split, count)] / 255
@@ -363,12 +399,13 @@ def test_copies_of_training_images_are_noticed(predictor):
         assert figures["nearer_to_training"] == pytest.approx(expected, abs=0.02)
         assert figures["standard_error"] < 0.05
     predictor.generate = lambda number: iter([images[:1].expand(number, -1, -1, -1)])
-    assert memorisation(predictor, count)["standard_error"] > 0.2  # one picture, over and over, proves nothing
+    assert memorisation(predictor, count)["standard_error"] > 0.2  # one image again and again proves nothing
 
 
-def test_the_classifier_is_good_made_once_and_mended(finished, tmp_path, monkeypatch):
+def test_the_classifier_is_good_and_made_once(evaluated, cache, monkeypatch):
     datamodule, _ = built(*QUICK)
-    made = own_features(datamodule, tmp_path, torch.device("cpu"))
+    monkeypatch.setattr(feature_networks, "_train", None)  # nothing to train: it is read
+    made = own_features(datamodule, cache, torch.device("cpu"))
     assert made.name == "classifier"
     assert made.facts["validation_accuracy"] > 0.95
     images = examples(datamodule, "test", 300)
@@ -377,10 +414,13 @@ def test_the_classifier_is_good_made_once_and_mended(finished, tmp_path, monkeyp
     labels = datamodule.pool.labels[datamodule.spread("test", 300)]
     assert (logits.argmax(1) == labels).double().mean() > 0.95
 
+
+def test_a_damaged_classifier_is_made_again(tmp_path, monkeypatch):
+    datamodule, _ = built(*QUICK)
+    monkeypatch.setattr(feature_networks, "STEPS", 20)
+    made = own_features(datamodule, tmp_path, torch.device("cpu"))
+    assert feature_networks.making(datamodule, tmp_path, torch.device("cpu")) == 0
     (path,) = tmp_path.glob("features-digits-*.pt")
-    with monkeypatch.context() as patched:
-        patched.setattr(feature_networks, "_train", None)  # nothing to train: it is read
-        assert own_features(datamodule, tmp_path, torch.device("cpu")).facts == made.facts
     path.write_bytes(b"broken")
     assert own_features(datamodule, tmp_path, torch.device("cpu")).facts["hash"] == made.facts["hash"]
 
@@ -395,6 +435,6 @@ def test_images_without_classes_get_a_random_network_and_no_probe(picture_folder
     assert "classifier" not in figures
     compared = figures["random network"]["sets"]
     assert compared["prior"]["score"] is None
-    # Noise images: training images are like test images, an untrained model's are not.
+    # The images are noise: training images resemble test images, those of an untrained model do not.
     assert compared["training"]["frechet_distance"]["value"] < compared["prior"]["frechet_distance"]["value"]
     assert representation(predictor, 100) == {"skipped": "the images have no class labels"}

@@ -1,4 +1,4 @@
-"""Likelihoods against their definitions."""
+"""Compare likelihoods with their definitions."""
 
 import math
 import re
@@ -39,7 +39,7 @@ def test_continuous_bernoulli_is_a_density_with_that_mean_in_float32(logit):
 
 @pytest.mark.parametrize("logit", [-60.0, -16.0, -0.05, 0.0, 0.05, 2.0, 60.0])
 def test_continuous_bernoulli_gradient_is_the_exact_one(logit):
-    """d log p(x) / dh = x - mean(h): the family is exponential, the logit its natural parameter."""
+    """d log p(x) / dh = x - mean(h), as the logit is the natural parameter of an exponential family."""
     raw = torch.full((1, 1, 1, 1), logit, requires_grad=True)
     p = ContinuousBernoulliLikelihood()(raw)
     p.log_prob(torch.full((1, 1, 1, 1), 0.25)).sum().backward()
@@ -84,16 +84,16 @@ def test_gaussian_refuses_a_scale_beyond_its_bounds(scale):
     ],
 )
 def test_log_density_and_gradient_are_those_of_float64_wherever_float32_holds_them(likelihood, largest):
-    """Squares and powers on the way overflow long before the result does."""
+    """Intermediate squares and powers overflow long before the result does."""
     raws = torch.tensor([sign * largest * 10.0**-power for power in range(0, 30, 3) for sign in (1, -1)])
-    told = []
+    results = []
     for dtype in (torch.float32, torch.float64):
         raw = raws.detach().clone().to(dtype).view(-1, 1, 1, 1).requires_grad_()
         value = likelihood.to(dtype)(raw).log_prob(torch.full_like(raw, 0.25).detach())
         value.sum().backward()
-        told.append((value.detach().double(), raw.grad.double()))
-    assert told[0][0].isfinite().all()
-    for ours, exact in zip(*told, strict=True):
+        results.append((value.detach().double(), raw.grad.double()))
+    assert results[0][0].isfinite().all()
+    for ours, exact in zip(*results, strict=True):
         torch.testing.assert_close(ours, exact, rtol=1e-4, atol=1e-4)
 
 

@@ -1,4 +1,4 @@
-"""Metrics against closed forms, brute force, and the libraries they must agree with."""
+"""Compare metrics with closed forms, brute force, and the libraries that they must agree with."""
 
 import math
 
@@ -48,25 +48,25 @@ def test_rate_is_cut_into_information_and_gap_between_true_bounds(offset):
     scale = torch.sqrt(1 - signal**2).expand(4_000, 2)
     z = mean + scale * torch.randn_like(mean)
     other = signal * torch.randn(4_000, 2) + scale * torch.randn(4_000, 2) + torch.tensor([offset, 0.0])
-    cut = posterior.surgery(mean, scale, z, posterior.fit_mixture(other, 1, 0))
+    bounds = posterior.surgery(mean, scale, z, posterior.fit_mixture(other, 1, 0))
     information, gap = -0.5 * torch.log(1 - signal**2).sum().item(), 0.5 * offset**2
     noise = 0.05
-    assert cut.information[0] - noise <= information <= cut.information[1] + noise
-    assert cut.gap[0] - noise <= gap <= cut.gap[1] + noise
-    assert cut.information[1] - cut.information[0] < 0.1  # both bounds are tight here
+    assert bounds.information[0] - noise <= information <= bounds.information[1] + noise
+    assert bounds.gap[0] - noise <= gap <= bounds.gap[1] + noise
+    assert bounds.information[1] - bounds.information[0] < 0.1  # both bounds are tight here
     for information_bound, gap_bound in ((0, 1), (1, 0)):
-        both = cut.information[information_bound] + cut.gap[gap_bound]
+        both = bounds.information[information_bound] + bounds.gap[gap_bound]
         assert both == pytest.approx(posterior.rates(mean, scale).sum().item(), abs=1e-6)
-    assert 0 < cut.standard_error < 0.1
+    assert 0 < bounds.standard_error < 0.1
 
 
 def test_information_cannot_pass_its_ceiling():
     mean = torch.randn(100, 20) * 10
-    cut = posterior.surgery(
+    bounds = posterior.surgery(
         mean, torch.full_like(mean, 0.01), mean, posterior.fit_mixture(torch.randn(500, 20) * 10, 1, 0)
     )
-    assert cut.information[0] <= cut.ceiling + 1e-9 < cut.information[1]
-    assert cut.ceiling == pytest.approx(math.log(100))
+    assert bounds.information[0] <= bounds.ceiling + 1e-9 < bounds.information[1]
+    assert bounds.ceiling == pytest.approx(math.log(100))
 
 
 def test_mixture_finds_the_clusters_and_draws_from_them():
@@ -91,7 +91,7 @@ def test_agreement_is_small_for_normal_codes_only():
 
 
 def test_misplaced_codes_are_seen_where_each_latent_alone_looks_normal():
-    """x, and x with a random sign: both exactly normal, together on a cross."""
+    """The latents are x, and x with a random sign: each is exactly normal, together they lie on a cross."""
     x = torch.randn(20_000)
     cross = torch.stack([x, x * (torch.rand(20_000) < 0.5).float().mul(2).sub(1)], 1)
     assert all(posterior.agreement(column).ks < 0.02 for column in cross.T)
@@ -121,7 +121,7 @@ def test_verdicts_say_what_to_try():
 
 
 def exactly(mean, std, count=400):
-    """Samples whose mean is ``mean`` and whose covariance is the diagonal ``std^2``, to rounding."""
+    """Return samples whose mean is ``mean`` and whose covariance is the diagonal ``std^2``, up to rounding."""
     x = torch.randn(count, len(mean), dtype=torch.float64)
     x = x - x.mean(0)
     white = x @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(x.T))).T
@@ -143,7 +143,7 @@ def test_frechet_distance_is_scipys_where_that_is_well_conditioned():
 
 @pytest.mark.parametrize("offset", [0.0, 1e4])
 def test_frechet_distance_is_finite_and_real_on_ten_samples_in_192_dimensions(offset):
-    """Where scipy's matrix root goes complex; also under autocast, and far from the origin."""
+    """scipy's matrix root is complex here. The distance is checked under autocast and far from the origin too."""
     a, b = torch.randn(10, 192), torch.randn(10, 192)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         value = distances.frechet(a.double() + offset, b.double() + offset)
@@ -194,13 +194,13 @@ def test_manifold_is_what_brute_force_counts():
     real, other = torch.randn(120, 3).double(), torch.randn(90, 3).double() * 1.5 + 0.4
     k = 5
     between = torch.cdist(real, other)
-    reach_real, reach_other = (torch.cdist(x, x).sort(1).values[:, k] for x in (real, other))
+    radius_real, radius_other = (torch.cdist(x, x).sort(1).values[:, k] for x in (real, other))
     got = distances.manifold(real, other, k)
-    inside = [[between[i, j] <= reach_real[i] for j in range(90)] for i in range(120)]
+    inside = [[between[i, j] <= radius_real[i] for j in range(90)] for i in range(120)]
     assert got.precision == pytest.approx(np.mean([any(inside[i][j] for i in range(120)) for j in range(90)]))
     assert got.density == pytest.approx(np.sum(inside) / (k * 90))
     assert got.coverage == pytest.approx(np.mean([any(row) for row in inside]))
-    recalled = [any(between[i, j] <= reach_other[j] for j in range(90)) for i in range(120)]
+    recalled = [any(between[i, j] <= radius_other[j] for j in range(90)) for i in range(120)]
     assert got.recall == pytest.approx(np.mean(recalled))
     assert distances.manifold(real, real + 1_000) == (0, 0, 0, 0)
 
@@ -224,10 +224,10 @@ def test_similarity_of_known_errors():
     similarity.update(originals[:4] + 0.1, originals[:4])
     similarity.update(originals[4:] + 0.01, originals[4:])
     figures = similarity.compute()
-    assert figures["psnr"] == pytest.approx((4 * 20 + 2 * 40) / 6, rel=1e-4)  # a mean over images, not over pixels
+    assert figures["psnr"] == pytest.approx((4 * 20 + 2 * 40) / 6, rel=1e-4)  # the mean over images, not over pixels
     assert (
         figures["psnr"]
-        == pytest.approx(  # as torchmetrics has it
+        == pytest.approx(  # torchmetrics agrees
             PeakSignalNoiseRatio(data_range=1.0, dim=(1, 2, 3))(
                 torch.cat([originals[:4] + 0.1, originals[4:] + 0.01]), originals
             ).item()

@@ -1,4 +1,4 @@
-"""Every model, every experiment, every likelihood: composes, learns, reloads."""
+"""Every model, experiment and likelihood composes, learns and reloads."""
 
 import math
 
@@ -21,7 +21,7 @@ def digits_batch(datamodule, size: int) -> Batch:
 
 
 def descend(model, batch: Batch, steps: int) -> list[float]:
-    """Loss before each of ``steps`` optimizer steps on one batch, in nats per image."""
+    """Return the loss before each of ``steps`` optimizer steps on one batch, in nats per image."""
     optimizer = model.configure_optimizers()
     losses = []
     for _ in range(steps):
@@ -102,7 +102,7 @@ def test_first_steps_do_not_spike(name):
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_five_deep_stages_train_at_once(precision):
-    """Document 000's original 5-stage network exploded or vanished; here 3 convolutions a stage at its rate."""
+    """Document 000's original 5-stage network exploded or vanished; this one has 3 convolutions a stage."""
     datamodule, model = built("model=conv_deep", "model.depth=3", "model.encoder.widths=[16,32,64,64,128]")
     batch = digits_batch(datamodule, 32)
     optimizer = model.configure_optimizers()
@@ -171,13 +171,13 @@ def test_warm_up_follows_the_optimizer_steps():
     datamodule, model = built("model=conv_tiny", "data.image_size=8", "model.kl_weight=2", "model.kl_warmup_steps=10")
     seen = []
 
-    class Listen(L.Callback):
+    class Recorder(L.Callback):
         def on_before_backward(self, trainer, pl_module, loss):
             loss, distortion, rate = pl_module.step_terms.tolist()
             seen.append((loss - distortion) / rate)
 
     L.Trainer(
-        accelerator="cpu", max_steps=13, callbacks=[Listen()], logger=False, enable_checkpointing=False,
+        accelerator="cpu", max_steps=13, callbacks=[Recorder()], logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0, use_distributed_sampler=False,
     ).fit(model, datamodule)  # fmt: skip
     assert seen == pytest.approx([2 * min(1, step / 10) for step in range(13)], abs=1e-3)
@@ -189,7 +189,7 @@ def test_validation_is_in_float32_and_training_as_it_was(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     seen = {}
 
-    class Listen(torch.nn.Identity):
+    class Recorder(torch.nn.Identity):
         def forward(self, x):
             seen["train" if model.training else "val"] = (
                 torch.backends.cudnn.allow_tf32,
@@ -197,7 +197,7 @@ def test_validation_is_in_float32_and_training_as_it_was(monkeypatch):
             )
             return x
 
-    model.encoder = torch.nn.Sequential(Listen(), model.encoder)
+    model.encoder = torch.nn.Sequential(Recorder(), model.encoder)
     L.Trainer(
         accelerator="cpu", precision="bf16-mixed", max_epochs=1, limit_train_batches=1, limit_val_batches=1,
         logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
@@ -207,7 +207,7 @@ def test_validation_is_in_float32_and_training_as_it_was(monkeypatch):
 
 
 def test_losses_of_a_validation_carry_the_final_weight():
-    """Under a warm-up they rose with it, and the first epochs looked best."""
+    """With the weight of a warm-up the losses would rise, and the first epochs look best."""
     datamodule, model = built("model=conv_tiny", "data.image_size=8", "model.kl_weight=2", "model.kl_warmup_steps=1000")
     trainer = L.Trainer(
         accelerator="cpu", max_epochs=1, limit_train_batches=3, logger=False, enable_checkpointing=False,
@@ -241,7 +241,7 @@ def test_impossible_models_are_refused(overrides, words):
 
 @pytest.mark.parametrize("accelerator", ["mps", "auto"])
 def test_apples_gpu_is_refused(accelerator, monkeypatch):
-    """It has no float64; where there is one, Lightning takes it."""
+    """Apple's GPU has no float64, but Lightning chooses it where there is one."""
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match=rf"trainer.accelerator={accelerator} is Apple's GPU here .* trainer=cpu"):

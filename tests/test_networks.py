@@ -1,4 +1,4 @@
-"""Networks: the documents' parameter counts, the arithmetic of sizes, and stable first steps."""
+"""Check the documents' parameter counts, the arithmetic of sizes, and initial scales."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def trainable(module: nn.Module) -> int:
 
 
 def with_statistics(module: nn.Module) -> int:
-    """Counted as Keras does: running means and variances of batch norm included."""
+    """Count parameters as Keras does: with running means and variances of batch norm."""
     return trainable(module) + sum(b.numel() for n, b in module.named_buffers() if "running" in n)
 
 
@@ -111,11 +111,11 @@ def test_lstm_reads_rows_in_both_directions():
             **{f"{n}_reverse": p for n, p in encoder.lstm.state_dict().items() if "reverse" not in n},
         }
     )
-    torch.testing.assert_close(encoder(backwards)[:, 3:], encoder(x)[:, :3])  # one direction reads as the other does
+    torch.testing.assert_close(encoder(backwards)[:, 3:], encoder(x)[:, :3])  # both directions read alike
     assert LSTMEncoder((3, 40, 7), 2, hidden=3)(torch.rand(2, 3, 40, 7)).shape == (2, 6)
 
 
-def test_drawing_layer_starts_at_the_scale_of_its_input():
+def test_last_layer_starts_at_the_scale_of_its_input():
     torch.manual_seed(0)
     x = torch.randn(4, 64, 16, 16)
     ours, pytorchs = (

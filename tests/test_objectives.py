@@ -1,4 +1,4 @@
-"""The mathematics, against models whose evidence is known."""
+"""Compare bounds and their parts with models whose evidence is known."""
 
 import math
 
@@ -46,7 +46,7 @@ def test_every_importance_weight_of_the_exact_posterior_is_the_evidence(linear_g
 
 
 def worse(inference: Inference, model: VAE, samples: int) -> Inference:
-    """The same images under a posterior twice as wide."""
+    """Return the inference of the same images with a posterior twice as wide."""
     base = inference.posterior.base_dist
     posterior = Independent(Normal(base.loc, 2 * base.scale), 1)
     z = posterior.rsample((samples,))
@@ -75,7 +75,7 @@ def test_iwae_bound_rises_with_k_from_the_elbo_to_the_evidence(linear_gaussian):
     bounds = [iwae_bound(log_weights(images, worse(exact, model, k), model.prior())).mean() for k in (1, 4, 16, 256)]
     values = [float(value) for value in (elbo, *bounds[1:], evidence.log_prob(x).mean())]
     assert values == sorted(values)
-    assert values[-1] - values[-2] < 0.01  # K = 256 is all but tight
+    assert values[-1] - values[-2] < 0.01  # K = 256 is almost tight
     assert float(bounds[0]) == pytest.approx(values[0], abs=0.1)  # K = 1 is the ELBO
 
 

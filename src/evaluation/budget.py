@@ -1,16 +1,22 @@
-"""How long an evaluation will take, said before it begins, and how its dear parts are made to fit into a time."""
+"""How many samples an evaluation takes, and the forecast of how long that will be.
+
+The sizes follow from the model's own cost, counted in floating-point operations and bytes at the speed of a nominal
+processor: the same command takes the same sizes on every machine, whatever else runs there. Only the forecast that is
+printed is measured.
+"""
 
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 
 from src.evaluation import feature_networks
 from src.evaluation.importance import importance_bound
-from src.evaluation.likelihood import bytes_a_code, samples_at_once
+from src.evaluation.likelihood import bytes_a_code, likelihood_bytes, samples_at_once
+from src.models.footprint import Work, work_of
 from src.models.predictor import Predictor
 from src.system.console import duration
 from src.system.seeds import stream
@@ -18,144 +24,184 @@ from src.system.seeds import stream
 log = logging.getLogger(__name__)
 
 AUTO = "auto"
-ON_A_CPU = 5  # minutes, where nobody says how many
-# What `auto` stands for: the first of these that fits. Fewer samples first, as the bound loses little by them.
+ON_A_CPU = 5  # minutes, where no budget is typed
+# The nominal processor. One core of a 2025 server (AMD EPYC, torch 2.11, other cores busy) does 28-35 e9 operations/s
+# in conv_wide, and moves 1.0-1.5 e9 bytes/s in conv_tiny. The two terms together are within a factor of 2 of the
+# seconds that conv_tiny, conv_shallow, lstm, conv_wide and conv_deep (128 pixels) took there for a code or an image.
+OPERATIONS_PER_SECOND = 30e9
+BYTES_PER_SECOND = 1e9
+# What `auto` stands for: the first of these that fits. Fewer samples come first, as the bound loses little by them.
 BOUNDS = ((5_000, 100), (2_000, 100), (1_000, 100), (500, 100), (500, 50), (200, 50), (100, 50), (100, 20))
 SETS = (10_000, 5_000, 2_000, 1_000, 500)
 DECODED_SETS = 3  # of those that samples are compared with; one of them is encoded too
-TRIED = 64  # images and codes that the times are measured on
-MOST_FOR_SETS = 0.5  # of the time that the other parts leave
+TRIED = 64  # images and codes that the forecast is measured on
+SHARE_OF_SETS = 0.5  # of the time that the other parts leave to sets and bound
+
+Options = dict[str, dict[str, Any]]  # the arguments of each part
 
 
 class Cost(NamedTuple):
-    """Seconds that a model takes on this machine."""
+    """Seconds that a model takes."""
 
-    encoding: float  # of an image
-    decoding: float  # of a code
-    weighing: float  # of a posterior sample for the bound: drawn, decoded and compared with its image
-    features: float  # of an image
-    network: float  # to make the feature network; 0 where it is there
+    encoding: float  # an image
+    decoding: float  # a code
+    weighing: float  # a posterior sample for the bound: it is drawn, decoded and compared with its image
+    features: float  # an image in the features of our own network
 
-    def of_codes(self, parts: Collection[str], train: int, judged: int) -> float:
-        """Of encoding whole splits, once for all parts but two, and of decoding the one that is judged for those."""
-        both = self.encoding + self.decoding
-        shared = train + judged if {"latents", "samples", "representation"} & {*parts} else 0
-        return shared * self.encoding + judged * both * len({"elbo", "reconstruction"} & {*parts})
+    def of_codes(self, options: Options, train: int, judged: int) -> float:
+        """Return the seconds for encoding whole splits, once for all parts, and decoding the judged one.
+
+        Args:
+            options: the parts.
+            train: images of the training split.
+            judged: images of the split that is judged.
+        """
+        shared = train + judged if {"latents", "samples", "representation"} & {*options} else 0
+        whole = len({"elbo", "reconstruction"} & {*options})
+        return shared * self.encoding + whole * judged * (self.encoding + self.decoding)
 
     def of_bound(self, samples: int, images: int) -> float:
-        """Of the importance bound."""
+        """Return the seconds for the importance bound."""
         return samples * images * self.weighing
 
     def of_sets(self, images: int) -> float:
-        """Of sets of samples in the features of our own network, which is there."""
+        """Return the seconds for comparing sets of ``images`` samples, without making the feature network."""
         return images * (self.encoding + DECODED_SETS * self.decoding + (DECODED_SETS + 2) * self.features)
 
+    def of(self, options: Options, train: int, judged: int) -> float:
+        """Return the seconds for all parts; their sizes are numbers. See :meth:`of_codes`."""
+        seconds = self.of_codes(options, train, judged)
+        if "samples" in options:
+            seconds += self.of_sets(options["samples"]["images"])
+        if "bound" in options:
+            seconds += self.of_bound(options["bound"]["samples"], options["bound"]["images"])
+        return seconds
 
-def settle(
-    predictor: Predictor, options: dict[str, dict[str, Any]], minutes: float | str | None
-) -> dict[str, dict[str, Any]]:
-    """The same options with numbers in place of ``auto``: what fits, or all where there is no limit.
 
-    Says how long the parts will take, as far as that follows from their size, and what was chosen. A feature network
-    that must be made first takes no time from the others: the same command would choose more the next time.
+class Settled(NamedTuple):
+    """The arguments of all parts, with numbers for ``auto``, and for each part that was made smaller what to type."""
+
+    options: Options
+    reduced: dict[str, str]
+
+
+def settle(predictor: Predictor, options: Options, minutes: float | str | None) -> Settled:
+    """Put numbers in place of ``auto``: the sizes that fit, or the full ones where there is no limit.
+
+    Log how long the parts will take here at least. A feature network that must be made first takes no time from the
+    others: the same command would choose more the next time.
 
     Args:
-        predictor: what is judged; some of its images are tried.
-        options: of each part that is wanted.
-        minutes: for all parts together; ``auto`` for 5 on a CPU and no limit on a GPU, None for no limit.
+        predictor: the model and images that are judged.
+        options: the arguments of each part that is wanted.
+        minutes: for all parts together, on the nominal processor; ``auto`` for 5 on a CPU and no limit on a GPU, None
+            for no limit.
     """
     if not options.keys() & {"bound", "samples"}:
-        return options
+        return Settled(options, {})
     if minutes == AUTO:
         minutes = None if predictor.device.type == "cuda" else ON_A_CPU
     splits = predictor.datamodule.splits
     train, judged = len(splits.train), len(getattr(splits, predictor.split))
-    cost = measured(predictor, "samples" in options)
-    taken = cost.of_codes(options, train, judged)
-    left = math.inf if minutes is None else 60 * minutes - taken
-    settled, dear = chosen(cost, options, left, min(train, judged), judged)
-    once = f", {duration(cost.network)} of it for a feature network that is made once" if cost.network else ""
-    log.info("at least %s%s; fitting mixtures and probes is not counted", duration(taken + dear + cost.network), once)
-    most, _ = chosen(cost, options, math.inf, min(train, judged), judged)
-    if fewer := [f"{part}.{key}={v}" for part in settled for key, v in settled[part].items() if v != most[part][key]]:
-        log.info("chosen to fit into budget=%g (minutes): %s; budget=null takes all", minutes, " ".join(fewer))
-    return settled
+    cost = nominal(predictor)
+    full = chosen(cost, options, math.inf, train, judged)
+    settled = full if minutes is None else chosen(cost, options, 60 * minutes, train, judged)
+    reduced = {
+        part: _way_to_full(part, settled[part], full[part], cost.of({part: full[part]}, train, judged))
+        for part in settled
+        if settled[part] != full[part]
+    }
+    here = measured(predictor, "samples" in options)
+    making = feature_networks.making(predictor.datamodule, predictor.cache_dir, predictor.device)
+    making = making if "samples" in options else 0.0
+    once = f", {duration(making)} of it for a feature network that is made once" if making else ""
+    seconds = here.of(settled, train, judged) + making
+    log.info("at least %s%s; fitting mixtures and probes is not counted", duration(seconds), once)
+    for part, text in reduced.items():
+        log.info("%s: %s", part, text)
+    return Settled(settled, reduced)
 
 
-def chosen(
-    cost: Cost, options: dict[str, dict[str, Any]], left: float, available: int, judged: int
-) -> tuple[dict[str, dict[str, Any]], float]:
-    """What fits into the seconds that are ``left``, and the seconds that it takes.
+def _way_to_full(part: str, taken: dict[str, Any], full: dict[str, Any], seconds: float) -> str:
+    """Say what was made smaller than ``full`` to fit, and what to type for all of it."""
+    sizes = " and ".join(f"{key} {taken[key]:,} of {full[key]:,}" for key in full if taken[key] != full[key])
+    minutes = math.ceil(seconds / 60)
+    return f"reduced to fit into the budget: {sizes}; for all type parts=[{part}] budget={minutes} or budget=null"
+
+
+def chosen(cost: Cost, options: Options, seconds: float, train: int, judged: int) -> Options:
+    """Return the same options with the largest sizes in place of ``auto`` that fit into ``seconds``.
+
+    Sets of samples take at most half of what the other parts leave where a bound is wanted too; where nothing fits,
+    the smallest sizes are taken.
 
     Args:
         cost: of the model.
         options: see :func:`settle`.
-        left: for the bound and for samples.
-        available: images that a set can have.
-        judged: images of the split.
+        seconds: for all parts.
+        train: images of the training split.
+        judged: images of the split that is judged.
     """
-    settled, taken = {part: dict(values) for part, values in options.items()}, 0.0
+    settled = {part: dict(values) for part, values in options.items()}
+    left = seconds - cost.of_codes(options, train, judged)
     if (sets := settled.get("samples")) is not None:
-        sizes = [min(size, available) for size in (SETS if sets["images"] == AUTO else (sets["images"],))]
-        sets["images"] = _first(sizes, cost.of_sets, left * MOST_FOR_SETS if "bound" in options else left)
-        taken += cost.of_sets(sets["images"])
-    if (of := settled.get("bound")) is not None:
-        K, n = of["samples"], of["images"] or judged
-        pairs = [(k if K == AUTO else K, min(m if n == AUTO else n, judged)) for k, m in BOUNDS]
-        of["samples"], of["images"] = _first(pairs, lambda pair: cost.of_bound(*pair), left - taken)
-        taken += cost.of_bound(of["samples"], of["images"])
-    return settled, taken
+        sizes = [min(size, train, judged) for size in (SETS if sets["images"] == AUTO else (sets["images"],))]
+        sets["images"] = _first(sizes, cost.of_sets, left * SHARE_OF_SETS if "bound" in options else left)
+        left -= cost.of_sets(sets["images"])
+    if (bound := settled.get("bound")) is not None:
+        samples, images = bound["samples"], bound["images"] or judged
+        pairs = [(k if samples == AUTO else samples, min(n if images == AUTO else images, judged)) for k, n in BOUNDS]
+        bound["samples"], bound["images"] = _first(pairs, lambda pair: cost.of_bound(*pair), left)
+    return settled
 
 
 def _first(choices: list[Any], seconds: Callable[[Any], float], left: float) -> Any:
-    """The first choice that fits; the last where none does."""
+    """Return the first choice that fits into the seconds that are left, or the last one."""
     return next((choice for choice in choices if seconds(choice) <= left), choices[-1])
 
 
-def as_before(
-    options: dict[str, dict[str, Any]], then: Mapping[str, Any], checkpoint: str
-) -> dict[str, dict[str, Any]]:
-    """The same options with the sizes of an earlier evaluation in place of ``auto``, so that it is repeated as it was.
+@torch.no_grad()
+def nominal(predictor: Predictor) -> Cost:
+    """Return what the model costs on the nominal processor: a function of its layers and the size of its images."""
+    model = predictor.model
+    x = torch.zeros(1, *model.image_shape, device=model.device)
+    z = torch.zeros(1, model.latent_dim, device=model.device)
+    features = feature_networks.kept(predictor.datamodule, predictor.cache_dir, predictor.device).network.eval()
+    decoding = nominal_seconds(work_of(model, lambda: model.decode(z)))
+    return Cost(
+        nominal_seconds(work_of(model, lambda: model.posterior(x))),
+        decoding,
+        decoding + likelihood_bytes(model) / BYTES_PER_SECOND,
+        nominal_seconds(work_of(features, lambda: features(x.cpu()))),
+    )
 
-    Args:
-        options: see :func:`settle`.
-        then: the parts that were evaluated, as recorded.
-        checkpoint: hash of the weights; sizes of others are not taken.
-    """
-    options = {part: dict(values) for part, values in options.items()}
-    for part in ("samples", "bound"):
-        known = then.get(part)
-        if isinstance(known, dict) and known.get("checkpoint") == checkpoint:
-            for key, value in options.get(part, {}).items():
-                if value == AUTO and isinstance(known.get(key), int):
-                    options[part][key] = known[key]
-                    log.info("%s.%s=%d as in the evaluation before", part, key, known[key])
-    return options
+
+def nominal_seconds(work: Work) -> float:
+    """Return the seconds that the nominal processor takes, which computes and moves one after the other."""
+    return work.operations / OPERATIONS_PER_SECOND + work.moved / BYTES_PER_SECOND
 
 
 @torch.no_grad()
 def measured(predictor: Predictor, with_features: bool) -> Cost:
-    """What the parts of an evaluation cost, measured on some images; features only where they are wanted."""
+    """Measure what the model costs here and now, on some of its images; features only where they are wanted."""
     batch, _ = next(predictor.batches(predictor.split, TRIED))
     x = batch.x
     z, _ = predictor.posterior(x)
     at_once = min(TRIED, samples_at_once(bytes_a_code(predictor.model), BOUNDS[0][0])[1])
+    features = feature_networks.kept(predictor.datamodule, predictor.cache_dir, predictor.device).network
+    features = features.to(predictor.device).eval()
     with stream(predictor.seed, "trial"):
         return Cost(
             _seconds(lambda: predictor.posterior(x)) / len(x),
             _seconds(lambda: [*predictor.decode(z)]) / len(x),
             _seconds(lambda: importance_bound(predictor.model, x[:1], at_once, at_once)) / at_once,
-            *(
-                feature_networks.cost(predictor.datamodule, predictor.cache_dir, predictor.device)
-                if with_features
-                else (0.0, 0.0)
-            ),
+            _seconds(lambda: features(x)[0].sum().item()) / len(x) if with_features else 0.0,
         )
 
 
-def _seconds(work: Callable[[], Any]) -> float:
-    """Of a second call: the first one warms up."""
-    work()
+def _seconds(run: Callable[[], Any]) -> float:
+    """Return the seconds of a second call; the first one warms up."""
+    run()
     began = time.perf_counter()
-    work()
+    run()
     return time.perf_counter() - began

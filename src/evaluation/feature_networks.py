@@ -1,10 +1,11 @@
-"""Feature networks that are there offline, for distances between sets of images.
+"""Feature networks for distances between sets of images; none needs a download.
 
-A small classifier trained here on the data set's own training split; a random network where images have no labels;
-the Inception network of FID where torch-fidelity and its weights are installed. A distance is named for its network:
-numbers in different features do not compare.
+They are a small classifier, trained here on the data set's own training split; a random network for images without
+labels; and FID's Inception network if torch-fidelity and its weights are installed. A distance is named for its
+network, as numbers in different features are not comparable.
 """
 
+import contextlib
 import copy
 import hashlib
 import importlib.util
@@ -13,7 +14,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,21 +30,21 @@ from src.system.seeds import random_state, set_random_state, stream
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2  # raise it when the networks or their training change, so that old files are not read
+FORMAT = 2  # increase it when the networks or their training change, so that old files are not read
 DIMENSIONS = 64
-LARGE = 64  # pixels a side beyond which also the first convolution takes every second one only
+LARGE = 64  # pixels a side beyond which the first convolution has stride 2 too
 STEPS, BATCH, MAX_EPOCHS, RATE = 1_500, 128, 30, 3e-3
-CALIBRATED = 2_000  # images that a random network takes its scales from
+CALIBRATED = 2_000  # images from which a random network takes the scales of its layers
 INCEPTION_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"  # the file torch-fidelity downloads
-INCEPTION_SHA256 = "6726825d"  # how its digest begins, as its name says
+INCEPTION_SHA256 = "6726825d"  # the first digits of its digest
 
 
 class FeatureNetwork(nn.Module):
-    """Images ``[N, C, H, W]`` to 64 features and, of them, class logits: 3x3 convolutions of stride 2, then a mean.
+    """Map images ``[N, C, H, W]`` to 64 features, by 3x3 convolutions of stride 2 and a mean, and to class logits.
 
     Args:
         channels: C.
-        side: H = W, pixels; convolutions follow until at most 4 are left.
+        side: H = W, pixels; convolutions are added until at most 4 are left.
         classes: classes to tell apart.
     """
 
@@ -58,7 +59,7 @@ class FeatureNetwork(nn.Module):
         self.head = nn.Linear(DIMENSIONS, classes)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Features ``[N, 64]`` and logits ``[N, classes]``."""
+        """Return features ``[N, 64]`` and logits ``[N, classes]``."""
         features = self.body(x)
         return features, self.head(features)
 
@@ -68,7 +69,7 @@ def _block(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
 
 
 class Inception(nn.Module):
-    """FID's Inception-v3 (Heusel et al. 2017), as torch-fidelity has it: 2,048 features and 1,008 logits."""
+    """FID's Inception-v3 (Heusel et al. 2017), by torch-fidelity: 2,048 features and 1,008 logits."""
 
     def __init__(self, weights: Path) -> None:
         super().__init__()
@@ -79,20 +80,20 @@ class Inception(nn.Module):
         )
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Features and logits of images in [0, 1], grey or colour."""
+        """Return features and logits of images in [0, 1], grey or colour."""
         levels = (x * 255).round().to(torch.uint8)
         return self.network(levels.expand(-1, 3, -1, -1))
 
 
 @dataclass
 class Features:
-    """A frozen feature network and what there is to say of it.
+    """A frozen feature network and its description.
 
     Attributes:
         name: ``classifier``, ``random network`` or ``inception-v3``; metrics are named for it.
-        network: images to features and logits.
-        facts: where it comes from, for the record.
-        has_classes: whether its logits mean something.
+        network: maps images to features and logits.
+        facts: its origin, for the record.
+        has_classes: whether its logits are those of classes.
     """
 
     name: str
@@ -102,7 +103,11 @@ class Features:
 
     @torch.no_grad()
     def __call__(self, batches: Iterable[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
-        """Features and logits of batches ``[B, C, H, W]`` in [0, 1]: ``[N, F]`` each, float64 on the CPU."""
+        """Return features ``[N, F]`` and logits ``[N, classes]``, float64 on the CPU, of batches in [0, 1].
+
+        Raises:
+            UserError: a feature is not finite.
+        """
         network = self.network.to(device).eval()
         given = (batch.to(device).clamp(0, 1) for batch in batches)
         parts = [network(x) for batch in given for x in batch.split(fitting(network, batch[:1]))]
@@ -112,46 +117,63 @@ class Features:
         return features, logits
 
 
-def own_features(datamodule: ImageDataModule, cache_dir: Path, device: torch.device) -> Features:
-    """The data set's classifier, or a random network where its training images have fewer than two classes.
+class Kept(NamedTuple):
+    """Where the feature network of a data set is kept."""
 
-    Made once for a data fingerprint and a kind of device, whose arithmetic it carries, and kept in ``cache_dir``;
-    neither depends on the seed of an evaluation.
+    path: Path
+    network: FeatureNetwork  # of the shape that the file holds, with random weights
+    kind: str  # "classifier" or "random network"
+
+    @property
+    def unfinished(self) -> Path:
+        """The file of an interrupted training."""
+        return self.path.with_suffix(".unfinished.pt")
+
+
+def kept(datamodule: ImageDataModule, cache_dir: Path, device: torch.device) -> Kept:
+    """Return where the network of a data set is kept: a classifier, or a random network without classes to tell apart.
+
+    There is one file for each data fingerprint, labelling and kind of device, whose arithmetic it carries.
     """
-    path, network, kind = _kept(datamodule, cache_dir, device)
+    labels = datamodule.pool.labels[torch.cat(datamodule.splits[:2])]
+    labelled = bool((labels >= 0).all()) and len(labels.unique()) > 1
+    network = FeatureNetwork(*datamodule.image_shape[:2], len(datamodule.pool.classes) if labelled else 1)
+    kind = "classifier" if labelled else "random network"
+    label_hash = hashlib.sha256(labels.numpy().tobytes()).hexdigest()  # the fingerprint does not cover labels
+    key = f"{datamodule.fingerprint[:16]}-{label_hash[:8]}-{kind.replace(' ', '-')}-{FORMAT}"
+    key += "" if device.type == "cpu" else f"-{device.type}"
+    return Kept(cache_dir / f"features-{datamodule.name}-{key}.pt", network, kind)
+
+
+def own_features(datamodule: ImageDataModule, cache_dir: Path, device: torch.device) -> Features:
+    """Return the data set's classifier, or a random network where its training images have fewer than two classes.
+
+    It is made once and kept in ``cache_dir``; it does not depend on the seed of an evaluation.
+    """
+    place = kept(datamodule, cache_dir, device)
+    path, network, kind = place
     labelled = kind == "classifier"
     facts = _read(path, network)
     if facts is None:
         log.info("Making the feature network of %s (once; kept in %s)", datamodule.name, path)
-        unfinished = path.with_suffix(".unfinished.pt")
         with stream("features", FORMAT):
             network = FeatureNetwork(*datamodule.image_shape[:2], network.head.out_features).to(device)
-            facts = _train(network, datamodule, unfinished) if labelled else _calibrate(network, datamodule)
+            facts = _train(network, datamodule, place.unfinished) if labelled else _calibrate(network, datamodule)
         facts["made_on"] = device.type
         _write(path, network, facts)
-        unfinished.unlink(missing_ok=True)
+        place.unfinished.unlink(missing_ok=True)
     weights = torch.cat([w.detach().cpu().double().flatten() for w in network.state_dict().values()])
     facts["hash"] = hashlib.sha256(weights.numpy().tobytes()).hexdigest()[:16]
     return Features(kind, network, {"trained_on": datamodule.name if labelled else None, **facts}, labelled)
 
 
-def _kept(datamodule: ImageDataModule, cache_dir: Path, device: torch.device) -> tuple[Path, FeatureNetwork, str]:
-    """Where the network of a data set is kept, one of its shape, and its kind."""
-    labels = datamodule.pool.labels[torch.cat(datamodule.splits[:2])]
-    labelled = bool((labels >= 0).all()) and len(labels.unique()) > 1
-    network = FeatureNetwork(*datamodule.image_shape[:2], len(datamodule.pool.classes) if labelled else 1)
-    kind = "classifier" if labelled else "random network"
-    marks = hashlib.sha256(labels.numpy().tobytes()).hexdigest()  # the fingerprint knows nothing of labels
-    key = f"{datamodule.fingerprint[:16]}-{marks[:8]}-{kind.replace(' ', '-')}-{FORMAT}"
-    key += "" if device.type == "cpu" else f"-{device.type}"
-    return cache_dir / f"features-{datamodule.name}-{key}.pt", network, kind
-
-
 @torch.enable_grad()
-def cost(datamodule: ImageDataModule, cache_dir: Path, device: torch.device) -> tuple[float, float]:
-    """Seconds that the features of an image take on ``device``, and those to make the network: 0 where it is kept."""
-    path, network, kind = _kept(datamodule, cache_dir, device)
-    network.to(device)
+def making(datamodule: ImageDataModule, cache_dir: Path, device: torch.device) -> float:
+    """Measure on ``device`` and return the seconds that are left to make the network: 0 where it is kept."""
+    place = kept(datamodule, cache_dir, device)
+    if place.path.is_file():
+        return 0.0
+    network = place.network.to(device)
     x = torch.zeros(BATCH, *datamodule.image_shape, device=device)
     for _ in range(2):  # the first one warms up
         began = time.perf_counter()
@@ -161,30 +183,42 @@ def cost(datamodule: ImageDataModule, cache_dir: Path, device: torch.device) -> 
         loss.backward()
         network.head.weight.grad.sum().item()
         both = time.perf_counter() - began
-    making = _steps(datamodule) * both if kind == "classifier" else CALIBRATED / BATCH * forward
-    return forward / BATCH, 0.0 if path.is_file() else making
+    if place.kind == "random network":
+        return CALIBRATED / BATCH * forward
+    steps, an_epoch = _steps(datamodule)
+    return max(0, steps - _epochs_done(place.unfinished) * an_epoch) * both
 
 
-def _steps(datamodule: ImageDataModule) -> int:
-    """Optimizer steps of a classifier."""
-    return min(STEPS, MAX_EPOCHS * -(-len(datamodule.splits.train) // BATCH))
+def _steps(datamodule: ImageDataModule) -> tuple[int, int]:
+    """Return the optimizer steps of a classifier, in all and in an epoch."""
+    an_epoch = -(-len(datamodule.splits.train) // BATCH)
+    return min(STEPS, MAX_EPOCHS * an_epoch), an_epoch
+
+
+def _epochs_done(unfinished: Path) -> int:
+    """Return the epochs of an interrupted training, 0 where there is none that can be read."""
+    with contextlib.suppress(Exception):  # a damaged file may raise anything; the training will report it
+        return int(torch.load(unfinished, map_location="cpu", weights_only=True)["epochs"])
+    return 0
 
 
 def _train(network: FeatureNetwork, datamodule: ImageDataModule, unfinished: Path) -> dict[str, Any]:
-    """Train on the training split; return the accuracy on the validation split.
+    """Train on the training split and return the accuracy on the validation split.
 
-    Goes on from ``unfinished``, which is written after every epoch, as if nothing had been interrupted.
+    An interrupted training is resumed from ``unfinished``, which is written after every epoch, to the same weights.
     """
     pool, train, val = datamodule.pool, datamodule.splits.train, datamodule.splits.val
     device = next(network.parameters()).device
     sampler = BatchIndices(len(train), BATCH, shuffle=True)
-    steps = _steps(datamodule)
+    steps, _ = _steps(datamodule)
     optimizer = torch.optim.AdamW(network.parameters(), lr=RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps)
     parts = {"network": network, "optimizer": optimizer, "schedule": schedule}
     done = _go_on(unfinished, parts)
     epochs = -(-steps // len(sampler))
-    for epoch in progress(range(done, epochs), "training the classifier"):
+    if done:
+        log.info("its training resumes after %d of %d epochs", done, epochs)
+    for epoch in progress(range(done, epochs), "training the classifier", epochs, done):
         sampler.set_epoch(epoch)
         for positions in sampler:
             if schedule.last_epoch >= steps:
@@ -210,12 +244,12 @@ def _train(network: FeatureNetwork, datamodule: ImageDataModule, unfinished: Pat
 
 @torch.no_grad()
 def _calibrate(network: FeatureNetwork, datamodule: ImageDataModule) -> dict[str, Any]:
-    """Leave the weights random and take the scales of the layers from training images.
+    """Leave the weights random, and normalize the layers by the statistics of training images.
 
-    Random networks compare sets well where nothing was trained for such images (Naeem et al. 2020, section 5).
+    Random networks compare sets well where no network was trained for such images (Naeem et al. 2020, section 5).
     """
     for norm in (m for m in network.modules() if isinstance(m, nn.BatchNorm2d)):
-        norm.momentum = None  # a plain mean over the batches
+        norm.momentum = None  # the plain mean over all batches
     device = next(network.parameters()).device
     for index in datamodule.spread("train", CALIBRATED).split(BATCH):
         network(datamodule.scale(datamodule.pool.images[index].to(device)))
@@ -224,7 +258,7 @@ def _calibrate(network: FeatureNetwork, datamodule: ImageDataModule) -> dict[str
 
 
 def _go_on(unfinished: Path, parts: dict[str, Any]) -> int:
-    """Take up an interrupted training; how many epochs were done, 0 where there is none to go on with."""
+    """Restore an interrupted training and return the epochs that it has completed; 0 if there is none to resume."""
     if not unfinished.is_file():
         return 0
     fresh = {name: copy.deepcopy(part.state_dict()) for name, part in parts.items()}
@@ -234,27 +268,27 @@ def _go_on(unfinished: Path, parts: dict[str, Any]) -> int:
             part.load_state_dict(saved[name])
         set_random_state(saved["random"])
         return int(saved["epochs"])
-    except Exception as error:  # whatever a damaged file raises: the training begins anew
+    except Exception as error:  # a damaged file may raise anything
         if memory_full(error):
             raise
-        log.warning("%s cannot be read (%s): the classifier's training begins anew", unfinished, one_line(error))
+        log.warning("%s cannot be read (%s): the classifier's training starts again", unfinished, one_line(error))
         for name, part in parts.items():
             part.load_state_dict(fresh[name])
         return 0
 
 
 def _read(path: Path, network: FeatureNetwork) -> dict[str, Any] | None:
-    """Fill ``network`` from a file; None where there is none, or none that can be read."""
+    """Load ``network`` from a file and return its facts; None if there is no readable file."""
     if not path.is_file():
         return None
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         network.load_state_dict(saved["weights"])
         return dict(saved["facts"])
-    except Exception as error:  # whatever a damaged file raises: it is made anew
+    except Exception as error:  # a damaged file may raise anything
         if memory_full(error):
             raise
-        log.warning("%s cannot be read (%s): it is made anew", path, one_line(error))
+        log.warning("%s cannot be read (%s): making the network again", path, one_line(error))
         return None
 
 
@@ -264,22 +298,22 @@ def _write(path: Path, network: FeatureNetwork, facts: dict[str, Any]) -> None:
 
 
 def inception_features(wanted: bool | None) -> Features | None:
-    """FID's own network; None where it is not installed, or not wanted.
+    """Return FID's own network; None if it is not installed or not wanted.
 
     Args:
-        wanted: True to insist, None to take it where it is.
+        wanted: True requires it, None takes it if it is installed.
 
     Raises:
-        UserError: it was insisted on and is not here.
+        UserError: it is required but not installed, or its file has another hash.
     """
     weights = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_WEIGHTS
     missing = [
-        what
-        for what, here in (
+        needed
+        for needed, found in (
             ("the package torch-fidelity (pip install torch-fidelity)", importlib.util.find_spec("torch_fidelity")),
             (f"its weights {weights}", weights.is_file()),
         )
-        if not here
+        if not found
     ]
     if wanted is False or (wanted is None and missing):
         return None

@@ -1,4 +1,4 @@
-"""Bounds on log p(x) by importance sampling, with more samples than fit into memory."""
+"""A bound on log p(x) by importance sampling, in chunks, so that any number of samples fits into memory."""
 
 import math
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from src.models.objectives import Inference, iwae_bound, log_weights
 
 
 class ImportanceEstimate(NamedTuple):
-    """What K posterior samples say of each of B images."""
+    """Estimates for each of B images from K posterior samples."""
 
     log_likelihood: Tensor  # [B] the bound on log p(x), nats, float64
     elbo: Tensor  # [B] the ELBO from the same samples: the mean of the log weights
@@ -20,15 +20,16 @@ class ImportanceEstimate(NamedTuple):
 
 @torch.no_grad()
 def importance_bound(model: BaseVAE, x: Tensor, num_samples: int, at_once: int) -> ImportanceEstimate:
-    """``log 1/K sum_k p(x|z_k) p(z_k) / q(z_k|x)`` of the images ``[B, C, H, W]``, ``at_once`` samples at a time.
+    """Compute ``log 1/K sum_k p(x|z_k) p(z_k) / q(z_k|x)`` of images, in nats, ``at_once`` samples at a time.
 
-    A bound on log p(x) in expectation, tight as K grows (Burda et al. 2016, arXiv 1509.00519); summed in float64.
+    Its expectation is a lower bound on log p(x) that tightens as K grows (Burda et al. 2016, arXiv 1509.00519). Sums
+    are in float64.
 
     Args:
         model: in eval mode.
-        x: images on the model's device.
+        x: images ``[B, C, H, W]`` on the model's device.
         num_samples: K.
-        at_once: samples of each image in memory.
+        at_once: samples of each image that are in memory together.
     """
     total = torch.full((len(x),), -math.inf, dtype=torch.float64, device=x.device)
     squares, logs = total.clone(), torch.zeros_like(total)

@@ -1,4 +1,4 @@
-"""Figures of the codes: the use of the latents, and what can be read from them."""
+"""Evaluations of the codes: how the latents are used, and what a classifier can read from them."""
 
 from typing import Any
 
@@ -12,12 +12,19 @@ from src.models.predictor import Codes, Predictor
 
 
 def latents(predictor: Predictor, components: int) -> dict[str, Any]:
-    """Use of the latents: rate of each, active units, mutual information, gap of aggregate posterior and prior."""
+    """Evaluate the latents: rate of each, active units, mutual information, gap of aggregate posterior and prior.
+
+    Rates and bounds are in nats per image.
+
+    Args:
+        predictor: the model and images that are judged.
+        components: of the mixture that bounds the gap.
+    """
     mean, scale, label, _ = predictor.codes(predictor.split)
     z = predictor.codes(predictor.split).sample(predictor.seed)
     rate = posterior.rates(mean, scale)
     active = posterior.active_units(mean)
-    cut = posterior.surgery(mean, scale, z, predictor.mixture(components))
+    bounds = posterior.surgery(mean, scale, z, predictor.mixture(components))
     return {
         "images": len(label),
         "rate": rate.sum().item(),
@@ -26,22 +33,22 @@ def latents(predictor: Predictor, components: int) -> dict[str, Any]:
         "active": int(active.sum()),
         "carry_99_percent": posterior.carriers(rate),
         "latent_dim": len(rate),
-        "mutual_information": list(cut.information),
-        "aggregate_gap": list(cut.gap),
-        "bounds_standard_error": cut.standard_error,
-        "information_ceiling": cut.ceiling,
+        "mutual_information": list(bounds.information),
+        "aggregate_gap": list(bounds.gap),
+        "bounds_standard_error": bounds.standard_error,
+        "information_ceiling": bounds.ceiling,
         "aggregate_mean": z.mean(0).tolist(),
         "aggregate_std": z.std(0, correction=0).tolist(),
-        "verdict": posterior.verdict(int(active.sum()), rate, cut.gap, predictor.model.kl_weight),
+        "verdict": posterior.verdict(int(active.sum()), rate, bounds.gap, predictor.model.kl_weight),
     }
 
 
 def representation(predictor: Predictor, train_images: int) -> dict[str, Any]:
-    """Linear probe and k-nearest neighbours on posterior means, and the probe on as many principal components.
+    """Score a linear probe and k-nearest neighbours on posterior means, and the probe on as many principal components.
 
     Args:
-        predictor: what is judged.
-        train_images: training images to fit on, spread evenly.
+        predictor: the model and images that are judged.
+        train_images: training images to fit on, spread evenly over the split.
     """
     module = predictor.datamodule
     if (module.pool.labels[torch.cat(module.splits[:3])] < 0).any():
@@ -64,7 +71,7 @@ def representation(predictor: Predictor, train_images: int) -> dict[str, Any]:
 
 
 def _thinned(codes: Codes, count: int | None) -> Codes:
-    """``count`` of them, spread evenly; all by default, or where there are fewer."""
+    """Return ``count`` of the codes, spread evenly; all of them by default, or if there are fewer."""
     size = len(codes.label)
     count = size if count is None else min(count, size)
     keep = torch.arange(count) * size // count
@@ -72,9 +79,9 @@ def _thinned(codes: Codes, count: int | None) -> Codes:
 
 
 def _probe_of_pixels(predictor: Predictor, codes: list[Codes]) -> dict[str, Any] | None:
-    """The linear probe on principal components of the pixels, as many as latents; None where they need too much memory.
+    """Score the linear probe on as many principal components of the pixels as there are latents.
 
-    What a code is worth shows only beside what the pixels give away by themselves.
+    It is the baseline for the probe of the codes; None if the pixels need more than 1 GiB.
     """
     if max(len(c.index) for c in codes) * predictor.pixels > 2**28:
         return None

@@ -1,4 +1,4 @@
-"""Figures of images under the model: ELBO, bounds on their likelihood, reconstructions."""
+"""Evaluations of images under the model: ELBO, bounds on their likelihood, reconstructions."""
 
 from typing import Any
 
@@ -17,13 +17,13 @@ from src.system.seeds import stream
 from src.training.history import ProgressBar
 from src.training.resume import ReproducibleNoise
 
-LIKELIHOODS_IMAGES = 8  # its parameters, and what is computed of them
+LIKELIHOODS_IMAGES = 8  # images of float32 that a likelihood holds: its parameters and intermediate results
 
 
 def elbo(predictor: Predictor) -> dict[str, Any]:
-    """ELBO, distortion and rate over the whole split: the figures that training ended with, from the run folder.
+    """Return ELBO, distortion and rate, nats per image, over the whole split: the numbers that training ended with.
 
-    Without the loss, which is the training's own.
+    The loss is left out, as its KL weight belongs to the training.
     """
     trainer = L.Trainer(
         accelerator="gpu" if predictor.device.type == "cuda" else "cpu",
@@ -42,12 +42,12 @@ def elbo(predictor: Predictor) -> dict[str, Any]:
 
 
 def bound(predictor: Predictor, samples: int, images: int | None) -> dict[str, Any]:
-    """Importance-sampled bound on log p(x), nats per image, with its standard error over images.
+    """Return the importance-sampled bound on log p(x), nats per image, with its standard error over images.
 
     Args:
-        predictor: what is judged.
-        samples: K.
-        images: how many, spread evenly over the split; None for all.
+        predictor: the model and images that are judged.
+        samples: posterior samples K of each image.
+        images: number of images, spread evenly over the split; None for all.
     """
     size = len(getattr(predictor.datamodule.splits, predictor.split))
     count = size if images is None else min(size, images)
@@ -73,28 +73,40 @@ def bound(predictor: Predictor, samples: int, images: int | None) -> dict[str, A
 
 
 def bytes_a_code(model: BaseVAE) -> int:
-    """Memory that decoding a code takes for a moment: the decoder's largest layer, in and out.
+    """Return the peak memory of decoding a code: what goes into and comes out of the decoder's largest layer.
 
-    The likelihood counts as one: it holds some images of float32 at a time.
+    The likelihood counts as a layer.
     """
-    likelihood = LIKELIHOODS_IMAGES * torch.Size(model.image_shape).numel() * torch.float32.itemsize
-    return max(likelihood, largest_layer(model.decoder, torch.zeros(1, model.latent_dim, device=model.device)))
+    z = torch.zeros(1, model.latent_dim, device=model.device)
+    return max(likelihood_bytes(model), largest_layer(model.decoder, z))
+
+
+def likelihood_bytes(model: BaseVAE) -> int:
+    """Return the bytes that the likelihood of an image takes: it holds some images of float32 at a time."""
+    return LIKELIHOODS_IMAGES * torch.Size(model.image_shape).numel() * torch.float32.itemsize
 
 
 def samples_at_once(bytes_each: int, samples: int) -> tuple[int, int]:
-    """How many images, and how many samples of each, are decoded at once: several images only where all samples fit."""
+    """Return how many images, and how many samples of each, are decoded at once within the limit of memory.
+
+    There are several images only if all of their samples fit.
+
+    Args:
+        bytes_each: memory that a sample takes.
+        samples: of each image.
+    """
     decoded_at_once = max(1, BYTES_AT_ONCE // bytes_each)
     group = max(1, min(8, decoded_at_once // samples))
     return group, max(1, decoded_at_once // group)
 
 
 def _standard_error(values: Tensor) -> float | None:
-    """Of the mean over images; None for a single one."""
+    """Return the standard error of the mean over images; None for a single one."""
     return values.std().item() / len(values) ** 0.5 if len(values) > 1 else None
 
 
 def reconstruction(predictor: Predictor) -> dict[str, Any]:
-    """PSNR (dB), SSIM and MS-SSIM of reconstructions from the posterior mean, over the whole split."""
+    """Return PSNR (dB), SSIM and MS-SSIM of reconstructions from the posterior mean, over the whole split."""
     similarity = Similarity(min(predictor.datamodule.image_shape[1:]))
     count = len(getattr(predictor.datamodule.splits, predictor.split))
     batches = predictor.batches(predictor.split)

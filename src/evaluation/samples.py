@@ -1,4 +1,4 @@
-"""Figures of samples: how far they are from the data, and whether they are copies of it."""
+"""Evaluations of samples: their distance from the data, and whether they are copies of training images."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -13,26 +13,29 @@ from src.models.predictor import Predictor
 from src.system.console import progress
 from src.system.seeds import stream
 
-LARGE, FEW = 256, 10  # features beyond which a Fréchet distance takes seconds, and repetitions of it then
+LARGE, FEW = 256, 10  # with more features than LARGE a Fréchet distance takes seconds, and is repeated FEW times
 FEWEST = 10  # images in a set
 ENOUGH_FOR_SCORE = 200
-NEIGHBOURS_OF = 1_000  # samples whose nearest training image is looked for
+NEIGHBOURS_OF = 1_000  # samples whose nearest training image is searched
 
 
 def samples(
     predictor: Predictor, images: int, bootstrap: int, components: int, inception: bool | None
 ) -> dict[str, Any]:
-    """Samples of the prior and of the mixture against the split, between a ceiling and a floor.
+    """Compare samples from the prior and from the mixture with the split's images.
 
-    The same figures are given for training images (no model can be expected to do better) and for reconstructions
-    (no prior can be expected to do better with this decoder).
+    The same is done for training images (no model can be expected to do better) and for reconstructions (no prior can
+    be expected to do better with this decoder).
 
     Args:
-        predictor: what is judged.
-        images: images in each set; fewer where a split is smaller.
+        predictor: the model and images that are judged.
+        images: images in each set; fewer if a split is smaller.
         bootstrap: repetitions for the standard error of the Fréchet distance; at most 10 in Inception's features.
-        components: of the mixture.
-        inception: also true FID, KID and IS; None where its network is installed.
+        components: Gaussians of the mixture.
+        inception: whether to compute true FID, KID and IS too; None does if the network is installed.
+
+    Raises:
+        UserError: Inception is required but not installed, or a feature is not finite.
     """
     splits = predictor.datamodule.splits
     available = min(len(splits.train), len(getattr(splits, predictor.split)))
@@ -79,7 +82,7 @@ def _images(predictor: Predictor, split: Split, count: int) -> Iterable[Tensor]:
 
 
 def _compare(real: Tensor, other: Tensor, logits: Tensor, network: Features, bootstrap: int) -> dict[str, Any]:
-    """All distances between two sets, under names that say in whose features."""
+    """Return all distances between two sets; only those in Inception's features are named FID and KID."""
     true = network.name == "inception-v3"
     frechet = distances.bootstrapped_frechet(real, other, bootstrap)
     kernel = distances.kernel_distance(real, other)
@@ -89,38 +92,42 @@ def _compare(real: Tensor, other: Tensor, logits: Tensor, network: Features, boo
 
 
 def _score(network: Features, logits: Tensor) -> dict[str, Any] | None:
-    """Inception Score, or the same with the data set's own classifier; None without classes or with few images."""
+    """Return the Inception Score, by the classes of ``network``; None without classes or with under 200 images."""
     if not network.has_classes or len(logits) < ENOUGH_FOR_SCORE:
         return None
     return distances.inception_score(logits).as_dict()
 
 
 def memorisation(predictor: Predictor, count: int) -> dict[str, Any]:
-    """Whether samples are copies: how often one is nearer to a training image than to any of as many unseen ones.
+    """Measure how often a sample is nearer to a training image than to any of as many unseen ones.
 
-    The unseen ones are validation images, which were carved from the same source; a published test split may differ.
-    ``nearer_to_training`` is 0.5 for a model that has learnt nothing by heart. Its error counts samples with the same
-    nearest image as one draw, and adds two draws to each side (Agresti & Coull 1998), so that a model that draws the
-    same picture over and over proves nothing. ``median_distance`` compares samples with unseen images in their
-    distance to the nearest training image (root mean square over pixels).
+    Unseen images are validation images, from the same source as the training images; a published test split may differ.
+    ``nearer_to_training`` is 0.5 for a model that has memorised nothing. Its error counts samples with the same
+    nearest image as one draw, and adds two draws to each side (Agresti & Coull 1998), so that it is large for a model
+    that draws the same picture again and again. ``median_distance`` is the distance of samples to the nearest training
+    image (root mean square over pixels), ``median_distance_of_unseen`` that of unseen images.
+
+    Args:
+        predictor: the model and images that are judged.
+        count: samples, at most 1,000, and images on each side.
     """
     module = predictor.datamodule
     pool, train = module.pool.images, module.splits.train
-    drawn = torch.cat([*predictor.generate(min(NEIGHBOURS_OF, count))])
+    generated = torch.cat([*predictor.generate(min(NEIGHBOURS_OF, count))])
     size = min(count, len(module.splits.val), len(train))
     unseen = module.spread("val", size)
-    from_training, known = distances.nearest(drawn, pool, module.spread("train", size))
-    from_unseen, new = distances.nearest(drawn, pool, unseen)
-    nearer = (from_training < from_unseen).double().mean().item()
-    _, times = torch.where(from_training < from_unseen, known, new).unique(return_counts=True)
-    draws = len(drawn) ** 2 / times.square().sum().item()
+    to_training, nearest_training = distances.nearest(generated, pool, module.spread("train", size))
+    to_unseen, nearest_unseen = distances.nearest(generated, pool, unseen)
+    nearer = (to_training < to_unseen).double().mean().item()
+    _, times = torch.where(to_training < to_unseen, nearest_training, nearest_unseen).unique(return_counts=True)
+    draws = len(generated) ** 2 / times.square().sum().item()
     cautious = (nearer * draws + 2) / (draws + 4)
     others = pool[module.spread("val", min(NEIGHBOURS_OF, count))] / 255
     return {
-        "samples": len(drawn),
+        "samples": len(generated),
         "references": size,
         "nearer_to_training": nearer,
         "standard_error": (cautious * (1 - cautious) / (draws + 4)) ** 0.5,
-        "median_distance": distances.nearest(drawn, pool, train)[0].median().item(),
+        "median_distance": distances.nearest(generated, pool, train)[0].median().item(),
         "median_distance_of_unseen": distances.nearest(others, pool, train)[0].median().item(),
     }

@@ -1,7 +1,7 @@
 """The parts of an evaluation by name.
 
-Every part carries the seed, the number of images, the checkpoint's hash and the data fingerprint; one that cannot be
-computed says why under ``skipped``.
+Every part records the seed, the number of images, the checkpoint's hash and the data fingerprint. A part that cannot be
+computed says why under ``skipped``, one with fewer samples than the full number how to get all under ``reduced``.
 """
 
 import logging
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 KEYS = keys.KEYS["evaluate"]
 
-# The dear ones last: whoever interrupts them has the others.
+# The expensive parts come last, so that an interrupted evaluation has the others.
 PARTS: dict[str, Callable[..., dict[str, Any]]] = {
     "elbo": elbo,
     "latents": latents,
@@ -35,7 +35,7 @@ PARTS: dict[str, Callable[..., dict[str, Any]]] = {
 
 
 def parts_of(wanted: str | Sequence[str]) -> list[str]:
-    """Names of parts from ``all``, one name or several.
+    """Return the names of parts that ``all``, one name or several mean.
 
     Raises:
         UserError: there is no such part.
@@ -48,25 +48,25 @@ def parts_of(wanted: str | Sequence[str]) -> list[str]:
 def evaluate(
     predictor: Predictor, options: dict[str, dict[str, Any]], budget: float | str | None = None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The parts that ``options`` names, each called with its values and stamped with what it belongs to.
+    """Compute the parts that ``options`` names and yield name and figures of each, with seed and hashes.
 
     Args:
-        predictor: what is judged.
-        options: arguments of each part; ``auto`` for those that ``budget`` is to choose.
+        predictor: the model and images that are judged.
+        options: arguments of each part; ``auto`` for those that ``budget`` chooses.
         budget: see :func:`src.evaluation.budget.settle`.
 
     Raises:
-        UserError: a value is impossible, or a figure is not finite.
+        UserError: a value is impossible (raised before the first part), or a figure is not finite.
     """
     for part, values in options.items():
         for name, value in values.items():
             keys.check(f"{part}.{name}", value, KEYS[f"{part}.{name}"])
     inception_features(options.get("samples", {}).get("inception", False))
     stamp = {"seed": predictor.seed, "checkpoint": predictor.checkpoint, "data": predictor.datamodule.fingerprint}
-    options = settle(predictor, options, budget)
+    options, reduced = settle(predictor, options, budget)
     for number, (name, values) in enumerate(options.items(), 1):
         log.info("%d/%d %s", number, len(options), name)
-        figures = PARTS[name](predictor, **values)
+        figures = PARTS[name](predictor, **values) | ({"reduced": reduced[name]} if name in reduced else {})
         if broken := [key for key, value in flatten(figures) if not _finite(value)]:
             raise UserError(
                 f"{name}.{broken[0]} is not a finite number: python -m src.explore figures=[losses] shows whether the "
@@ -76,7 +76,7 @@ def evaluate(
 
 
 def _finite(value: Any) -> bool:
-    """Whether all numbers in it are."""
+    """Return whether a number, or all numbers of a list, are finite."""
     if isinstance(value, list):
         return all(_finite(item) for item in value)
     return not isinstance(value, float) or math.isfinite(value)

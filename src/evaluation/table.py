@@ -1,4 +1,4 @@
-"""Evaluations as text for the terminal."""
+"""The table of an evaluation for the terminal."""
 
 from typing import Any
 
@@ -11,11 +11,11 @@ SETS = {
 
 
 def evaluation_table(parts: dict[str, dict[str, Any]], names: dict[str, str]) -> str:
-    """All parts, one block each.
+    """Return all parts as text, one block each.
 
     Args:
         parts: what :func:`src.evaluation.suite.evaluate` returns.
-        names: what to call ``elbo`` and ``distortion``.
+        names: under which ``elbo`` and ``distortion`` are shown.
     """
     writers = {
         "elbo": _elbo,
@@ -29,6 +29,7 @@ def evaluation_table(parts: dict[str, dict[str, Any]], names: dict[str, str]) ->
     for name, figures in parts.items():
         images = f" ({figures['images']:,} images)" if "images" in figures else ""
         lines = [f"not computed: {figures['skipped']}"] if "skipped" in figures else writers[name](figures, names)
+        lines += [figures["reduced"]] if "reduced" in figures else []
         blocks.append("\n".join([f"{name}{images}", *(f"  {line}" for line in lines)]))
     return "\n\n".join(blocks)
 

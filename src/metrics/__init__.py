@@ -1,1 +1,1 @@
-"""Measures of a VAE: pure functions, and torchmetrics that accumulate them."""
+"""Metrics of a VAE: pure functions and torchmetrics, which import no other room of this project."""

@@ -1,7 +1,7 @@
-"""Distances between two sets of images, from features of theirs ``[N, F]``. Everything is float64.
+"""Distances between two sets of images by their features ``[N, F]``, in float64.
 
-torchmetrics does the Fréchet distance, the kernel distance and the Inception Score; it is handed features that are
-already computed, since each of them is used many times (floors, bootstrap, several kinds of samples).
+torchmetrics computes the Fréchet distance, the kernel distance and the Inception Score. It gets features that are
+already computed, since they are used many times (floors, bootstrap, several kinds of samples).
 """
 
 import warnings
@@ -13,13 +13,13 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.inception import InceptionScore
 from torchmetrics.image.kid import KernelInceptionDistance
 
-ENOUGH = 2_048  # images below which a Fréchet distance in this many dimensions says little
+ENOUGH = 2_048  # with fewer images a Fréchet distance is biased and noisy
 NEIGHBOURS = 5  # k of precision, recall, density and coverage, as Naeem et al. 2020
 SUBSET = 1_000  # images in a subset of the kernel distance
 
 
 class Given(nn.Module):
-    """A feature network whose input is the features."""
+    """A feature network for torchmetrics that returns its input, which already is features."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
@@ -30,23 +30,23 @@ class Given(nn.Module):
 
 
 class Estimate(NamedTuple):
-    """A figure and its standard error."""
+    """An estimate and its standard error."""
 
     value: float
     standard_error: float
 
     def as_dict(self) -> dict[str, float | list[float]]:
-        """With the interval that holds the truth 95 times of 100 where the error is normal."""
-        reach = 1.96 * self.standard_error
-        return {**self._asdict(), "interval_95": [self.value - reach, self.value + reach]}
+        """Return value, standard error and ``interval_95``, the 95 % confidence interval under normal errors."""
+        margin = 1.96 * self.standard_error
+        return {**self._asdict(), "interval_95": [self.value - margin, self.value + margin]}
 
 
 def frechet(real: Tensor, other: Tensor) -> float:
-    """Fréchet distance of two feature sets ``[N, F]``, ``[M, F]``: ``|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))``.
+    """Return the Fréchet distance of two sets ``[N, F]``, ``[M, F]``: ``|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))``.
 
-    Heusel et al. 2017, arXiv 1706.08500, eq. 6. By torchmetrics in float64 outside autocast: real and finite also
-    where the covariances are rank-deficient; rounding below 0 is cut off. The features are centred first, which
-    changes nothing but the rounding.
+    Heusel et al. 2017, arXiv 1706.08500, eq. 6, by torchmetrics in float64 outside autocast, so that it is real and
+    finite for rank-deficient covariances too; it is at least 0. The features are centred first, which changes the
+    rounding only.
     """
     with torch.autocast(real.device.type, enabled=False):
         metric = FrechetInceptionDistance(feature=Given(real.shape[1])).set_dtype(torch.float64)
@@ -57,10 +57,10 @@ def frechet(real: Tensor, other: Tensor) -> float:
 
 
 def bootstrapped_frechet(real: Tensor, other: Tensor, repeats: int) -> Estimate:
-    """The distance and its standard error, from drawing both sets anew with replacement.
+    """Return the Fréchet distance and its standard error, from ``repeats`` resamplings of both sets with replacement.
 
-    The error only: the drawn sets themselves are smaller in effect, so their distances lie higher. Of sets from one
-    distribution, as of the floor, the error is about 1.5 times too large (by simulation).
+    Only the error is taken from them, as resampled sets are effectively smaller, and their distances larger. For sets
+    from one distribution, such as the floor, the error is about 1.5 times too large (by simulation).
     """
     draws = [
         frechet(real[torch.randint(len(real), (len(real),))], other[torch.randint(len(other), (len(other),))])
@@ -71,17 +71,20 @@ def bootstrapped_frechet(real: Tensor, other: Tensor, repeats: int) -> Estimate:
 
 
 def kernel_distance(real: Tensor, other: Tensor, subsets: int = 50) -> Estimate:
-    """Kernel distance (KID's unbiased MMD^2, cubic kernel; Binkowski et al. 2018, arXiv 1801.01401), by torchmetrics.
+    """Return the kernel distance of features ``[N, F]`` and ``[M, F]``, by torchmetrics.
 
-    The mean over subsets of 1,000 images, or of half of them where there are fewer than 2,000. Subsets of m among N
-    images, drawn without replacement, spread by ``(1 - m/N) / m`` where N images spread by ``1 / N``: that gives the
-    standard error. Of sets from one distribution, as of the floor, it is about 1.8 times too large (by simulation):
-    there the estimate has no linear part, and spreads less than that.
+    It is KID's unbiased MMD^2 with a cubic kernel (Binkowski et al. 2018, arXiv 1801.01401), the mean over subsets of
+    1,000 images, or of half of the images if there are fewer than 2,000. The variance over subsets of m of N images,
+    drawn without replacement, is proportional to ``(1 - m/N) / m``, that over sets of N images to ``1 / N``: this gives
+    the standard error. For sets from one distribution, such as the floor, it is about 1.8 times too large (by
+    simulation), as the estimate has no linear part there.
     """
     count = min(len(real), len(other))
     size = max(2, min(SUBSET, count // 2))
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*buffer.*")  # the buffer is what we already hold
+        warnings.filterwarnings(
+            "ignore", message=".*buffer.*"
+        )  # https://github.com/Lightning-AI/torchmetrics/issues/468
         metric = KernelInceptionDistance(feature=Given(real.shape[1]), subsets=subsets, subset_size=size)
     metric.set_dtype(torch.float64)
     metric.update(real.double(), real=True)
@@ -91,10 +94,10 @@ def kernel_distance(real: Tensor, other: Tensor, subsets: int = 50) -> Estimate:
 
 
 def inception_score(logits: Tensor) -> Estimate:
-    """``exp E KL(p(y|x) || p(y))`` of classifier logits ``[N, classes]``, 1 to the number of classes, by torchmetrics.
+    """Return ``exp E KL(p(y|x) || p(y))`` of classifier logits ``[N, classes]``, by torchmetrics.
 
-    Salimans et al. 2016, arXiv 1606.03498; mean and standard error over 10 parts, fewer where those would have fewer
-    than 100 images, at least 2.
+    It is between 1 and the number of classes (Salimans et al. 2016, arXiv 1606.03498). Mean and standard error are over
+    10 parts, or over fewer, at least 2, if the parts would have fewer than 100 images.
     """
     splits = min(10, max(2, len(logits) // 100))
     with warnings.catch_warnings():
@@ -106,28 +109,29 @@ def inception_score(logits: Tensor) -> Estimate:
 
 
 class Manifold(NamedTuple):
-    """How two sets cover each other, 0 to 1 (density: 0 and up)."""
+    """How two sets cover each other, 0 to 1 (density may be larger). A ball reaches to an image's k-th neighbour."""
 
-    precision: float  # part of the others within the reach of a real image
-    recall: float  # part of the real ones within the reach of another
-    density: float  # real reaches that hold an other, over k: precision that outliers do not inflate
-    coverage: float  # part of the real ones that have an other within their own reach
+    precision: float  # share of the others that are in the ball of a real image
+    recall: float  # share of the real images that are in the ball of an other one
+    density: float  # number of real balls that hold an other image, over k: outliers do not inflate it
+    coverage: float  # share of the real images whose own ball holds an other one
 
 
 def manifold(real: Tensor, other: Tensor, k: int = NEIGHBOURS) -> Manifold:
-    """Precision and recall (Kynkäänniemi et al. 2019, arXiv 1904.06991), density and coverage (Naeem et al. 2020,
-    arXiv 2002.09797) of features ``[N, F]`` and ``[M, F]``; an image's reach is the distance to its k-th neighbour.
+    """Return precision and recall, density and coverage of features ``[N, F]`` (real) and ``[M, F]`` (other).
+
+    Kynkäänniemi et al. 2019, arXiv 1904.06991, and Naeem et al. 2020, arXiv 2002.09797.
     """
     k = min(k, len(real) - 1, len(other) - 1)
-    reach_real, reach_other = reach(real, k), reach(other, k)
+    radius_real, radius_other = radii(real, k), radii(other, k)
     within = torch.zeros(len(other))
     recalled, covered = [], []
-    for part, radius in zip(real.double().split(2_000), reach_real.split(2_000), strict=True):
+    for part, radius in zip(real.double().split(2_000), radius_real.split(2_000), strict=True):
         distances = torch.cdist(part, other.double())
         inside = distances <= radius[:, None]
         within += inside.sum(0)
         covered.append(inside.any(1))
-        recalled.append((distances <= reach_other).any(1))
+        recalled.append((distances <= radius_other).any(1))
     return Manifold(
         precision=(within > 0).double().mean().item(),
         recall=torch.cat(recalled).double().mean().item(),
@@ -136,23 +140,23 @@ def manifold(real: Tensor, other: Tensor, k: int = NEIGHBOURS) -> Manifold:
     )
 
 
-def reach(features: Tensor, k: int) -> Tensor:
-    """Distance of each of N features to its k-th nearest other one ``[N]``."""
+def radii(features: Tensor, k: int) -> Tensor:
+    """Return the distance ``[N]`` of each of N features to its k-th nearest other one."""
     parts = [torch.cdist(p, features.double()).kthvalue(k + 1).values for p in features.double().split(2_000)]
     return torch.cat(parts)
 
 
 def nearest(images: Tensor, pool: Tensor, index: Tensor, at_once: int | None = None) -> tuple[Tensor, Tensor]:
-    """The nearest of some stored images to each of N images.
+    """Find the nearest of some stored images to each of N images.
 
     Args:
         images: ``[N, C, H, W]`` in [0, 1].
-        pool: uint8 ``[M, C, H, W]``, maybe on disk.
-        index: which of the pool to look at.
-        at_once: stored images in memory as floats; None for at most 1,000, and 256 MiB of them.
+        pool: uint8 ``[M, C, H, W]``, in memory or memory-mapped.
+        index: the images of the pool to search.
+        at_once: stored images in memory as floats; None for at most 1,000, and at most 256 MiB.
 
     Returns:
-        Distance, root mean square over pixels, and place in the pool, both ``[N]``.
+        Root mean squared difference over pixels, and index in the pool, both ``[N]``.
     """
     flat = images.flatten(1)
     at_once = at_once or max(1, min(1_000, 2**26 // flat.shape[1]))

@@ -1,4 +1,4 @@
-"""Means over the images of a split, exact whatever the batch sizes and the number of processes."""
+"""Means over the images of a split, exact for any batch sizes and number of processes."""
 
 import torch
 from torch import Tensor
@@ -6,10 +6,10 @@ from torchmetrics import Metric
 
 
 class ExampleMean(Metric):
-    """Mean over all images seen of a vector of ``features`` numbers an image.
+    """The mean over all images of a vector of ``features`` numbers an image.
 
-    Sums and counts are kept in float64 and added over processes, so the last, smaller batch weighs what it should
-    (document 002 divides by batches times batch size instead).
+    Sums and counts are kept in float64 and added over processes, so every image has the same weight, also in a last,
+    smaller batch (document 002 divides by batches times batch size instead).
     """
 
     full_state_update = False
@@ -27,5 +27,5 @@ class ExampleMean(Metric):
         self.count += len(values)
 
     def compute(self) -> Tensor:
-        """The mean ``[features]`` in float64."""
+        """Return the mean ``[features]`` in float64."""
         return self.sums / self.count

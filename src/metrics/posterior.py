@@ -1,4 +1,4 @@
-"""What the posteriors of a split say about the use of the latents. Shapes: N images, D latents; unit: nats."""
+"""How a model uses its latents, from the posteriors of N images in D latents; rates and bounds are in nats."""
 
 import math
 from typing import TYPE_CHECKING, NamedTuple
@@ -9,41 +9,41 @@ from scipy.stats import kstest
 from torch import Tensor
 from torch.distributions import Normal
 
-if TYPE_CHECKING:  # a training needs no mixture, and scikit-learn takes seconds to import
+if TYPE_CHECKING:  # scikit-learn takes seconds to import, and training needs no mixture
     from sklearn.mixture import GaussianMixture
 
 ACTIVE_VARIANCE = 0.01  # Burda et al. 2016, section 5
-FULL_COVARIANCE_IMAGES = 10  # images a latent and component below which a mixture gets diagonal covariances
+FULL_COVARIANCE_IMAGES = 10  # images for each latent of each component that full covariances need
 
 
 def variance_of_means(mean: Tensor) -> Tensor:
-    """Variance over the data of each latent's posterior mean ``[D]``, in float64.
+    """Return the variance ``[D]`` over images of each latent's posterior mean ``[N, D]``, in float64.
 
-    Unlike the variance of *sampled* codes, which is 1 for a latent that carries nothing, this is 0 for it.
+    It is 0 for a latent that carries nothing; the variance of *sampled* codes is 1 for it.
     """
     return mean.double().var(0, correction=0)
 
 
 def active_units(mean: Tensor) -> Tensor:
-    """Which latents are active ``[D]``: variance of the posterior mean above 0.01 (Burda et al. 2016, section 5)."""
+    """Return which latents ``[D]`` are active: variance of the mean above 0.01 (Burda et al. 2016, section 5)."""
     return variance_of_means(mean) > ACTIVE_VARIANCE
 
 
 def most_informative(rate_per_latent: Tensor, count: int) -> list[int]:
-    """The latents with the largest mean rate, best first."""
+    """Return the indices of the ``count`` latents with the largest mean rate, largest first."""
     return torch.argsort(rate_per_latent, descending=True)[:count].tolist()
 
 
 class Directions(NamedTuple):
-    """The directions in which codes vary most, orthogonal to each other."""
+    """The orthogonal directions in which codes vary most."""
 
     axes: Tensor  # [K, D], unit vectors whose largest entry is positive
     deviation: Tensor  # [K], standard deviation of the codes along each
-    share: Tensor  # [K] of the variance of all latents; 0 where there is none
+    share: Tensor  # [K], share of the variance of all latents; 0 without variance
 
 
 def principal_directions(codes: Tensor, count: int) -> Directions:
-    """The first ``count`` principal directions of codes ``[N, D]``; fewer where there are fewer latents."""
+    """Return the first ``count`` principal directions of codes ``[N, D]``; fewer if there are fewer latents."""
     variances, vectors = torch.linalg.eigh(codes.double().T.cov(correction=0).reshape(codes.shape[1], -1))
     variances, axes = variances.flip(0)[:count].clamp_min(0), vectors.T.flip(0)[:count]
     axes = axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()
@@ -52,15 +52,15 @@ def principal_directions(codes: Tensor, count: int) -> Directions:
 
 
 def rates(mean: Tensor, scale: Tensor) -> Tensor:
-    """Mean rate of each latent ``[D]``, ``KL(q(z_d|x) || N(0, 1))`` averaged over the images, in float64."""
+    """Return the mean over images of each latent's rate ``KL(q(z_d|x) || N(0, 1))``, ``[D]``, in float64."""
     mean, scale = mean.double(), scale.double()
     return (0.5 * (mean**2 + scale**2 - 1) - scale.log()).mean(0)
 
 
 def log_aggregate(z: Tensor, mean: Tensor, scale: Tensor, at_once: int = 2**22) -> Tensor:
-    """Density ``log 1/N sum_j q(z_i|x_j)`` of the aggregate posterior at codes ``[M, D]``: ``[M]``, float64.
+    """Return the log density ``log 1/N sum_j q(z_i|x_j)`` of the aggregate posterior at codes ``[M, D]``, ``[M]``.
 
-    The squares are multiplied out, so that all pairs cost one matrix product.
+    It is in float64. The squares are expanded, so that all pairs cost two matrix products.
     """
     z, mean, precision = z.double(), mean.double(), scale.double() ** -2
     constant = -0.5 * (precision.log().neg() + math.log(2 * math.pi) + mean**2 * precision).sum(1)
@@ -72,7 +72,7 @@ def log_aggregate(z: Tensor, mean: Tensor, scale: Tensor, at_once: int = 2**22) 
 
 
 class Surgery(NamedTuple):
-    """The mean rate cut in two: ``rate = I(x; z) + KL(q(z) || p(z))``, each between two bounds, in nats.
+    """The two parts of the mean rate, ``I(x; z) + KL(q(z) || p(z))``, each between two bounds, in nats.
 
     Hoffman & Johnson 2016, "ELBO surgery"; q(z) is the aggregate posterior.
     """
@@ -84,18 +84,18 @@ class Surgery(NamedTuple):
 
 
 def surgery(mean: Tensor, scale: Tensor, z: Tensor, mixture: "GaussianMixture") -> Surgery:
-    """Bounds on both parts from the posteriors of N images and a draw ``z`` ``[N, D]`` from each.
+    """Bound both parts from the posteriors of N images and a draw ``z`` ``[N, D]`` from each.
 
     Any density r gives ``E_q[log r(z) - log p(z)] = KL(q||p) - KL(q||r)``, a lower bound on the gap; r is a mixture
-    fitted to *other* images' codes. The mixture of the N posteriors themselves in its place gives an upper bound, as
-    it knows the very images: what it leaves of the rate is InfoNCE with the posterior as critic, a lower bound on the
-    information and at most log N (Poole et al. 2019, arXiv 1905.06922, eq. 12).
+    fitted to *other* images' codes. With the mixture of the N posteriors themselves as r it is an upper bound: the rate
+    minus it is InfoNCE with the posterior as critic, a lower bound on the information and at most log N (Poole et al.
+    2019, arXiv 1905.06922, eq. 12).
     """
     rate, ceiling = rates(mean, scale).sum().item(), math.log(len(z))
     prior = Normal(0.0, 1.0).log_prob(z.double()).sum(1)
     fitted = torch.from_numpy(mixture.score_samples(z.double().numpy())) - prior
     inside = log_aggregate(z, mean, scale) - prior
-    # Noise can cross them where they are close.
+    # Sampling noise can swap bounds that are close.
     lower, upper = sorted(min(max(bound.mean().item(), 0.0), rate) for bound in (fitted, inside))
     upper = max(upper, rate - ceiling)
     error = max(fitted.std().item(), inside.std().item()) / len(z) ** 0.5 if len(z) > 1 else rate
@@ -103,10 +103,10 @@ def surgery(mean: Tensor, scale: Tensor, z: Tensor, mixture: "GaussianMixture") 
 
 
 def fit_mixture(z: Tensor, components: int, seed: int) -> "GaussianMixture":
-    """A Gaussian mixture fitted to codes ``[N, D]``: ex-post density estimation (Ghosh et al. 2020, arXiv 1903.12436).
+    """Fit a Gaussian mixture to codes ``[N, D]``: ex-post density estimation (Ghosh et al. 2020, arXiv 1903.12436).
 
-    Full covariances where there are ten codes for each latent of each component, else diagonal ones. Fewer components
-    where there are fewer codes.
+    Covariances are full if there are ten codes for each latent of each component, else diagonal. There are at most as
+    many components as codes.
     """
     from sklearn.mixture import GaussianMixture
 
@@ -116,7 +116,7 @@ def fit_mixture(z: Tensor, components: int, seed: int) -> "GaussianMixture":
     mixture = GaussianMixture(
         components,
         covariance_type="full" if full else "diag",
-        reg_covar=1e-4,  # a collapsed direction stays one
+        reg_covar=1e-4,  # keeps the covariance of a collapsed latent invertible
         random_state=seed % 2**32,
         max_iter=200,
     )
@@ -124,7 +124,7 @@ def fit_mixture(z: Tensor, components: int, seed: int) -> "GaussianMixture":
 
 
 def draw_mixture(mixture: "GaussianMixture", count: int, seed: int) -> Tensor:
-    """``count`` codes ``[count, D]`` from a fitted mixture, float32, in random order."""
+    """Draw ``count`` codes ``[count, D]`` from a fitted mixture, float32, in random order."""
     mixture.random_state = np.random.RandomState(seed % 2**32)
     codes, _ = mixture.sample(count)
     shuffled = np.random.default_rng(seed).permutation(codes)
@@ -148,11 +148,11 @@ class Misplaced(NamedTuple):
     """What share of codes in a plane is where the standard normal would not have put them."""
 
     share: float  # total variation distance over equally likely cells
-    by_chance: float  # what normal codes would have, from their number alone
+    by_chance: float  # the expectation for as many codes from N(0, I)
 
 
 def misplaced(z: Tensor, side: int = 8) -> Misplaced:
-    """Share of codes ``[N, 2]`` that must move to fill alike all ``side^2`` cells, equally likely under N(0, I)."""
+    """Return the share of codes ``[N, 2]`` that must move to fill ``side^2`` cells, equally likely under N(0, I)."""
     cells = (Normal(0.0, 1.0).cdf(z.double()) * side).long().clamp(0, side - 1)
     count = torch.bincount(cells[:, 0] * side + cells[:, 1], minlength=side**2).double()
     expected = 1 / side**2
@@ -162,19 +162,19 @@ def misplaced(z: Tensor, side: int = 8) -> Misplaced:
 
 
 def carriers(rate_per_latent: Tensor, share: float = 0.99) -> int:
-    """The smallest number of latents that together carry that share of the rate; 0 where there is no rate."""
+    """Return the smallest number of latents that together carry ``share`` of the rate; 0 without any rate."""
     largest = rate_per_latent.double().sort(descending=True).values.cumsum(0)
     return int((largest < share * largest[-1]).sum()) + 1 if largest[-1] > 0 else 0
 
 
 def verdict(active: int, rate_per_latent: Tensor, gap: tuple[float, float], kl_weight: float) -> str:
-    """What these figures mean, and what to try, in plain words.
+    """Say in words what the rates mean and what to try.
 
     Args:
         active: active latents.
         rate_per_latent: mean rates ``[D]``, nats per image.
         gap: bounds on the aggregate posterior's KL to the prior, nats.
-        kl_weight: the weight it was trained with.
+        kl_weight: the weight of the rate in training.
     """
     latent_dim, rate, used = len(rate_per_latent), rate_per_latent.sum().item(), carriers(rate_per_latent)
     lower = f"model.kl_weight={kl_weight / 4:g}" if kl_weight > 0 else "another learning rate"

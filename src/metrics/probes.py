@@ -1,4 +1,4 @@
-"""What a simple classifier reads from codes: scikit-learn, scaled, fitted on train, chosen on validation."""
+"""Simple classifiers of codes, by scikit-learn: fitted on train, chosen on validation, scored on test."""
 
 from typing import Any, NamedTuple
 
@@ -22,12 +22,12 @@ class Labelled(NamedTuple):
 
 
 def linear_probe(train: Labelled, val: Labelled, test: Labelled) -> dict[str, Any]:
-    """Multinomial logistic regression; its strength of regularisation is chosen on validation. See :func:`choose`."""
+    """Score multinomial logistic regression, its regularisation C chosen on validation. See :func:`choose`."""
     return choose("C", {c: LogisticRegression(C=c, max_iter=2_000) for c in STRENGTHS}, train, val, test)
 
 
 def nearest_neighbours(train: Labelled, val: Labelled, test: Labelled) -> dict[str, Any]:
-    """k-nearest neighbours; k is chosen on validation. See :func:`choose`."""
+    """Score k-nearest neighbours, k chosen on validation. See :func:`choose`."""
     counts = [k for k in NEIGHBOURS if k <= len(train.codes)]
     return choose("k", {k: KNeighborsClassifier(k) for k in counts}, train, val, test)
 
@@ -35,9 +35,15 @@ def nearest_neighbours(train: Labelled, val: Labelled, test: Labelled) -> dict[s
 def choose(
     name: str, candidates: dict[Any, ClassifierMixin], train: Labelled, val: Labelled, test: Labelled
 ) -> dict[str, Any]:
-    """Test figures of the classifier with the best validation accuracy: ``accuracy`` (all 0 to 1),
-    ``balanced_accuracy`` (mean over classes), ``auroc`` (one against the rest, mean over classes; None where a class
-    is missing), ``validation_accuracy``, and the chosen value under ``name``.
+    """Return the test scores (0 to 1) of the classifier with the best validation accuracy, on standardized codes.
+
+    They are ``accuracy``, ``balanced_accuracy`` (mean over classes), ``auroc`` (see :func:`area_under_roc`) and
+    ``validation_accuracy``; the chosen value is under ``name``.
+
+    Args:
+        name: of the value that is chosen.
+        candidates: a classifier for each value.
+        train, val, test: codes and labels to fit on, to choose on and to score on.
     """
     fitted = {key: make_pipeline(StandardScaler(), model).fit(*train) for key, model in candidates.items()}
     scores = {key: accuracy_score(val.labels, model.predict(val.codes)) for key, model in fitted.items()}
@@ -53,7 +59,10 @@ def choose(
 
 
 def area_under_roc(model: Pipeline, test: Labelled) -> float | None:
-    """Area under the ROC curve; the mean over classes, each against the rest. None where test lacks a class."""
+    """Return the area under the ROC curve, of more than two classes the mean of one against the rest.
+
+    It is None if the test labels lack a class.
+    """
     if not np.array_equal(np.unique(test.labels), model.classes_):
         return None
     probabilities = model.predict_proba(test.codes)

@@ -1,4 +1,4 @@
-"""How near reconstructions are to their originals, by torchmetrics."""
+"""Similarity of reconstructions to their originals, by torchmetrics."""
 
 from typing import Any
 
@@ -9,19 +9,22 @@ from torchmetrics.image import MultiScaleStructuralSimilarityIndexMeasure, Struc
 
 SSIM_SIDE = 11  # pixels of SSIM's window (Wang et al. 2004)
 MS_SSIM_SIDE = 176  # smallest side whose fifth scale still holds that window: 176 / 2^4
-LEAST_ERROR = 1e-10  # mean square: an image that is reconstructed exactly has 100 dB, and the mean stays finite
+LEAST_ERROR = 1e-10  # mean squared error: an exact reconstruction has 100 dB, so that the mean over images is finite
 
 
 def psnr(images: Tensor, originals: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each image of ``[B, C, H, W]`` in [0, 1], in dB, at most 100: ``[B]``."""
+    """Return the peak signal-to-noise ratio ``[B]`` of images ``[B, C, H, W]`` in [0, 1], in dB, at most 100."""
     error = (images.clamp(0, 1) - originals).square().flatten(1).mean(1)
     return -10 * error.clamp_min(LEAST_ERROR).log10()
 
 
 class Similarity:
-    """PSNR in dB, SSIM and MS-SSIM of images in [0, 1], means over images; one batch after the other.
+    """Accumulate PSNR (dB), SSIM and MS-SSIM of images in [0, 1] as means over images, batch by batch.
 
-    SSIM needs images of 11 pixels, MS-SSIM with its five published scales of 176; where they are smaller, None.
+    SSIM needs images of 11 pixels a side, MS-SSIM with its five published scales 176; for smaller ones it is None.
+
+    Args:
+        side: the smaller of height and width, pixels.
     """
 
     def __init__(self, side: int) -> None:
@@ -40,7 +43,7 @@ class Similarity:
                 metric.update(reconstructions.clamp(0, 1), originals)
 
     def compute(self) -> dict[str, float | None]:
-        """``psnr``, ``ssim`` and ``ms_ssim``."""
+        """Return ``psnr``, ``ssim`` and ``ms_ssim``."""
         return {
             name: torch.as_tensor(self.metrics[name].compute()).item() if name in self.metrics else None
             for name in ("psnr", "ssim", "ms_ssim")

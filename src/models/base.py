@@ -1,4 +1,4 @@
-"""What every VAE shares: inference, generation, and the ELBO's bookkeeping."""
+"""The base of every VAE: inference, generation, and the loss that a variant states."""
 
 import contextlib
 from abc import ABC, abstractmethod
@@ -24,16 +24,16 @@ MAX_LOG_VARIANCE = 12.0  # posterior standard deviations stay within exp(+-6)
 
 
 class Recipe(Protocol):
-    """How a model is trained, as Lightning asks it; made by :class:`src.training.recipe.Recipe`."""
+    """How a model is trained; :class:`src.training.recipe.Recipe` implements it."""
 
     def check(self, trainer: L.Trainer, model: "BaseVAE") -> None:
-        """Raise a UserError where a trainer cannot train the model."""
+        """Raise a UserError if the trainer cannot train the model."""
 
     def begin(self, trainer: L.Trainer) -> None:
-        """Prepare what a resumed training has read."""
+        """Prepare the optimizer's state that a resumed training has read."""
 
     def optimizers(self, model: "BaseVAE") -> Any:
-        """What Lightning's ``configure_optimizers`` returns."""
+        """Return what Lightning's ``configure_optimizers`` does."""
 
     def clip(self, model: "BaseVAE", limit: float | None, algorithm: str | None) -> None:
         """Clip the gradients."""
@@ -43,22 +43,23 @@ class BaseVAE(L.LightningModule, ABC):
     """A variational autoencoder with a diagonal Gaussian posterior and a standard normal prior.
 
     ``log p(x) >= E_q(z|x)[log p(x|z)] - KL(q(z|x) || p(z))`` (Kingma & Welling 2014, arXiv 1312.6114;
-    Rezende et al. 2014, arXiv 1401.4082). A variant states its :meth:`objective`; it may replace :meth:`infer`
-    and :meth:`generate`. All that is logged is in nats per image: summed over pixels, averaged over images.
+    Rezende et al. 2014, arXiv 1401.4082): the encoder gives q(z|x), the decoder and the likelihood give p(x|z).
+    A variant states its :meth:`objective`; it may replace :meth:`infer` and :meth:`generate`. Everything that is
+    logged is in nats per image: summed over pixels, averaged over images.
 
     Args:
         image_shape: channels, height and width ``(C, H, W)`` of the images.
         latent_dim: latent dimensions D.
         encoder: called with ``image_shape`` and ``depth``; a module ``[B, C, H, W] -> [B, out_features]``.
         decoder: called with ``latent_dim``, ``image_shape`` and ``depth``; a module ``[B, D] -> [B, C, H, W]``.
-        likelihood: turns the decoder's output into p(x|z).
-        kl_weight: factor of the rate in the loss (beta-VAE, Higgins et al. 2017); 1 trains on the ELBO.
-        kl_warmup_steps: optimizer steps over which that factor rises from 0; 0 for none.
-        depth: layers a stage of both networks: convolutions, or LSTM layers.
-        recipe: how it is trained; a model that is only used needs none.
+        likelihood: makes p(x|z) of the decoder's output.
+        kl_weight: weight of the rate in the loss (beta-VAE, Higgins et al. 2017); 1 trains on the ELBO.
+        kl_warmup_steps: optimizer steps over which that weight rises from 0; 0 for none.
+        depth: convolutions of each stage of both networks, or stacked LSTM layers.
+        recipe: how the model is trained; a model that is only used needs none.
 
     Raises:
-        UserError: a value no VAE can have, or an image size that the networks cannot serve.
+        UserError: a value is impossible for any VAE, or the networks cannot process images of this size.
     """
 
     def __init__(
@@ -90,17 +91,17 @@ class BaseVAE(L.LightningModule, ABC):
             depth=depth,
         )
         self.recipe = recipe
-        # Of the latest training batch, detached: mean loss, distortion and rate; and the guard's norm of the gradient.
+        # The latest training batch's mean loss, distortion and rate, detached; the guard adds the gradient's norm.
         self.step_terms = torch.zeros(3)
         self.step_grad_norm: Tensor | None = None
-        # loss, distortion and rate, then of each latent its rate and, in evaluation, its mean and that squared
+        # Loss, distortion and rate, then each latent's rate and, in evaluation, its posterior mean and that squared.
         sizes = {"fit": 3 + latent_dim, "val": 3 + 3 * latent_dim, "test": 3 + 3 * latent_dim}
         self.means = nn.ModuleDict({stage: ExampleMean(size) for stage, size in sizes.items()})
 
     # ---- the model -------------------------------------------------------------------------------------------
 
     def posterior(self, x: Tensor) -> Independent:
-        """q(z|x) of images ``[B, C, H, W]``: batch ``[B]``, event ``[D]``; computed in float32 from the features on."""
+        """Return q(z|x) of images ``[B, C, H, W]``: batch ``[B]``, event ``[D]``; the head computes in float32."""
         features = self.encoder(x)
         with torch.autocast(x.device.type, enabled=False):
             mean, log_variance = self.posterior_head(features.float()).chunk(2, dim=-1)
@@ -108,39 +109,39 @@ class BaseVAE(L.LightningModule, ABC):
             return Independent(Normal(mean, scale, validate_args=False), 1, validate_args=False)
 
     def reparameterize(self, posterior: Independent, num_samples: int = 1) -> Tensor:
-        """``z = mean + scale * noise``, ``[K, B, D]``: samples through which gradients reach the posterior."""
+        """Sample ``z = mean + scale * noise``, ``[K, B, D]``, with gradients to the posterior's parameters."""
         return posterior.rsample((num_samples,))
 
     def decode(self, z: Tensor) -> Distribution:
-        """p(x|z) of codes ``[..., D]``: batch ``[...]``, event ``[C, H, W]``; the likelihood is computed in float32."""
+        """Return p(x|z) of codes ``[..., D]``: batch ``[...]``, event ``[C, H, W]``; the likelihood is in float32."""
         raw = self.decoder(z.flatten(0, -2))
         with torch.autocast(z.device.type, enabled=False):
             return self.likelihood(raw.float().unflatten(0, z.shape[:-1]))
 
     def infer(self, x: Tensor, num_samples: int = 1) -> Inference:
-        """Posterior, K samples of it, and the likelihood that each gives the image."""
+        """Return the posterior of images ``[B, C, H, W]``, K samples of it, and the likelihood under each sample."""
         posterior = self.posterior(x)
         z = self.reparameterize(posterior, num_samples)
         return Inference(posterior, z, self.decode(z))
 
     def generate(self, num_images: int) -> Distribution:
-        """p(x|z) for ``num_images`` draws of z from the prior."""
+        """Draw ``num_images`` codes from the prior and return p(x|z) of each."""
         return self.decode(self.prior().sample((num_images,)))
 
     @abstractmethod
     def objective(self, x: Tensor, inference: Inference, terms: ElboTerms) -> Tensor:
-        """Loss of every image ``[B]``, in nats; ``terms`` are the ELBO's, already computed."""
+        """Return the loss of every image ``[B]``, in nats; ``terms`` are the distortion and rate of ``inference``."""
 
     @property
     def current_kl_weight(self) -> float:
-        """KL weight at this optimizer step; a function of the step alone, so a resumed run continues it.
+        """Return the KL weight at this optimizer step: a function of the step alone, so a resumed run continues it.
 
-        In evaluation the final one: losses of different epochs compare.
+        In evaluation it is the final weight, so that losses of different epochs are comparable.
         """
         return self.kl_weight * (linear_warmup(self.global_step, self.kl_warmup_steps) if self.training else 1)
 
     def metric_names(self, pixels: Pixels) -> dict[str, str]:
-        """What to call ``elbo`` and ``distortion`` before people: a pseudo-likelihood gives a pseudo-elbo."""
+        """Return the names under which ``elbo`` and ``distortion`` are shown: a pseudo-likelihood adds ``pseudo-``."""
         prefix = "pseudo-" if self.likelihood.is_pseudo(pixels) else ""
         return {name: f"{prefix}{name}" for name in ("elbo", "distortion")}
 
@@ -153,31 +154,31 @@ class BaseVAE(L.LightningModule, ABC):
         self.recipe.begin(self.trainer)
 
     def _step(self, batch: Batch, stage: str) -> tuple[Tensor, Tensor]:
-        """Loss per image, and what was added to the stage's means: loss, distortion, rate, and of each latent."""
+        """Return the loss per image ``[B]`` and the row ``[B, features]`` that was added to the stage's means."""
         inference = self.infer(batch.x)
         with torch.autocast(batch.x.device.type, enabled=False):
             terms = elbo_terms(batch.x, inference, self.prior())
             loss = self.objective(batch.x, inference, terms)
         values = [loss[:, None], terms.distortion[:, None], terms.rate[:, None], terms.rate_per_latent]
-        if stage != "fit":  # while the weights move, a variance over the images means nothing
+        if stage != "fit":  # a variance over images is meaningless while the weights change
             values += [inference.posterior.mean, inference.posterior.mean**2]
-        added = torch.cat([value.detach() for value in values], dim=1)
-        self.means[stage].update(added)
-        return loss, added
+        row = torch.cat([value.detach() for value in values], dim=1)
+        self.means[stage].update(row)
+        return loss, row
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The mean loss of the batch; its terms stay in ``step_terms`` for the callbacks."""
-        loss, added = self._step(batch, "fit")
-        self.step_terms, self.step_grad_norm = added[:, :3].mean(0), None
+        """Return the mean loss of the batch; its terms stay in ``step_terms`` for the callbacks."""
+        loss, row = self._step(batch, "fit")
+        self.step_terms, self.step_grad_norm = row[:, :3].mean(0), None
         return loss.mean()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """One posterior sample an image, in float32 whatever precision trains."""
+        """Use one posterior sample an image, and float32 whatever the precision of training."""
         with in_float32(batch.x.device.type):
             self._step(batch, "val")
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """As in validation."""
+        """Do as in validation."""
         with in_float32(batch.x.device.type):
             self._step(batch, "test")
 
@@ -191,21 +192,21 @@ class BaseVAE(L.LightningModule, ABC):
         self._log_means("test", "test")
 
     def _log_means(self, stage: str, tag: str) -> None:
-        """Log the split's exact means as ``tag/elbo`` and so on; keep the rate of each latent for the callbacks."""
+        """Log the exact means over the split as ``tag/elbo`` etc.; keep each latent's rate for the callbacks."""
         means = self.means[stage].compute()
         self.means[stage].reset()
         loss, distortion, rate = means[:3].tolist()
         self.rate_per_latent, *moments = means[3:].split(self.latent_dim)
-        named = {"elbo": -(distortion + rate), "distortion": distortion, "rate": rate, "loss": loss}
+        metrics = {"elbo": -(distortion + rate), "distortion": distortion, "rate": rate, "loss": loss}
         if moments:
             mean, square = moments
-            named["active_latents"] = float((square - mean**2 > ACTIVE_VARIANCE).sum())
+            metrics["active_latents"] = float((square - mean**2 > ACTIVE_VARIANCE).sum())
         pixels = self.trainer.datamodule.pixels
         bits = self.likelihood.bits_per_dim(distortion + rate, torch.Size(self.image_shape).numel(), pixels)
         if bits is not None:
-            named["bits_per_dim"] = bits
-        for name, value in named.items():
-            self.log(f"{tag}/{name}", value, sync_dist=True)  # equal in all processes
+            metrics["bits_per_dim"] = bits
+        for name, value in metrics.items():
+            self.log(f"{tag}/{name}", value, sync_dist=True)  # the means are equal in all processes
 
     def configure_optimizers(self) -> Any:
         return self.recipe.optimizers(self)
@@ -221,7 +222,7 @@ class BaseVAE(L.LightningModule, ABC):
 
 @contextlib.contextmanager
 def in_float32(device_type: str) -> Iterator[None]:
-    """Without autocast, and on a GPU without TF32, in which convolutions would keep 10 bits of each factor."""
+    """Turn off autocast and, on a GPU, TF32, in which convolutions keep only 10 bits of each factor's mantissa."""
     convolutions = torch.backends.cudnn
     before = convolutions.allow_tf32
     convolutions.allow_tf32 = False

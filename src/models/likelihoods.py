@@ -1,4 +1,4 @@
-"""Likelihoods p(x|z): raw decoder outputs in, a ``torch.distributions`` object over images out.
+"""Likelihoods p(x|z): modules from raw decoder outputs to ``torch.distributions`` objects over images.
 
 Every likelihood is an ``nn.Module`` (a learned scale is a parameter) that is called with the decoder's output
 ``[..., parameters * C, H, W]`` and returns a distribution with event shape ``[C, H, W]``. ``supports`` names the
@@ -19,7 +19,7 @@ EVENT_DIMS = 3  # channel, height, width
 
 
 class Likelihood(nn.Module, ABC):
-    """What all likelihoods state: their name and the pixels whose probability (or density) they are."""
+    """A likelihood states its name and the kind of pixels for which it is a probability or density of the data."""
 
     name: str
     supports: Pixels
@@ -27,21 +27,29 @@ class Likelihood(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, raw: Tensor) -> Distribution:
-        """Decoder output ``[..., C, H, W]`` to a distribution with that batch shape and event ``[C, H, W]``."""
+        """Return the distribution with batch shape ``[...]`` and event ``[C, H, W]`` of a decoder's output."""
 
     def is_pseudo(self, pixels: Pixels) -> bool:
-        """Whether log p(x|z) is only a pseudo-likelihood: no probability and no density of such pixels.
+        """Return whether log p(x|z) is neither a probability nor a density of such pixels: a pseudo-likelihood.
 
         Grey pixels under a Bernoulli are the common case: a binary cross-entropy whose minimum over p is the
         pixel's own entropy, not 0.
+
+        >>> BernoulliLikelihood().is_pseudo(Pixels.GREY), BernoulliLikelihood().is_pseudo(Pixels.BINARY)
+        (True, False)
         """
         return isinstance(self, BernoulliLikelihood) and pixels is not Pixels.BINARY
 
     def bits_per_dim(self, nats: float, dimensions: int, pixels: Pixels) -> float | None:
-        """Nats per image as bits per pixel and channel, or None where the pixels are not what is modelled.
+        """Convert nats per image to bits per pixel and channel; None where the pixels are not those it models.
 
         A density of dequantized pixels bounds the probability of their 256 levels (Theis et al. 2016,
-        arXiv 1511.01844, section 3.1): hence the log2(256) = 8 bits that a density on [0, 1] lacks.
+        arXiv 1511.01844, section 3.1): hence the log2(256) = 8 bits that are added to a density on [0, 1].
+
+        >>> BernoulliLikelihood().bits_per_dim(784 * math.log(2), 784, Pixels.BINARY)
+        1.0
+        >>> GaussianLikelihood().bits_per_dim(0.0, 784, Pixels.DEQUANTIZED)
+        8.0
         """
         if pixels is not self.supports:
             return None
@@ -49,9 +57,13 @@ class Likelihood(nn.Module, ABC):
 
 
 class BernoulliLikelihood(Likelihood):
-    """Binary pixels: ``p(x|z) = prod_i p_i^x_i (1 - p_i)^(1 - x_i)``, the decoder gives logits.
+    """Model binary pixels by ``p(x|z) = prod_i p_i^x_i (1 - p_i)^(1 - x_i)``; the decoder gives logits of ``p_i``.
 
     With grey pixels it is the binary cross-entropy of the tutorials: a pseudo-likelihood.
+
+    >>> pixel = BernoulliLikelihood()(torch.zeros(1, 1, 1))  # logit 0: a fair coin
+    >>> pixel.log_prob(torch.ones(1, 1, 1)).exp()
+    tensor(0.5000)
     """
 
     name = "bernoulli"
@@ -62,32 +74,35 @@ class BernoulliLikelihood(Likelihood):
 
 
 class StableContinuousBernoulli(ContinuousBernoulli):
-    """torch's continuous Bernoulli with a normaliser that is exact, with its gradient, at any logit.
+    """torch's continuous Bernoulli with a normaliser whose value and gradient are exact at any logit.
 
-    torch clamps the probability inside it: in float32 the density of a logit of -30 integrates to 0.53, and no
-    gradient is left. In logits ``h`` the constant is ``h / tanh(h / 2)`` (Loaiza-Ganem & Cunningham 2019, eq. 7) and
-    the mean ``1 / (1 - exp(-h)) - 1 / h``; both have a removable singularity at 0.
+    torch clamps the probability (https://github.com/pytorch/pytorch/issues/72525): in float32 the density of a logit of
+    -30 integrates to 0.53 and has no gradient. In logits ``h`` the constant is ``h / tanh(h / 2)`` (Loaiza-Ganem &
+    Cunningham 2019, eq. 7) and the mean ``1 / (1 - exp(-h)) - 1 / h``; both have a removable singularity at 0.
     """
 
     def _cont_bern_log_norm(self) -> Tensor:
         small = self.logits.abs() < 0.1
         safe = torch.where(small, torch.ones_like(self.logits), self.logits)
-        near = torch.where(small, self.logits, torch.zeros_like(self.logits))  # far off, its powers overflow
+        near = torch.where(small, self.logits, torch.zeros_like(self.logits))  # powers of large logits overflow
         series = math.log(2) + near**2 / 12 - 7 * near**4 / 1440
         return torch.where(small, series, torch.log(safe / torch.tanh(safe / 2)))
 
     @property
     def mean(self) -> Tensor:
-        """Expected pixel, in (0, 1)."""
+        """Return the expected pixel, in (0, 1)."""
         small = self.logits.abs() < 0.01
         safe = torch.where(small, torch.ones_like(self.logits), self.logits)
         return torch.where(small, 0.5 + self.logits / 12, -1 / torch.expm1(-safe) - 1 / safe)
 
 
 class ContinuousBernoulliLikelihood(Likelihood):
-    """Pixels in [0, 1]: the Bernoulli formula times the constant that makes it a density.
+    """Model pixels in [0, 1] by the Bernoulli formula times the constant that makes it a density.
 
-    Loaiza-Ganem & Cunningham 2019, arXiv 1907.06845.
+    Loaiza-Ganem & Cunningham 2019, arXiv 1907.06845. At logit 0 the density is uniform:
+
+    >>> ContinuousBernoulliLikelihood()(torch.zeros(1, 1, 1)).log_prob(torch.full((1, 1, 1), 0.3)).exp()
+    tensor(1.)
     """
 
     name = "continuous_bernoulli"
@@ -98,29 +113,32 @@ class ContinuousBernoulliLikelihood(Likelihood):
 
 
 class StableNormal(Normal):
-    """torch's Gaussian with errors that are divided by the scale before they are squared: neither square overflows."""
+    """torch's Gaussian, but errors are divided by the scale before they are squared, so that no square overflows."""
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density, of the shape that value and parameters broadcast to."""
+        """Return the log density, of the shape that value and parameters broadcast to."""
         return -0.5 * ((value - self.loc) / self.scale) ** 2 - self.scale.log() - 0.5 * math.log(2 * math.pi)
 
 
 class GaussianLikelihood(Likelihood):
-    """Independent Gaussian pixels of one shared scale: the decoder gives the means.
+    """Model pixels as independent Gaussians of one shared scale; the decoder gives the means.
+
+    >>> GaussianLikelihood(scale=1.0)(torch.zeros(1, 1, 1)).log_prob(torch.zeros(1, 1, 1))  # -log(2 pi) / 2
+    tensor(-0.9189)
 
     Args:
-        scale: standard deviation of a pixel, in units of the full range [0, 1]; where it starts if learned.
+        scale: standard deviation of a pixel, in units of the full range [0, 1]; the initial one if it is learned.
         learned: learn the scale with the weights (Rybkin et al. 2020, sigma-VAE, arXiv 2006.13202). It is kept
             above ``exp(-6)``, about half a grey level, by a softplus, so its gradient never dies.
 
     Raises:
-        UserError: the scale is not above that bound, or too large for float32.
+        UserError: the scale is not above that bound, or is too large for float32.
     """
 
     name = "gaussian"
     supports = Pixels.DEQUANTIZED
     MIN_LOG_SCALE = -6.0
-    MAX_LOG_SCALE = 80.0  # of a start; float32 ends at 88
+    MAX_LOG_SCALE = 80.0  # of an initial scale; exp overflows float32 at 88
 
     def __init__(self, scale: float = 0.1, learned: bool = False) -> None:
         super().__init__()
@@ -138,7 +156,7 @@ class GaussianLikelihood(Likelihood):
 
     @property
     def scale(self) -> Tensor:
-        """The shared standard deviation, a scalar."""
+        """Return the shared standard deviation, a scalar."""
         return torch.exp(self.MIN_LOG_SCALE + nn.functional.softplus(self.raw_scale))
 
     def forward(self, raw: Tensor) -> Distribution:

@@ -1,7 +1,7 @@
 """The evidence lower bound and its parts, as pure functions on tensors.
 
 Shapes: ``K`` posterior samples, ``B`` images, ``D`` latent dimensions. Unit: nats per image. Nothing here averages
-over images: that is done once, in the training step.
+over images; the training step does that, once.
 """
 
 import math
@@ -29,32 +29,53 @@ class ElboTerms(NamedTuple):
 
     @property
     def elbo(self) -> Tensor:
-        """Evidence lower bound ``[B]``, whatever weight training puts on the rate (Kingma & Welling 2014, eq. 3)."""
+        """Return the evidence lower bound ``[B]``, with weight 1 on the rate (Kingma & Welling 2014, eq. 3)."""
         return -(self.distortion + self.rate)
 
 
 def distortion(x: Tensor, likelihood: Distribution) -> Tensor:
-    """``-log p(x|z)`` in nats, summed over pixels: ``[B, C, H, W]`` under a likelihood ``[K, B]`` to ``[K, B]``."""
+    """Return ``-log p(x|z)`` of images ``[B, C, H, W]`` under a likelihood ``[K, B]``: ``[K, B]``, summed over pixels.
+
+    Four pixels that a fair coin draws cost 4 log 2 nats:
+
+    >>> coin = Independent(torch.distributions.Bernoulli(probs=torch.full((1, 1, 1, 2, 2), 0.5)), 3)
+    >>> distortion(torch.ones(1, 1, 2, 2), coin)
+    tensor([[2.7726]])
+    """
     return -likelihood.log_prob(x)
 
 
 def rate_per_latent(posterior: Independent, prior: Independent) -> Tensor:
-    """Analytic ``KL(q(z_d|x) || p(z_d))`` of each latent, ``[B, D]``, in nats.
+    """Return the analytic ``KL(q(z_d|x) || p(z_d))`` of each latent, ``[B, D]``, in nats.
 
-    For ``N(m, s^2)`` against the standard normal this is ``(m^2 + s^2 - 1) / 2 - log s`` (Kingma & Welling 2014,
-    arXiv 1312.6114, appendix B).
+    For ``N(m, s^2)`` against the standard normal it is ``(m^2 + s^2 - 1) / 2 - log s`` (Kingma & Welling 2014,
+    arXiv 1312.6114, appendix B); a latent whose posterior is the prior costs nothing.
+
+    >>> from torch.distributions import Normal
+    >>> posterior = Independent(Normal(torch.tensor([[2.0, 0.0]]), torch.ones(1, 2)), 1)
+    >>> rate_per_latent(posterior, Independent(Normal(torch.zeros(2), torch.ones(2)), 1))
+    tensor([[2., 0.]])
     """
     return kl_divergence(posterior.base_dist, prior.base_dist)
 
 
 def elbo_terms(x: Tensor, inference: Inference, prior: Independent) -> ElboTerms:
-    """Distortion and rate of every image of the batch ``x``."""
+    """Return distortion and rate of every image of the batch ``x``; the distortion is the mean over K samples.
+
+    >>> from torch.distributions import Bernoulli, Normal
+    >>> prior = Independent(Normal(torch.zeros(2), torch.ones(2)), 1)
+    >>> posterior = Independent(Normal(torch.tensor([[2.0, 0.0]]), torch.ones(1, 2)), 1)
+    >>> coin = Independent(Bernoulli(probs=torch.full((1, 1, 1, 2, 2), 0.5)), 3)
+    >>> terms = elbo_terms(torch.ones(1, 1, 2, 2), Inference(posterior, posterior.sample((1,)), coin), prior)
+    >>> terms.distortion, terms.rate, terms.elbo
+    (tensor([2.7726]), tensor([2.]), tensor([-4.7726]))
+    """
     rates = rate_per_latent(inference.posterior, prior)
     return ElboTerms(distortion(x, inference.likelihood).mean(0), rates.sum(-1), rates)
 
 
 def log_weights(x: Tensor, inference: Inference, prior: Independent) -> Tensor:
-    """Importance weights ``log p(x|z_k) + log p(z_k) - log q(z_k|x)``, ``[K, B]``, in nats and float64."""
+    """Return the log importance weights ``log p(x|z_k) + log p(z_k) - log q(z_k|x)``, ``[K, B]``, nats in float64."""
     return (
         inference.likelihood.log_prob(x).double()
         + prior.log_prob(inference.z).double()
@@ -63,22 +84,34 @@ def log_weights(x: Tensor, inference: Inference, prior: Independent) -> Tensor:
 
 
 def iwae_bound(weights: Tensor) -> Tensor:
-    """Importance-weighted bound on log p(x), ``[B]``, in nats, from :func:`log_weights`; rises to log p(x) with K.
+    """Return the importance-weighted bound on log p(x), ``[B]``, in nats, from :func:`log_weights`.
 
-    ``log 1/K sum_k w_k`` (Burda et al. 2016, arXiv 1509.00519, eq. 8).
+    ``log 1/K sum_k w_k`` (Burda et al. 2016, arXiv 1509.00519, eq. 8). It rises to log p(x) with K, from the elbo,
+    which is the mean of the log weights:
+
+    >>> weights = torch.tensor([[-101.0], [-99.0]], dtype=torch.float64)
+    >>> iwae_bound(weights), weights.mean(0)
+    (tensor([-99.5662], dtype=torch.float64), tensor([-100.], dtype=torch.float64))
     """
     return torch.logsumexp(weights, dim=0) - math.log(len(weights))
 
 
 def linear_warmup(step: int, warmup_steps: int) -> float:
-    """Factor from 0 at step 0 to 1 at ``warmup_steps`` and on (KL annealing, Bowman et al. 2016, arXiv 1511.06349)."""
+    """Return a factor that rises from 0 at step 0 to 1 at ``warmup_steps`` (Bowman et al. 2016, arXiv 1511.06349).
+
+    >>> [linear_warmup(step, 4) for step in (0, 1, 4, 100)]
+    [0.0, 0.25, 1.0, 1.0]
+    """
     return 1.0 if warmup_steps <= 0 else min(1.0, step / warmup_steps)
 
 
 def soft_bound(x: Tensor, limit: float) -> Tensor:
-    """``x`` near 0, never beyond ``+-limit``, and with a gradient everywhere: ``x / sqrt(1 + (x / limit)^2)``.
+    """Bound ``x`` smoothly by ``+-limit``: ``x / sqrt(1 + (x / limit)^2)``, which is about ``x`` near 0.
 
     The gradient falls as ``(limit / x)^3``, not exponentially as that of tanh, so a scale that was thrown far off
-    finds back; a clamp would leave it there.
+    can return; a clamp has no gradient there.
+
+    >>> soft_bound(torch.tensor([0.1, 12.0, 1e6]), 12.0)
+    tensor([ 0.1000,  8.4853, 12.0000])
     """
-    return x / torch.hypot(torch.ones_like(x), x / limit)  # whose square does not overflow
+    return x / torch.hypot(torch.ones_like(x), x / limit)  # hypot does not overflow where a square would

@@ -16,7 +16,7 @@ from src.models.footprint import fitting
 from src.system.errors import TOO_LARGE, UserError
 from src.system.seeds import derive_seed, stream
 
-if TYPE_CHECKING:  # a training needs no mixture, and scikit-learn takes seconds to import
+if TYPE_CHECKING:  # scikit-learn takes seconds to import, and training needs no mixture
     from sklearn.mixture import GaussianMixture
 
 MIXTURE_CODES = 20_000
@@ -42,13 +42,13 @@ class Predictor:
 
     Attributes:
         model: in eval mode, on the device that is to compute.
-        datamodule: the data.
-        split: the images the model is judged on.
-        seed: decides every draw.
-        batch_size: images (or codes) that are taken or drawn together; fewer pass through a network at once where its
+        datamodule: the data set.
+        split: whose images the model is judged on.
+        seed: of every random draw.
+        batch_size: images (or codes) that are taken or drawn together; fewer pass through a network at once if its
             layers are large.
         cache_dir: where feature networks are kept.
-        checkpoint: hash of the weights' file; "" for weights that are in no file.
+        checkpoint: hash of the checkpoint; "" for weights that are in no file.
         epochs: metrics of every epoch of training, as far as they are known.
     """
 
@@ -69,18 +69,18 @@ class Predictor:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Return the device of the model."""
         return self.model.device
 
     @property
     def pixels(self) -> int:
-        """Numbers in an image: channels x height x width."""
+        """Return the numbers in an image: channels x height x width."""
         return torch.Size(self.datamodule.image_shape).numel()
 
     def batches(self, split: Split, count: int | None = None) -> Iterator[tuple[Batch, Tensor]]:
         """Yield images spread evenly over a split, as the model sees them on its device, and their pool indices.
 
-        What is random about pixels (dynamic binarization, dequantization) is a function of seed, split and position.
+        Random pixels (dynamic binarization, dequantization) are a function of seed, split and position.
         """
         pool = self.datamodule.pool
         for number, index in enumerate(self.datamodule.spread(split, count).split(self.batch_size)):

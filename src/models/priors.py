@@ -6,7 +6,12 @@ from torch.distributions import Independent, Normal
 
 
 class StandardNormal(nn.Module):
-    """``N(0, I)`` in ``latent_dim`` dimensions: no batch shape, event ``[latent_dim]``."""
+    """The prior ``N(0, I)`` in ``latent_dim`` dimensions: no batch shape, event ``[latent_dim]``.
+
+    >>> prior = StandardNormal(2)()
+    >>> prior.batch_shape, prior.event_shape, prior.log_prob(torch.zeros(2))  # -log(2 pi)
+    (torch.Size([]), torch.Size([2]), tensor(-1.8379))
+    """
 
     def __init__(self, latent_dim: int) -> None:
         super().__init__()
@@ -14,5 +19,5 @@ class StandardNormal(nn.Module):
         self.register_buffer("scale", torch.ones(latent_dim), persistent=False)
 
     def forward(self) -> Independent:
-        """The prior on the device of the module."""
+        """Return the prior, on the device of the module."""
         return Independent(Normal(self.loc, self.scale, validate_args=False), 1, validate_args=False)

@@ -11,11 +11,11 @@ from src.system.errors import UserError
 
 Norm = Literal["before", "after", "none"]
 ACTIVATIONS = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "silu": nn.SiLU, "gelu": nn.GELU, "tanh": nn.Tanh}
-LARGEST_SIZE = 1024  # pixels; how far `serves` looks when it lists the sizes that work
+LARGEST_SIZE = 1024  # pixels; the largest side that an error message considers
 
 
 def activation(name: str) -> nn.Module:
-    """The nonlinearity called ``name``; LeakyReLU has slope 0.01.
+    """Return the nonlinearity called ``name``; LeakyReLU has slope 0.01.
 
     Raises:
         UserError: ``name`` is not one of ``ACTIVATIONS``.
@@ -26,7 +26,7 @@ def activation(name: str) -> nn.Module:
 
 
 def norm_and_activation(features: int, norm: Norm, act: str, *, spatial: bool = True) -> list[nn.Module]:
-    """What follows a layer: batch norm ``before`` the nonlinearity, ``after`` it, or ``none``.
+    """Return the modules that follow a layer: batch norm ``before`` the nonlinearity, ``after`` it, or ``none``.
 
     ``spatial`` chooses between BatchNorm2d for maps ``[B, C, H, W]`` and BatchNorm1d for vectors ``[B, F]``.
     """
@@ -62,31 +62,31 @@ class ResidualConv(nn.Module):
 
 
 class DrawingLayer(nn.ConvTranspose2d):
-    """The transposed convolution that writes the likelihood's parameters, started at the scale of its inputs.
+    """The decoder's last transposed convolution, which outputs the likelihood's parameters, initialised by its fan-in.
 
-    PyTorch takes the fan-in of a transposed convolution from its output channels: a layer that draws 1 channel from
-    64 starts about 5 times too large, so the first image is noise and the first losses a multiple of a grey image's.
-    An output pixel of a strided layer sees ``in_channels * kernel^2 / stride^2`` inputs.
+    PyTorch computes the fan-in of a transposed convolution from its output channels: a layer from 64 channels to 1
+    starts about 5 times too large, and the first losses are a multiple of a grey image's. An output pixel of a
+    strided layer has ``in_channels * kernel^2 / stride^2`` inputs.
     """
 
     def reset_parameters(self) -> None:
-        """Draw weight and bias uniformly within ``1 / sqrt(fan_in)``, as convolutions are."""
+        """Draw weight and bias uniformly within ``1 / sqrt(fan_in)``, as PyTorch does for convolutions."""
         fan_in = self.in_channels * flat(self.kernel_size) / flat(self.stride)
         for parameter in (self.weight, self.bias):
             nn.init.uniform_(parameter, -(fan_in**-0.5), fan_in**-0.5)
 
 
 class WideLinear(nn.Linear):
-    """A linear layer that asks for shorter steps the more inputs it has: by ``step_factor = base / in_features``.
+    """A linear layer whose learning rate is to be multiplied by ``step_factor = min(1, base / in_features)``.
 
-    Adam moves every weight by about the learning rate, so the first step can move the output of a layer with
-    ``n`` inputs by ``n * lr``: for 16,384 inputs enough to throw a log-variance head, and with it the loss, two
-    orders of magnitude off. With its learning rate divided by ``n / base`` the output moves no further than that of
-    a layer with ``base`` inputs (maximal update parametrization, Yang et al. 2022, arXiv 2203.03466, table 8).
-    :func:`src.training.optimizers.optimizer_of` sees to that where steps have a fixed length.
+    Adam moves every weight by about the learning rate, so the first step can move the output of a layer with ``n``
+    inputs by ``n * lr``. For 16,384 inputs that changes a log-variance head, and with it the loss, by two orders of
+    magnitude. With the factor the output moves no further than that of a layer with ``base`` inputs (maximal update
+    parametrization, Yang et al. 2022, arXiv 2203.03466, table 8). :func:`src.training.optimizers.optimizer_of` applies
+    it for optimizers whose steps do not scale with the gradient.
     """
 
-    _version = 2  # version 1 kept the weight divided by step_factor, and multiplied the product
+    _version = 2  # version 1 stored the weight divided by step_factor, and multiplied the output by it
 
     def __init__(self, in_features: int, out_features: int, base: int = 256) -> None:
         super().__init__(in_features, out_features)
@@ -101,7 +101,7 @@ class WideLinear(nn.Linear):
 
 
 def per_stage(value: int | Sequence[int], stages: int, name: str) -> list[int]:
-    """``value`` as one number a stage: a single number is repeated, a list must have ``stages`` entries."""
+    """Return one number a stage: a single number is repeated, a list must have ``stages`` entries."""
     values = [value] * stages if isinstance(value, int) else list(value)
     if len(values) != stages:
         raise UserError(f"{name}={values} has {len(values)} entries for {stages} widths: give one number or {stages}")
@@ -111,8 +111,8 @@ def per_stage(value: int | Sequence[int], stages: int, name: str) -> list[int]:
 class ConvGeometry:
     """Kernel, stride and padding of a stack of convolutions, and the map sizes that follow from them.
 
-    Encoders run it from the image inwards; decoders run it backwards, with the output padding that restores
-    each size exactly, so a decoder serves every size for which the forward chain stays positive.
+    Encoders apply it from the image inwards. Decoders apply it backwards, with the output padding that restores each
+    size exactly, so a decoder works for every size for which all maps of the encoder have at least one pixel.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class ConvGeometry:
         return len(self.kernels)
 
     def chain(self, size: int) -> list[int]:
-        """Side lengths from the image (``size`` pixels) to the innermost map; ends early where nothing is left."""
+        """Return the sides from the image (``size`` pixels) to the innermost map; stop at the first one below 1."""
         sizes = [size]
         for kernel, stride, padding in zip(self.kernels, self.strides, self.paddings, strict=True):
             sizes.append((sizes[-1] + 2 * padding - kernel) // stride + 1)
@@ -137,16 +137,16 @@ class ConvGeometry:
         return sizes
 
     def fits(self, size: int) -> bool:
-        """Whether every map of a ``size``-pixel image has at least one pixel."""
+        """Return whether every map of a ``size``-pixel image has at least one pixel."""
         return self.chain(size)[-1] >= 1
 
     def output_padding(self, stage: int, size: int) -> int:
-        """Rows a transposed convolution must add so that stage ``stage`` gives back the ``size`` it came from."""
+        """Return the rows that a transposed convolution must add to restore the ``size`` that stage ``stage`` had."""
         kernel, stride, padding = self.kernels[stage], self.strides[stage], self.paddings[stage]
         return (size + 2 * padding - kernel) % stride
 
     def maps(self, image_shape: Sequence[int], network: str) -> list[tuple[int, int]]:
-        """Height and width of every map of an image ``(C, H, W)``, the image first.
+        """Return height and width of every map of an image ``(C, H, W)``, the image first.
 
         Raises:
             UserError: the image is too small for the stack; the message lists the sizes that work.
@@ -155,13 +155,13 @@ class ConvGeometry:
         if not (self.fits(height) and self.fits(width)):
             shrinking = " -> ".join(str(s) for s in self.chain(min(height, width)))
             raise UserError(
-                f"{network} cannot serve {height}x{width} pixel images: its {len(self)} convolutions shrink a side "
+                f"{network} cannot process {height}x{width} pixel images: its {len(self)} convolutions shrink a side "
                 f"{shrinking}. Sizes that work: {self.sizes_that_work()}; set data.image_size to one of them"
             )
         return list(zip(self.chain(height), self.chain(width), strict=True))
 
     def sizes_that_work(self) -> str:
-        """The side lengths this stack serves, in words."""
+        """Return the sides for which this stack works, in words."""
         good = [size for size in range(1, LARGEST_SIZE + 1) if self.fits(size)]
         if not good:
             return f"none up to {LARGEST_SIZE} (fewer stages or smaller kernels are needed)"
@@ -169,5 +169,5 @@ class ConvGeometry:
 
 
 def flat(shape: Sequence[int]) -> int:
-    """Number of entries of a tensor of this shape."""
+    """Return the number of entries of a tensor of this shape."""
     return math.prod(shape)

@@ -1,4 +1,4 @@
-"""Convolutional encoder and transposed-convolutional decoder.
+"""A convolutional encoder and a transposed-convolutional decoder.
 
 Both are described by the widths of their maps from the image inwards, so a decoder that mirrors an encoder
 has the same lists. ``depth`` counts the convolutions of a stage: one that changes size and channels, and
@@ -21,7 +21,7 @@ from src.networks.blocks import (
 
 
 class ConvEncoder(nn.Module):
-    """Images to a feature vector.
+    """Map images to a feature vector.
 
     Args:
         image_shape: channels, height and width ``(C, H, W)`` of the images.
@@ -72,20 +72,20 @@ class ConvEncoder(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images ``[B, C, H, W]`` in [0, 1] to features ``[B, out_features]``."""
+        """Map images ``[B, C, H, W]`` in [0, 1] to features ``[B, out_features]``."""
         return self.layers(x)
 
 
 class ConvDecoder(nn.Module):
-    """Latent codes to the raw parameters of the likelihood, one map of them a pixel.
+    """Map latent codes to the raw parameters of the likelihood of every pixel.
 
-    The mirror of :class:`ConvEncoder`: a fully connected layer fills the innermost map, then each stage widens it
-    by a transposed convolution. The last one writes the parameters and has no norm and no nonlinearity: what
-    stands between it and the likelihood would keep some pixel values from ever being drawn.
+    It mirrors :class:`ConvEncoder`: a fully connected layer fills the innermost map, then each stage enlarges it by a
+    transposed convolution. The last one outputs the parameters without norm or nonlinearity, which would make some
+    pixel values unreachable.
 
     Args:
         latent_dim: entries of a latent code.
-        image_shape: channels, height and width of what is drawn; the channels count the likelihood's parameters.
+        image_shape: height and width of the images, after their channels times the likelihood's parameters a pixel.
         depth: convolutions a stage.
         widths: channels of the maps from the image inwards; the last is the innermost map's.
         kernel_size, stride, padding: of each stage, from the image inwards: one number, or one a stage.
@@ -94,7 +94,7 @@ class ConvDecoder(nn.Module):
         dropout: probability of dropping an entry of the fully connected layer's output.
 
     Raises:
-        UserError: no innermost map gives images of this size; the message names the sizes that work.
+        UserError: the maps cannot give images of this size; the message names the sizes that work.
     """
 
     def __init__(
@@ -140,5 +140,5 @@ class ConvDecoder(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, z: Tensor) -> Tensor:
-        """Latent codes ``[B, latent_dim]`` to raw likelihood parameters ``[B, C, H, W]``."""
+        """Map latent codes ``[B, latent_dim]`` to raw likelihood parameters ``[B, C, H, W]``."""
         return self.layers(z)

@@ -49,9 +49,12 @@ class AboveBars(logging.StreamHandler):
             super().emit(record)
 
 
-def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterable[T]:
-    """The items, with a progress bar where there is a terminal to show it; ``total`` where they have no length."""
-    return tqdm(items, what, total, leave=False, disable=None)
+def progress(items: Iterable[T], what: str, total: int | None = None, done: int = 0) -> Iterable[T]:
+    """The items, with a progress bar where there is a terminal to show it; ``total`` where they have no length.
+
+    The bar begins after ``done`` of the total.
+    """
+    return tqdm(items, what, total, leave=False, disable=None, initial=done)
 
 
 def duration(seconds: float) -> str:

@@ -1,6 +1,7 @@
 """What Hydra says of a command line that it cannot compose, in one line that says how to mend it."""
 
 import contextlib
+import os
 import re
 import traceback
 from collections.abc import Sequence
@@ -12,9 +13,9 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
-from src.system.configs import MAY_BE_NULL, Names, parsed, unknown_choice
+from src.system.configs import MAY_BE_NULL, MEANT, Names, parsed, unknown_choice
 from src.system.errors import UserError, explain
-from src.system.keys import check, kind_of
+from src.system.keys import KEYS, check, kind_of
 from src.system.kinds import nearest
 
 NO_SUCH_KEY = re.compile(r"Could not (?:override|delete|append to) '([^']*)'|Key '([^']*)' is not in struct")
@@ -72,7 +73,7 @@ def refusal(error: Exception, folder: Path, config: str, words: Sequence[str]) -
     """
     overrides = _overrides(words)
     if isinstance(error, OverrideParseException):
-        return _unreadable(str(error.override), folder)
+        return _unreadable(str(error.override), folder, config)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file is not None:
         return _missing(error, overrides)
     composing = any(frame.name == "compose_config" for frame in traceback.extract_tb(error.__traceback__))
@@ -91,9 +92,12 @@ def _overrides(words: Sequence[str]) -> list[str]:
     return parser.parse_args(list(words)).overrides
 
 
-def _unreadable(override: str, folder: Path) -> str:
+def _unreadable(override: str, folder: Path, config: str) -> str:
     key, equals, value = override.partition("=")
     if not equals or not key:
+        named = next((name for name in MEANT if name in KEYS[config]), None)  # what a bare path is meant to be
+        if named is not None and (os.sep in override or Path(override).exists()):
+            return f"cannot read {override!r}: write {named}={override}"
         return f"cannot read {override!r}: write key=value{_such_as(override, folder)}"
     return f"cannot read {override!r}: {_what_is_wrong(key, value)}"
 
