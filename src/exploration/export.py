@@ -46,7 +46,7 @@ def export(predictor: Predictor, own: Pictures | None, folder: Path, form: str) 
         yield _write(folder / f"{split}.{form}", names, classes, codes.mean.numpy(), codes.scale.numpy())
     if own is not None:
         mean, scale = predictor.posterior(own.x)
-        yield _write(folder / f"pictures.{form}", own.names, [""] * len(mean), mean.numpy(), scale.numpy())
+        yield _write(folder / f"pictures-{own.folder}.{form}", own.names, [""] * len(mean), mean.numpy(), scale.numpy())
 
 
 def _write(path: Path, names: list[str], classes: list[str], mean: np.ndarray, scale: np.ndarray) -> Path:

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 EMPTY_GLYPHS = re.compile("last ?resort|adobe ?blank", re.IGNORECASE)  # fonts that have a box for every character
 LONGEST_NAME = 24  # letters of a name in a label
+NUMBERED = 4  # letters of a label: where there are no more, names that look the same are numbered
 MOST_SHOWN = 5  # characters in the warning
 POINT = 1 / 72  # inches
 BESIDE = 7  # points between a marker's middle and its name
@@ -128,13 +129,55 @@ def _fits(box: Bbox, axes: Axes, taken: Sequence[Bbox]) -> bool:
 
 
 def short(name: str, longest: int) -> str:
-    """A user's name for a label: without its middle where it is long, in quotes where nothing of it would be seen.
+    """Cut a user's name for a label in its middle where it is long; quote it where nothing of it would be visible.
 
     Args:
         name: the name.
         longest: how wide it may be, in Latin letters.
     """
-    text = drawable(name if any(c.isprintable() and not c.isspace() for c in name) else repr(name))
+    return _cut(_visible(name), longest)
+
+
+def distinct(names: Sequence[str], longest: int) -> list[str]:
+    """Cut names as :func:`short` does, but where they agree if different ones would look the same.
+
+    Only names that are too alike for ``longest`` letters end in a number instead.
+    """
+    return _apart([_visible(name) if name else "" for name in names], longest)
+
+
+def _apart(texts: Sequence[str], longest: int) -> list[str]:
+    labels = [_cut(text, longest) for text in texts]
+    for label in set(labels):
+        alike = sorted({text for text, cut in zip(texts, labels, strict=True) if cut == label})
+        if len(alike) == 1:
+            continue
+        if longest <= NUMBERED:
+            new = [f"…{number}" for number in range(1, len(alike) + 1)]
+        else:
+            begin = _common_start(alike)
+            end = _common_start([text[begin:][::-1] for text in alike])
+            middles = [text[begin : len(text) - end] for text in alike]
+            room = max(longest - max(map(letters, middles)), NUMBERED)
+            head, tail = _cut(alike[0][:begin], room // 2), _cut(alike[0][len(alike[0]) - end :], room - room // 2)
+            middles = _apart(middles, longest - letters(head) - letters(tail))
+            new = [f"{head}{middle}{tail}" for middle in middles]
+        renamed = dict(zip(alike, new, strict=True))
+        labels = [renamed.get(text, cut) for text, cut in zip(texts, labels, strict=True)]
+    return labels
+
+
+def _common_start(texts: Sequence[str]) -> int:
+    """Return how many characters different texts have in common at their beginning."""
+    columns = enumerate(zip(*texts, strict=False))
+    return next((i for i, column in columns if len({*column}) > 1), min(map(len, texts)))
+
+
+def _visible(name: str) -> str:
+    return drawable(name if any(c.isprintable() and not c.isspace() for c in name) else repr(name))
+
+
+def _cut(text: str, longest: int) -> str:
     if letters(text) <= longest:
         return text
     while letters(text) >= max(longest, 2):
