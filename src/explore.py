@@ -1,8 +1,8 @@
-"""Pictures of a trained run: reconstructions, samples, latents, traversals, your own images.
+"""Draw pictures of a trained run: reconstructions, samples, latents, traversals, your own images.
 
-``python -m src.explore run=outputs/...`` needs the run folder alone. It writes ``figures/*.png``, the same into
-TensorBoard, with ``images=`` what pictures of your own cost (``figures/pictures.csv``), and with ``embed=npz|csv``
-the latents.
+``python -m src.explore run=outputs/...`` needs only the run folder. It writes ``figures/*.png`` and the same pictures
+into TensorBoard, with ``images=`` your own pictures and what each costs (into ``figures/pictures/``), and with
+``embed=npz|csv`` the latents.
 """
 
 if not __package__:  # started as a file, it does not find the project

@@ -16,9 +16,10 @@ from matplotlib.font_manager import fontManager
 from torch.utils.tensorboard import SummaryWriter
 
 from src.benchmark import speed
-from src.exploration import export, grids, latents, own_images, writing
-from src.exploration.gallery import PICTURES, NotApplicable, write
-from src.exploration.writing import Figure, short
+from src.exploration import denoising, export, grids, latents, own_images, writing
+from src.exploration.gallery import PICTURES, write
+from src.exploration.overview import NotApplicable
+from src.exploration.writing import Figure, distinct, short
 from src.models.predictor import Predictor
 from tests.helpers import QUICK, built
 
@@ -67,7 +68,7 @@ def test_every_picture_draws_names_as_they_are(tmp_path):
 def test_file_names_are_drawn_as_they_are():
     predictor = fresh()
     own = own_images.Pictures([f"/somewhere/{name}.png" for name in PLAIN if "/" not in name], torch.rand(8, 1, 16, 16))
-    ((_, figure),) = own_images.draw(predictor, own, None)
+    ((_, figure),) = denoising.draw(predictor, own, 0.1)
     assert {f"{name}.png" for name in PLAIN if len(name) < 9} <= {*texts(figure)}
 
 
@@ -142,6 +143,24 @@ def test_long_names_are_cut_in_the_middle():
     assert short("a" * 100 + "b" * 100, 9) == "aaaa…bbbb"
     assert writing.letters(short("x" * 200 + "\n" + "y", 12)) <= 12
     assert [short(name, 20) for name in ("", " ", "\u200b", "_")] == ["''", "' '", r"'\u200b'", "_"]
+
+
+@pytest.mark.parametrize("longest", [11, 16, 24])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["person1_virus_6.jpeg", "person1_virus_7.jpeg", "person1_bacteria_1.jpeg"],
+        [f"NORMAL2-IM-{i:04}-0001-0001.jpeg" for i in range(40)],
+        [f"{'a' * 30}{i}{'b' * 30}" for i in range(12)],
+        [first * 30 + "x" * 30 + last * 30 for first in "ab" for last in "cd"],
+        [f"{'猫' * 20}{i}{'犬' * 20}" for i in range(3)],
+    ],
+)
+def test_different_names_have_different_labels(names, longest):
+    labels = distinct([*names, names[0], ""], longest)
+    assert len({*labels}) == len(names) + 1
+    assert labels[-2:] == [labels[0], ""]
+    assert max(map(writing.letters, labels)) <= longest
 
 
 def test_names_beside_points_lie_on_nothing():

@@ -15,7 +15,7 @@ from src.exploration.writing import distinct
 from src.metrics import distances, posterior
 from src.models.predictor import Predictor
 
-A_ROW, LONGEST = 8, 16  # reconstructions side by side, letters of a name below them
+A_ROW, LONGEST = 8, 20  # reconstructions side by side, letters of a name below them
 CLASSES_A_ROW, MOST_A_ROW = 5, 16  # pictures side by side; where the classes are many, as many as there are rows
 COMPONENTS = 10  # of the mixture
 
