@@ -1,4 +1,4 @@
-"""Names as users give them, in every figure: what is drawn is what was written, or says what could not be drawn."""
+"""Users' names in every figure are drawn as they are written, or with escapes for what cannot be drawn."""
 
 import os
 import warnings
@@ -24,18 +24,18 @@ from src.models.predictor import Predictor
 from tests.helpers import QUICK, built
 
 LATIN = os.fsdecode(b"caf\xe9")  # a name that is not UTF-8
-PLAIN = ("a$b$c", "$_", "_x", "^y", "50%_{z}", r"\alpha$\beta$", "<b>&amp;", "plain")  # drawn to the letter
-OTHERS = {" ": "' '", LATIN: r"caf\xe9", "tab\there": r"tab\there"}  # and these so that one sees what they are
+PLAIN = ("a$b$c", "$_", "_x", "^y", "50%_{z}", r"\alpha$\beta$", "<b>&amp;", "plain")  # drawn as they are
+OTHERS = {" ": "' '", LATIN: r"caf\xe9", "tab\there": r"tab\there"}  # drawn so that readers see what they are
 NAMES = (*PLAIN, *OTHERS)
 
 
 def texts(figure: Figure) -> list[str]:
-    """What a figure says, text by text, as its backend is told to draw it; any warning is an error."""
+    """Return the texts that a figure passes to its backend; any warning is an error."""
     with matplotlib.rc_context({"svg.fonttype": "none"}), warnings.catch_warnings(), BytesIO() as file:
         warnings.simplefilter("error")
         figure.savefig(file, format="svg", bbox_inches="tight")
         root = ElementTree.fromstring(file.getvalue())
-    nodes = root.iter("{http://www.w3.org/2000/svg}text")  # a formula has a child a character
+    nodes = root.iter("{http://www.w3.org/2000/svg}text")  # a formula has one child per character
     return ["".join(child.text for child in node) if len(node) else node.text for node in nodes]
 
 
@@ -179,7 +179,7 @@ def test_names_beside_points_lie_on_nothing():
     for place, box in enumerate(boxes):
         assert not box.count_overlaps(boxes[:place])
         spots = axes.transData.transform([*zip(x, y, strict=True)])
-        if place:  # what was in the way was there before
+        if place:  # the first is the text in the way
             assert not any(box.x0 - half < a < box.x1 + half and box.y0 - half < b < box.y1 + half for a, b in spots)
             assert axes.bbox.padded(1).contains(box.x0, box.y0)
             assert axes.bbox.padded(1).contains(box.x1, box.y1)
@@ -193,7 +193,7 @@ def test_names_beside_points_lie_on_nothing():
 
 @pytest.fixture
 def bare(monkeypatch):
-    """A machine with no fonts but Matplotlib's own."""
+    """Hide all fonts except Matplotlib's own."""
     own = matplotlib.get_data_path()
     monkeypatch.setattr(fontManager, "ttflist", [font for font in fontManager.ttflist if font.fname.startswith(own)])
     monkeypatch.setattr(writing, "_families", {})
@@ -202,7 +202,7 @@ def bare(monkeypatch):
 
 @pytest.fixture
 def cat_font(tmp_path) -> Path:
-    """A font that can write 猫 and nothing else."""
+    """Write a font that has only 猫."""
     pen = TTGlyphPen(None)
     for step, point in enumerate([(100, 0), (100, 800), (900, 800), (900, 0)]):
         (pen.lineTo if step else pen.moveTo)(point)

@@ -17,11 +17,11 @@ from src.models.predictor import Predictor
 from src.system.console import progress
 from src.system.seeds import stream
 
-SAMPLES = 4  # of each posterior: one alone moves an elbo by nats
-REFERENCES = 500  # validation images that a picture is ranked among, and training images whose brightness is looked at
-SHOWN = 20  # pictures on the terminal
-NOT_LIKE = 4  # standard deviations of brightness beyond which pictures are not like training images
-MIND = "images with more detail cost more nats, whatever they show: a rank is no diagnosis"
+SAMPLES = 4  # draws from each posterior; with a single one, an elbo varies by nats
+REFERENCES = 500  # validation images that a picture is ranked among, and training images for the usual brightness
+SHOWN = 20  # pictures listed on the terminal
+NOT_LIKE = 4  # standard deviations of brightness beyond which pictures are unlike training images
+CAUTION = "images with more detail cost more nats, whatever they show: a rank is no diagnosis"
 
 
 class Scores(NamedTuple):
@@ -46,10 +46,10 @@ def scores(predictor: Predictor, x: Tensor) -> Scores:
     splits, pool = predictor.datamodule.splits, predictor.datamodule.pool.images
     distortion, rate = _costs(predictor, x)
     validation = torch.cat([batch.x.cpu() for batch, _ in predictor.batches("val", REFERENCES)])
-    usual = sum(_costs(predictor, validation)).sort().values
+    costs = sum(_costs(predictor, validation)).sort().values
     drawn = torch.cat([*predictor.reconstruct(x.split(predictor.batch_size))])
     distance, place = nearest(x, pool, splits.train)
-    rank = torch.searchsorted(usual, distortion + rate) / len(usual)
+    rank = torch.searchsorted(costs, distortion + rate) / len(costs)
     return Scores(distortion, rate, rank, psnr(drawn, x), drawn, place, distance)
 
 
@@ -110,17 +110,17 @@ def look_like_negatives(predictor: Predictor, own: Pictures) -> str | None:
 
 def words(predictor: Predictor, rows: pd.DataFrame) -> str:
     """Write the costliest pictures as a table for the terminal."""
-    dearest = rows.sort_values("negative_elbo", ascending=False).head(SHOWN)
-    width, name = max(map(len, dearest.file)), predictor.model.metric_names(predictor.datamodule.pixels)["elbo"]
+    costliest = rows.sort_values("negative_elbo", ascending=False).head(SHOWN)
+    width, name = max(map(len, costliest.file)), predictor.model.metric_names(predictor.datamodule.pixels)["elbo"]
     several = rows.figure.nunique() > 1
     lines = [
         f"  {row.file:<{width}}  {row.negative_elbo:12,.1f} nats (above {100 * row.rank:3.0f} % of validation images)  "
         f"PSNR {row.psnr:5.1f} dB{f'  {row.figure}' if several else ''}"
-        for row in dearest.itertuples()
+        for row in costliest.itertuples()
     ]
     more = f", the {len(lines)} highest of {len(rows)}" if len(rows) > len(lines) else ""
     inverted = " inverted" if rows.inverted.all() else ""
-    return "\n".join([f"−{name} of each{inverted} picture{more}:", *lines, MIND])
+    return "\n".join([f"−{name} of each{inverted} picture{more}:", *lines, CAUTION])
 
 
 def draw(predictor: Predictor, own: Pictures, scores: Scores) -> Iterator[tuple[str, Figure]]:
@@ -147,6 +147,6 @@ def draw(predictor: Predictor, own: Pictures, scores: Scores) -> Iterator[tuple[
         title = (
             f"Reconstructions{own.remark}, PSNR {scores.psnr[here].mean():.1f} dB. Red: brighter than the "
             f"reconstruction, blue: darker, by up to {reach:.2f} of the full range. Below: the nearest training image; "
-            f"−{name} and the share of validation images where it is lower ({MIND})"
+            f"−{name} and the share of validation images where it is lower ({CAUTION})"
         )
         yield page, grids.stacked(rows, title, captions[here], COLUMNS)

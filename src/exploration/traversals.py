@@ -70,8 +70,9 @@ def plane(predictor: Predictor) -> Figure:
     z[..., pair[0]] = steps
     z[..., pair[1]] = steps.flip(0)[:, None]
     names = _quantile_names()
-    weak = _weak(posterior.rates(*predictor.codes(predictor.split)[:2]))
-    title = f"The two latents with the largest rate at normal quantiles, the others at their mean{weak}"
+    rate = posterior.rates(*predictor.codes(predictor.split)[:2])
+    which = "The two latents with the largest rate" if len(rate) > 2 else "Both latents"
+    title = f"{which} at normal quantiles{', the others at their mean' if len(rate) > 2 else ''}{_weak(rate)}"
     across, up = (f"quantile of latent {latent}" for latent in pair)
     return grids.labelled(decode_table(predictor, z), title, names[::-1], names, across, up)
 
