@@ -8,11 +8,13 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import matplotlib
+import numpy as np
 import pytest
 import torch
 from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib.font_manager import fontManager
+from matplotlib.image import AxesImage
 from torch.utils.tensorboard import SummaryWriter
 
 from src.benchmark import speed
@@ -33,6 +35,8 @@ def texts(figure: Figure) -> list[str]:
     """Return the texts that a figure passes to its backend; any warning is an error."""
     with matplotlib.rc_context({"svg.fonttype": "none"}), warnings.catch_warnings(), BytesIO() as file:
         warnings.simplefilter("error")
+        for image in figure.findobj(AxesImage):
+            image.set_data(np.zeros((1, 1, 3)))  # quick: pixels hold no text
         figure.savefig(file, format="svg", bbox_inches="tight")
         root = ElementTree.fromstring(file.getvalue())
     nodes = root.iter("{http://www.w3.org/2000/svg}text")  # a formula has one child per character
@@ -54,13 +58,13 @@ def fresh(*overrides: str) -> Predictor:
 
 def test_every_picture_draws_names_as_they_are(tmp_path):
     predictor = with_classes(fresh(), [*NAMES])
-    named = {"scatter", "class_means"}
+    named = {"scatter", "class_means"}  # every picture is drawn by the test of unusual data
     for name, picture in PICTURES.items():
         figure = picture(predictor)
         assert isinstance(figure, Figure), name
-        write(figure, tmp_path / f"{name}.png")
-        said = texts(figure)
         if name in named:
+            write(figure, tmp_path / f"{name}.png")
+            said = texts(figure)
             for expected in (*PLAIN, *OTHERS.values()):
                 assert said.count(expected) == (2 if name == "scatter" else 1), (name, expected)  # plot and legend
 
