@@ -1,14 +1,16 @@
-"""Pictures of a trained run: reconstructions, samples, latents, traversals, your own images.
+"""Draw pictures of a trained run: reconstructions, samples, latents, traversals, your own images.
 
-``python -m src.explore run=outputs/...`` needs the run folder alone. It writes ``figures/*.png``, the same into
-TensorBoard, with ``images=`` what pictures of your own cost (``figures/pictures.csv``), and with ``embed=npz|csv``
-the latents.
+``python -m src.explore run=outputs/...`` needs only the run folder. It writes ``figures/*.png`` and the same pictures
+into TensorBoard, with ``images=`` your own pictures and what each costs (into ``figures/pictures/``), and with
+``embed=npz|csv`` the latents.
 """
 
 if not __package__:  # started as a file, it does not find the project
     raise SystemExit(f"error: type python -m src.explore in {__file__.rpartition('src')[0]}")
 
 import logging
+from collections.abc import Sequence
+from pathlib import Path
 
 from omegaconf import DictConfig
 
@@ -26,39 +28,53 @@ def main(cfg: DictConfig) -> None:
     announce(f"exploring {cfg.run}")
     from torch.utils.tensorboard import SummaryWriter
 
-    from src.exploration import export, gallery, own_images, scores
+    from src.exploration import denoising, export, gallery, own_images, scores
     from src.runs.reader import open_run
     from src.system.files import whole_file
 
     chosen, form = gallery.choose(cfg.figures), export.form_of(cfg.embed)
     run, predictor = open_run(cfg)
     own = own_images.read(cfg.images, predictor.datamodule, cfg.invert) if cfg.images else None
-    own_images.check_noise(cfg.noise, predictor.datamodule)
+    denoising.check_noise(cfg.noise, predictor.datamodule)
 
-    known = None
+    drawn = [*gallery.draw(predictor, chosen, cfg.figures != "all")]
+    pages, folder = [], Path()
     if own is not None:
-        if not cfg.invert and (hint := scores.look_like_negatives(predictor, own.x)):
+        folder = Path("pictures", own.folder)
+        if hint := scores.look_like_negatives(predictor, own):
             log.warning(hint)
-        known = scores.scores(predictor, own.x)
-    drawn = [*gallery.draw(predictor, chosen, cfg.figures != "all"), *own_images.draw(predictor, own, cfg.noise, known)]
-    if own is not None:
-        for old in run.folder.figures.glob("pictures*.png"):  # of other pictures, maybe more of them
-            old.unlink()
-        table = scores.table(predictor, own.names, known)
-        with whole_file(run.folder.figures / "pictures.csv") as file:
+    if cfg.noise:
+        pages = [*denoising.draw(predictor, own, cfg.noise)]
+        if own is not None:
+            log.info("images= with noise= get no scores: leave noise= out for what each picture costs")
+    elif own is not None:
+        found = scores.scores(predictor, own.x)
+        pages = [*scores.draw(predictor, own, found)]
+        table = scores.table(predictor, own, found)
+        with whole_file(run.folder.figures / folder / "pictures.csv") as file:
             table.to_csv(file, index=False)
-        log.info("\n%s\n\n%s", scores.words(predictor, table), run.folder.figures / "pictures.csv")
+        log.info("\n%s\n\n%s", scores.words(predictor, table), run.folder.figures / folder / "pictures.csv")
     with SummaryWriter(run.folder.tensorboard) as writer:
         step = run.record.get("steps", 0)
-        for name, figure in drawn:
+        for name, figure in (*drawn, *((folder / name, figure) for name, figure in pages)):
             path = run.folder.figures / f"{name}.png"
             gallery.write(figure, path)
             writer.add_figure(f"explore/{name}", figure, step)
             log.info("%s", path)
+        if own is not None:
+            _remove_other_pages(run.folder.figures / folder, [name for name, _ in pages])
         if form:
             for path in export.export(predictor, own, run.folder.path / "embedding", form):
                 log.info("%s", path)
             export.project(predictor, writer, run.folder.tensorboard)
+
+
+def _remove_other_pages(folder: Path, names: Sequence[str]) -> None:
+    """Remove pages of an earlier call of the same kind that this one has not written: there were more pictures."""
+    kind = names[0].partition("_")[0]
+    for path in folder.glob(f"{kind}*.png"):
+        if path.stem not in names:
+            path.unlink()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Every picture, of models and data that can have it and that cannot, and a user's own images."""
+"""Every picture, for models and data that can and cannot have it, and a user's own images."""
 
 import os
 import shutil
@@ -14,8 +14,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.distributions import Normal
 
 from src.data.pixels import Pixels
-from src.exploration import curves, export, gallery, grids, latents, own_images, scores
-from src.exploration.gallery import PICTURES, NotApplicable, linear, spherical
+from src.exploration import curves, denoising, export, gallery, grids, latents, overview, own_images, scores, traversals
+from src.exploration.gallery import PICTURES
+from src.exploration.overview import NotApplicable
+from src.exploration.traversals import linear, spherical
 from src.metrics import posterior
 from src.models.objectives import elbo_terms
 from src.models.predictor import Predictor
@@ -36,20 +38,23 @@ def of(*overrides: str) -> Predictor:
 
 @pytest.fixture(scope="module")
 def explored(finished, tmp_path_factory):
-    """A run explored from the command line, with all that can be asked for."""
+    """Explore a run from the command line, with every kind of output."""
     run = Path(shutil.copytree(finished[0], tmp_path_factory.mktemp("explored") / "run"))
     own = run.parent / "own"
     own.mkdir()
     for number in range(3):
         Image.fromarray(np.full((30, 40, 3), 80 * number, dtype=np.uint8)).save(own / f"mine_{number}.png")
-    done = cli(f"run={run}", f"images={own}/*.png", "noise=0.2", "embed=npz", module="src.explore")
+    done = cli(f"run={run}", f"images={own}/*.png", "embed=npz", module="src.explore")
     assert done.returncode == 0, done.stdout
     return run, done
 
 
 def test_every_picture_is_drawn(explored):
     run, done = explored
-    for name in (*PICTURES, "pictures"):
+    (own,) = (run / "figures" / "pictures").iterdir()
+    assert own.name.startswith("own-")
+    names = (*PICTURES, f"pictures/{own.name}/pictures")
+    for name in names:
         with Image.open(run / "figures" / f"{name}.png") as image:
             assert min(image.size) > 100, name
             assert len(image.convert("L").getcolors()) > 10, name
@@ -58,7 +63,7 @@ def test_every_picture_is_drawn(explored):
     tags = set()
     for file in (run / "tensorboard").glob("events*"):
         tags.update(EventAccumulator(str(file)).Reload().Tags()["images"])
-    assert {f"explore/{name}" for name in (*PICTURES, "pictures")} <= tags
+    assert {f"explore/{name}" for name in names} <= tags
 
 
 def test_embeddings_are_the_posteriors_with_their_names(explored, predictor):
@@ -69,7 +74,8 @@ def test_embeddings_are_the_posteriors_with_their_names(explored, predictor):
         np.testing.assert_array_equal(saved["scale"], codes.scale)
         assert saved["label"].tolist() == [str(label) for label in codes.label.tolist()]
         assert saved["name"].tolist() == [str(i) for i in predictor.datamodule.splits.test.tolist()]
-    with np.load(run / "embedding" / "pictures.npz") as saved:
+    (own,) = (run / "embedding").glob("pictures-own-*.npz")
+    with np.load(own) as saved:
         assert [Path(name).name for name in saved["name"]] == ["mine_0.png", "mine_1.png", "mine_2.png"]
         assert saved["mean"].shape == (3, 2)
     config = (run / "tensorboard" / "projector_config.pbtxt").read_text()
@@ -113,8 +119,8 @@ def test_images_without_classes_have_pictures_too(picture_folder, tmp_path):
     predictor = of("data=image_folder", f"data.root={root}", "data.channels=1", "data.image_size=16",
                  f"data.cache_dir={tmp_path}")  # fmt: skip
     with pytest.raises(NotApplicable, match="no class labels"):
-        gallery.class_means(predictor)
-    assert len(gallery.scatter(predictor).axes) == 1
+        overview.class_means(predictor)
+    assert len(overview.scatter(predictor).axes) == 1
     assert len(embedding_names(predictor, tmp_path)) == len(predictor.datamodule.splits.val)
 
 
@@ -130,15 +136,15 @@ def test_the_manifold_is_decoded_at_normal_quantiles(predictor, monkeypatch):
     monkeypatch.setattr(
         predictor.__class__, "decode", lambda self, z: asked.append(z) or iter([torch.zeros(len(z), 1, 4, 4)])
     )
-    gallery.manifold(predictor)
+    traversals.manifold(predictor)
     z = asked[0].unflatten(0, (20, 20))
     shares = Normal(0.0, 1.0).cdf(z)
     torch.testing.assert_close(shares[0, :, 0], (torch.arange(20) + 0.5) / 20)  # latent 0 grows to the right
     torch.testing.assert_close(shares[:, 0, 1], (torch.arange(20).flip(0) + 0.5) / 20)  # latent 1 grows upwards
     asked.clear()
-    gallery.traversals(predictor)
+    traversals.traversals(predictor)
     rows = asked[0].unflatten(0, (2, 7))
-    first = gallery._best(predictor, 1)[0]
+    first = overview.best_latents(predictor, 1)[0]
     torch.testing.assert_close(Normal(0.0, 1.0).cdf(rows[0, :, first]), torch.linspace(0.05, 0.95, 7))
     centre = predictor.codes(predictor.split).mean.mean(0)
     torch.testing.assert_close(rows[0, :, 1 - first], centre[1 - first].expand(7))
@@ -172,14 +178,74 @@ def test_own_pictures_are_prepared_as_the_runs_images(picture_folder, predictor,
         own_images.read(str(root / "a.png"), predictor.datamodule)
     with pytest.raises(UserError, match="no picture there"):
         own_images.read(f"{root}/*.gif", predictor.datamodule)
-    many = own_images.Pictures([str(i) for i in range(40)], torch.rand(40, 1, 16, 16))
-    assert [name for name, _ in own_images.draw(predictor, many, None)] == ["pictures_1", "pictures_2", "pictures_3"]
 
 
-def test_own_pictures_are_scored(explored, predictor):
-    """By the elbo's own terms: a validation image has the rank that it has among all of them."""
+def test_the_figures_of_different_pictures_have_different_folders(picture_folder, predictor, monkeypatch):
+    root = picture_folder({"x/a.png": (9, 9), "y/x/a.png": (9, 9)})
+
+    def folder(*places, invert=False):
+        return own_images.read([str(place) for place in places], predictor.datamodule, invert).folder
+
+    first = folder(root / "x")
+    others = [
+        folder(root / "y" / "x"),
+        folder(root / "x", root / "y" / "x"),
+        folder(root / "x" / "*.png"),
+        folder(root / "x", invert=True),
+    ]
+    assert all(name.startswith("x-") for name in others)
+    assert len({first, *others}) == 5
+    assert others[-1] == f"{first}-inverted"
+    monkeypatch.chdir(root)
+    assert folder("x") == folder("./x/") == first
+
+
+def test_many_pictures_have_pages_and_the_list_says_which(predictor, monkeypatch):
+    monkeypatch.setattr(scores, "REFERENCES", 10)
+    names = [f"folder/NORMAL2-IM-{i:04}-0001-0001.jpeg" for i in range(21)]
+    own = own_images.Pictures(names, torch.rand(21, 1, 16, 16), inverted=True)
+    found = scores.scores(predictor, own.x)
+    pages = dict(scores.draw(predictor, own, found))
+    assert [*pages] == ["pictures_1", "pictures_2"]
+    assert "Reconstructions of inverted pictures, PSNR" in " ".join(pages["pictures_1"].get_suptitle().split())
+    rows = scores.table(predictor, own, found)
+    assert rows.figure.tolist() == ["pictures_1.png"] * 18 + ["pictures_2.png"] * 3
+    assert rows.inverted.all()
+    said = scores.words(predictor, rows)
+    assert "of each inverted picture, the 20 highest of 21" in said
+    dearest = found.negative_elbo.argmax().item()
+    assert said.splitlines()[1].startswith(f"  {names[dearest]} ")
+    assert said.splitlines()[1].endswith(f"  {rows.figure[dearest]}")
+    labels = [tick.get_text().split("\n")[0] for axes in pages["pictures_1"].axes for tick in axes.get_xticklabels()]
+    assert len({*labels}) == 18
+    assert [name for name, _ in denoising.draw(predictor, own, 0.1)] == ["denoising_1", "denoising_2"]
+
+
+def test_a_second_call_replaces_its_own_figures_alone(explored, predictor, picture_folder):
+    """Denoised figures lie beside those with scores; other pictures have another folder."""
+    run, _ = explored
+    (before,) = (run / "figures" / "pictures").iterdir()
+    kept = {path: path.read_bytes() for path in before.iterdir()}
+    root = picture_folder({"0.png": (16, 16)})
+    folder = run / "figures" / "pictures" / own_images.read(str(root), predictor.datamodule).folder
+    folder.mkdir()
+    for name in ("denoising_1", "denoising_2", "pictures"):  # of an earlier call, when there were more pictures
+        (folder / f"{name}.png").touch()
+    done = cli(f"run={run}", f"images={root}", "figures=[]", "noise=0.2", module="src.explore")
+    assert done.returncode == 0, done.stdout
+    assert "images= with noise= get no scores" in done.stdout
+    assert "PSNR" not in done.stdout
+    assert sorted(path.name for path in folder.iterdir()) == ["denoising.png", "pictures.png"]
+    assert {path: path.read_bytes() for path in before.iterdir()} == kept
+
+
+def test_own_pictures_are_scored(explored, predictor, monkeypatch):
+    """Scores are terms of the elbo, and a validation image has its rank among all of them."""
     run, done = explored
-    rows = pd.read_csv(run / "figures" / "pictures.csv")
+    (file,) = (run / "figures" / "pictures").glob("own-*/pictures.csv")
+    rows = pd.read_csv(file)
+    assert rows.figure.tolist() == ["pictures.png"] * 3
+    assert not rows.inverted.any()
     assert [Path(name).name for name in rows.file] == ["mine_0.png", "mine_1.png", "mine_2.png"]
     np.testing.assert_allclose(rows.negative_elbo, rows.distortion + rows.rate)
     assert f"{rows.negative_elbo.max():,.1f} nats (above 100 % of validation images)" in done.stdout
@@ -188,7 +254,8 @@ def test_own_pictures_are_scored(explored, predictor):
     found = scores.scores(predictor, unseen)
     order = found.negative_elbo.argsort()
     np.testing.assert_allclose(found.rank[order], torch.arange(len(order)) / len(order))
-    alone = scores.scores(predictor, unseen[7:8])  # whatever stands beside it
+    monkeypatch.setattr(scores, "REFERENCES", 10)  # quick: from here on no rank matters
+    alone = scores.scores(predictor, unseen[7:8])  # a score does not depend on the other pictures
     np.testing.assert_allclose(alone.negative_elbo, found.negative_elbo[7:8], rtol=1e-5)
     with torch.no_grad():
         inference = predictor.model.infer(unseen[:50], 200)
@@ -200,15 +267,16 @@ def test_own_pictures_are_scored(explored, predictor):
 
 
 def test_negatives_are_recognized_and_turned(predictor, tmp_path):
-    """Black on white, as people draw digits."""
+    """People draw digits black on white."""
     white = np.full((16, 16), 255, np.uint8)
     white[4:12, 7:9] = 0
     Image.fromarray(white).save(tmp_path / "one.png")
     own = own_images.read(str(tmp_path / "one.png"), predictor.datamodule)
-    assert "invert=true turns them" in scores.look_like_negatives(predictor, own.x)
+    assert "invert=true inverts them" in scores.look_like_negatives(predictor, own)
     turned = own_images.read(str(tmp_path / "one.png"), predictor.datamodule, invert=True)
     torch.testing.assert_close(turned.x, 1 - own.x)
-    assert scores.look_like_negatives(predictor, turned.x) is None
+    assert scores.look_like_negatives(predictor, turned._replace(inverted=False)) is None
+    assert scores.look_like_negatives(predictor, own._replace(inverted=True)) is None
 
 
 def test_principal_directions_are_those_of_the_codes():
@@ -229,8 +297,8 @@ def test_directions_start_at_the_mean_of_the_training_codes(predictor, monkeypat
         seen.append(z)
         return torch.zeros(*z.shape[:2], 1, 8, 8)
 
-    monkeypatch.setattr(gallery, "_decode_table", keep)
-    gallery.directions(predictor)
+    monkeypatch.setattr(traversals, "decode_table", keep)
+    traversals.directions(predictor)
     codes = predictor.codes("train").mean
     (z,) = seen
     torch.testing.assert_close(z[:, 3], codes.mean(0).expand(len(z), -1))
@@ -248,7 +316,7 @@ def test_own_pictures_have_the_depth_of_the_runs_images(tmp_path, caplog):
     (dark,) = own_images.read(f"{tmp_path}/own", datamodule).x
     np.testing.assert_allclose(dark[0], ramp / 8 / 4095, atol=1.5 / 255)
     assert "deeper.png: its values go from 0 to 65,520, not from 0 to 4,095" in caplog.text
-    digits, _ = built(*QUICK)  # of 8 bits: the pictures' own depth counts
+    digits, _ = built(*QUICK)  # their images have 8 bits: the pictures' own depth counts
     np.testing.assert_allclose(own_images.read(f"{tmp_path}/run", digits).x[0, 0], ramp / 4095, atol=1.5 / 255)
 
 
@@ -257,7 +325,7 @@ def test_pictures_whose_names_are_no_utf8(picture_folder, predictor, tmp_path):
     shutil.copy(root / "plain.png", os.fsencode(root) + b"/caf\xe9.png")
     own = own_images.read(str(root), predictor.datamodule)
     assert [Path(name).name for name in own.names] == [r"caf\xe9.png", "plain.png"]
-    for _, figure in own_images.draw(predictor, own, None):
+    for _, figure in scores.draw(predictor, own, scores.scores(predictor, own.x)):
         gallery.write(figure, tmp_path / "a.png")
     for form in ("csv", "npz"):
         *_, path = export.export(predictor, own, tmp_path, form)
@@ -269,15 +337,15 @@ def test_pictures_whose_names_are_no_utf8(picture_folder, predictor, tmp_path):
 
 def test_noise_is_what_was_asked_for(predictor):
     x = torch.full((1, 1, 200, 200), 0.5)
-    assert (own_images.add_noise(x, 0.1, Pixels.GREY) - x).std().item() == pytest.approx(0.1, rel=0.05)
-    flipped = own_images.add_noise((torch.rand_like(x) < 0.3).float(), 0.2, Pixels.BINARY)
+    assert (denoising.add_noise(x, 0.1, Pixels.GREY) - x).std().item() == pytest.approx(0.1, rel=0.05)
+    flipped = denoising.add_noise((torch.rand_like(x) < 0.3).float(), 0.2, Pixels.BINARY)
     assert set(flipped.unique().tolist()) == {0.0, 1.0}
     zeros = torch.zeros_like(x)
-    assert own_images.add_noise(zeros, 0.2, Pixels.BINARY).mean().item() == pytest.approx(0.2, rel=0.1)
+    assert denoising.add_noise(zeros, 0.2, Pixels.BINARY).mean().item() == pytest.approx(0.2, rel=0.1)
     for noise in (0, -1, "much"):
         with pytest.raises(UserError, match=f"noise={noise}"):
-            own_images.check_noise(noise, predictor.datamodule)
-    ((name, figure),) = own_images.draw(predictor, None, 0.3)
+            denoising.check_noise(noise, predictor.datamodule)
+    ((name, figure),) = denoising.draw(predictor, None, 0.3)
     assert name == "denoising"
     assert "dB before" in figure.get_suptitle()
     assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == ["original", "noisy", "reconstruction"]
@@ -293,6 +361,9 @@ def test_stacks_put_reconstructions_below_originals(count, rows, columns):
         above, below = (picture[0, top + i * 66 + 30, 30::66] for i in (0, 1))
         torch.testing.assert_close(below, above + 0.5)
     assert grids.grid(torch.rand(4, 1, 8, 8)).shape[1] > 64
+    white = grids.grid(torch.ones(2, 1, 64, 64))  # has a frame on white paper
+    assert white[:, 30, 30].tolist() == [1] * 3
+    assert white[:, 30, [0, 66, 132]].max() < 0.9
     assert grids.picture(picture, "title").axes[0].get_title() == "title"
 
 
@@ -304,11 +375,23 @@ def test_labels_stand_at_the_middle_of_their_rows_and_columns():
     assert (axes.get_xlabel(), axes.get_ylabel(), figure.get_suptitle()) == ("across", "down", "title")
 
 
+def test_few_pictures_have_a_figure_of_a_sensible_size_and_no_empty_frames():
+    for count, widest in ((1, 7), (7, 12)):
+        rows = {"original": torch.ones(count, 1, 64, 64), "reconstruction": torch.ones(count, 1, 64, 64)}
+        figure = grids.stacked(rows, "title", ["a.png"] * count, 6)
+        width, height = figure.get_size_inches()
+        assert 5 < width < widest
+        assert height < 8
+    image = figure.axes[-1].images[0].get_array()
+    assert image.shape == figure.axes[0].images[0].get_array().shape
+    assert image[:, 68:].min() == 1  # beside the seventh there is white paper
+
+
 def test_class_names_do_not_cover_each_other():
     places = torch.tensor([[0.5, 0.5], [0.52, 0.5], [0.49, 0.51], [0.9, 0.5], [0.5, 0.5]])
     moved = latents.apart(places, (0.1, 0.04))
     assert torch.equal(moved[:, 0], places[:, 0])
-    assert moved[3].tolist() == places[3].tolist()  # it was free already
+    assert moved[3].tolist() == places[3].tolist()  # it overlapped none
     heights = moved[[0, 1, 2, 4], 1].sort().values
     assert (heights.diff() > 0.039).all()
 

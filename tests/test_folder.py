@@ -1,4 +1,4 @@
-"""Which files of a folder are pictures, and which split, class and group each of them belongs to."""
+"""Which files of a folder are pictures, and the split, class and group of each."""
 
 import os
 import re
@@ -20,12 +20,12 @@ ROOT = Path("pictures")
 
 
 def images(*folders: str, count: int = 3) -> list[str]:
-    """Paths of some images in each folder."""
+    """Return paths of some images in each folder."""
     return [f"{folder}/{i}.png".lstrip("/") for folder in folders for i in range(count)]
 
 
 def placed(*folders: str) -> tuple[dict[str, set[tuple[str, str]]], list[str]]:
-    """Splits and classes that each folder's images come to, and the notes."""
+    """Return split and class of each folder's images, and the notes."""
     layout = arrange(ROOT, images(*folders))
     found: dict[str, set[tuple[str, str]]] = {}
     for file, split, name in zip(layout.files, layout.published, layout.classes, strict=True):
@@ -60,7 +60,7 @@ def test_splits_and_classes_are_read_from_folders(folders, expected):
 
 
 def test_what_lies_beside_published_splits_is_left_out_and_counted():
-    """The X-rays as Kaggle packs them: the data set, and itself once more within."""
+    """Kaggle's archive of the X-rays contains the data set twice, once within itself."""
     found, notes = placed("", "train/a", "test/a", "chest_xray/train/a", "chest_xray/test/a")
     assert found == {"train/a": ("train", "a"), "test/a": ("test", "a")}
     assert notes == ["images left out beside the splits: in no folder: 3, in chest_xray/: 6"]
@@ -104,7 +104,7 @@ def test_links_are_followed_once_and_what_is_left_out_is_counted(picture_folder,
 
 
 def test_a_folder_that_several_links_lead_to_has_the_shortest_name(picture_folder, tmp_path):
-    """Else test images would be among all the others."""
+    """Otherwise test images would be among all the others."""
     everything = picture_folder({"x/1.png": (4, 4), "held_out/x/2.png": (4, 4)})
     root = tmp_path / "links"
     root.mkdir()
@@ -115,7 +115,7 @@ def test_a_folder_that_several_links_lead_to_has_the_shortest_name(picture_folde
 
 @pytest.fixture
 def unprivileged(picture_folder) -> Iterator[Path]:
-    """A folder with pictures/, of which b/ and a/3.png may not be read; permissions apply, as they do not to root."""
+    """Make a folder with pictures/, of which b/ and a/3.png may not be read, and give up root's rights to read them."""
     with tempfile.TemporaryDirectory() as name:
         root = shutil.copytree(
             picture_folder({f"{c}/{i}.png": (9, 9) for c in "ab" for i in range(12)}), Path(name, "pictures")

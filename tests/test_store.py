@@ -1,4 +1,4 @@
-"""The store of decoded pictures; what is said of broken data."""
+"""The store of decoded pictures, and messages about broken data."""
 
 import errno
 import fcntl
@@ -28,7 +28,7 @@ from tests.helpers import WARM, data, folder_data, sides
 
 @pytest.fixture
 def decoded(monkeypatch) -> list[str]:
-    """The files that were decoded so far, by name."""
+    """Record the names of decoded files."""
     files: list[str] = []
     real = decoding.decode
     monkeypatch.setattr(
@@ -65,7 +65,7 @@ def test_store_decodes_once_and_again_when_a_file_changes(picture_folder, tmp_pa
 
 
 def test_a_folder_with_the_same_names_sizes_and_times_has_its_own_images(picture_folder, tmp_path):
-    """Uncompressed files whose times an archive has made equal."""
+    """An archive gives all its files one time, and uncompressed files one size."""
     one = picture_folder({f"{i}.bmp": (90, 90) for i in range(5)}).rename(tmp_path / "one")
     other = picture_folder({f"{i}.bmp": (90, 90) for i in range(5)}, seed=1)
     for file in (*one.iterdir(), *other.iterdir()):
@@ -77,8 +77,8 @@ def test_a_folder_with_the_same_names_sizes_and_times_has_its_own_images(picture
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.002])
-def test_a_far_disk_is_asked_by_many_at_once(seconds, tmp_path, monkeypatch):
-    """And a near one by one: the facts are the same."""
+def test_a_remote_disk_is_read_by_many_threads(seconds, tmp_path, monkeypatch):
+    """A fast disk is read by one; the facts are the same."""
     monkeypatch.setattr(store, "TRIED", 20)
     for i in range(200):
         (tmp_path / f"{i}.png").write_bytes(bytes([i]) * (10 * i))
@@ -131,14 +131,14 @@ def test_bad_images_are_named_or_skipped(picture_folder, tmp_path):
 
 
 def started(root: Path, cache: Path, output: IO, **env: str) -> Process:
-    """A process that reads a folder."""
+    """Start a process that reads a folder."""
     words = ("data=image_folder", f"data.root={root}", f"data.cache_dir={cache}", "data.image_size=16")
     return WARM.start("tests.pools", words, {**os.environ, **env}, output)
 
 
 @pytest.mark.parametrize("locks", [True, False])
 def test_processes_that_start_together_decode_once(locks, picture_folder, tmp_path):
-    """And where the file system knows no locks, each by itself, to the same end."""
+    """Without file locks each decodes by itself, with the same result."""
     root, cache = picture_folder({f"{i}.png": (9, 9) for i in range(60)}), tmp_path / "cache"
     with tempfile.TemporaryFile("w+") as output:
         env = {"SLOW": "0.05"} if locks else {"SLOW": "0.05", "NO_LOCKS": "1"}
@@ -174,14 +174,14 @@ def test_who_waits_for_a_decoding_says_so_once(picture_folder, tmp_path, caplog)
 
 @pytest.mark.parametrize("size", [16, 8])
 def test_what_a_killed_decoding_has_left_goes_with_the_next(size, picture_folder, tmp_path):
-    """With the next of the same images, and of others."""
+    """The next decoding removes it, of the same images and of others."""
     root, cache = picture_folder({f"{i}.png": (9, 9) for i in range(60)}), tmp_path / "cache"
     with tempfile.TemporaryFile("w+") as output:
         killed = started(root, cache, output, SLOW="5")
         while not list(cache.glob(".decoding-*/new/images.npy")):
             assert killed.poll() is None, output.seek(0) or output.read()
             time.sleep(0.02)
-        open_store(root, ["0.png"], 8, 1, cache, "x", "raise")  # meanwhile others leave it alone
+        open_store(root, ["0.png"], 8, 1, cache, "x", "raise")  # other processes do not touch it meanwhile
         assert list(cache.glob(".decoding-*/new/images.npy"))
         os.kill(killed.pid, signal.SIGKILL)
         killed.wait(60)
@@ -283,7 +283,7 @@ def test_a_damaged_cache_is_made_anew(damage, picture_folder, tmp_path, caplog):
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOMEM, errno.ESTALE])
 def test_a_cache_that_cannot_be_read_now_is_not_taken_for_damaged(code, picture_folder, tmp_path, monkeypatch):
-    """It was decoded anew, and replaced."""
+    """An earlier version decoded it anew and replaced it."""
     root = picture_folder({f"{i}.png": (9, 9) for i in range(3)})
     load(root, tmp_path / "cache")
     (folder,) = (tmp_path / "cache").iterdir()

@@ -1,4 +1,4 @@
-"""Names as users give them, in every figure: what is drawn is what was written, or says what could not be drawn."""
+"""Users' names in every figure are drawn as they are written, or with escapes for what cannot be drawn."""
 
 import os
 import warnings
@@ -8,32 +8,37 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import matplotlib
+import numpy as np
 import pytest
 import torch
 from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib.font_manager import fontManager
+from matplotlib.image import AxesImage
 from torch.utils.tensorboard import SummaryWriter
 
-from src.exploration import export, grids, latents, own_images, writing
-from src.exploration.gallery import PICTURES, NotApplicable, write
-from src.exploration.writing import Figure, short
+from src.exploration import denoising, export, grids, latents, own_images, writing
+from src.exploration.gallery import PICTURES, write
+from src.exploration.overview import NotApplicable
+from src.exploration.writing import Figure, distinct, short
 from src.models.predictor import Predictor
 from tests.helpers import QUICK, built
 
 LATIN = os.fsdecode(b"caf\xe9")  # a name that is not UTF-8
-PLAIN = ("a$b$c", "$_", "_x", "^y", "50%_{z}", r"\alpha$\beta$", "<b>&amp;", "plain")  # drawn to the letter
-OTHERS = {" ": "' '", LATIN: r"caf\xe9", "tab\there": r"tab\there"}  # and these so that one sees what they are
+PLAIN = ("a$b$c", "$_", "_x", "^y", "50%_{z}", r"\alpha$\beta$", "<b>&amp;", "plain")  # drawn as they are
+OTHERS = {" ": "' '", LATIN: r"caf\xe9", "tab\there": r"tab\there"}  # drawn so that readers see what they are
 NAMES = (*PLAIN, *OTHERS)
 
 
 def texts(figure: Figure) -> list[str]:
-    """What a figure says, text by text, as its backend is told to draw it; any warning is an error."""
+    """Return the texts that a figure passes to its backend; any warning is an error."""
     with matplotlib.rc_context({"svg.fonttype": "none"}), warnings.catch_warnings(), BytesIO() as file:
         warnings.simplefilter("error")
+        for image in figure.findobj(AxesImage):
+            image.set_data(np.zeros((1, 1, 3)))  # quick: pixels hold no text
         figure.savefig(file, format="svg", bbox_inches="tight")
         root = ElementTree.fromstring(file.getvalue())
-    nodes = root.iter("{http://www.w3.org/2000/svg}text")  # a formula has a child a character
+    nodes = root.iter("{http://www.w3.org/2000/svg}text")  # a formula has one child per character
     return ["".join(child.text for child in node) if len(node) else node.text for node in nodes]
 
 
@@ -52,13 +57,13 @@ def fresh(*overrides: str) -> Predictor:
 
 def test_every_picture_draws_names_as_they_are(tmp_path):
     predictor = with_classes(fresh(), [*NAMES])
-    named = {"scatter", "class_means"}
+    named = {"scatter", "class_means"}  # every picture is drawn by the test of unusual data
     for name, picture in PICTURES.items():
         figure = picture(predictor)
         assert isinstance(figure, Figure), name
-        write(figure, tmp_path / f"{name}.png")
-        said = texts(figure)
         if name in named:
+            write(figure, tmp_path / f"{name}.png")
+            said = texts(figure)
             for expected in (*PLAIN, *OTHERS.values()):
                 assert said.count(expected) == (2 if name == "scatter" else 1), (name, expected)  # plot and legend
 
@@ -66,7 +71,7 @@ def test_every_picture_draws_names_as_they_are(tmp_path):
 def test_file_names_are_drawn_as_they_are():
     predictor = fresh()
     own = own_images.Pictures([f"/somewhere/{name}.png" for name in PLAIN if "/" not in name], torch.rand(8, 1, 16, 16))
-    ((_, figure),) = own_images.draw(predictor, own, None)
+    ((_, figure),) = denoising.draw(predictor, own, 0.1)
     assert {f"{name}.png" for name in PLAIN if len(name) < 9} <= {*texts(figure)}
 
 
@@ -137,6 +142,24 @@ def test_long_names_are_cut_in_the_middle():
     assert [short(name, 20) for name in ("", " ", "\u200b", "_")] == ["''", "' '", r"'\u200b'", "_"]
 
 
+@pytest.mark.parametrize("longest", [11, 16, 24])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["person1_virus_6.jpeg", "person1_virus_7.jpeg", "person1_bacteria_1.jpeg"],
+        [f"NORMAL2-IM-{i:04}-0001-0001.jpeg" for i in range(40)],
+        [f"{'a' * 30}{i}{'b' * 30}" for i in range(12)],
+        [first * 30 + "x" * 30 + last * 30 for first in "ab" for last in "cd"],
+        [f"{'猫' * 20}{i}{'犬' * 20}" for i in range(3)],
+    ],
+)
+def test_different_names_have_different_labels(names, longest):
+    labels = distinct([*names, names[0], ""], longest)
+    assert len({*labels}) == len(names) + 1
+    assert labels[-2:] == [labels[0], ""]
+    assert max(map(writing.letters, labels)) <= longest
+
+
 def test_names_beside_points_lie_on_nothing():
     rng = torch.Generator().manual_seed(0)
     x, y = (torch.rand(30, generator=rng).tolist() for _ in range(2))
@@ -153,7 +176,7 @@ def test_names_beside_points_lie_on_nothing():
     for place, box in enumerate(boxes):
         assert not box.count_overlaps(boxes[:place])
         spots = axes.transData.transform([*zip(x, y, strict=True)])
-        if place:  # what was in the way was there before
+        if place:  # the first is the text in the way
             assert not any(box.x0 - half < a < box.x1 + half and box.y0 - half < b < box.y1 + half for a, b in spots)
             assert axes.bbox.padded(1).contains(box.x0, box.y0)
             assert axes.bbox.padded(1).contains(box.x1, box.y1)
@@ -167,7 +190,7 @@ def test_names_beside_points_lie_on_nothing():
 
 @pytest.fixture
 def bare(monkeypatch):
-    """A machine with no fonts but Matplotlib's own."""
+    """Hide all fonts except Matplotlib's own."""
     own = matplotlib.get_data_path()
     monkeypatch.setattr(fontManager, "ttflist", [font for font in fontManager.ttflist if font.fname.startswith(own)])
     monkeypatch.setattr(writing, "_families", {})
@@ -176,7 +199,7 @@ def bare(monkeypatch):
 
 @pytest.fixture
 def cat_font(tmp_path) -> Path:
-    """A font that can write 猫 and nothing else."""
+    """Write a font that has only 猫."""
     pen = TTGlyphPen(None)
     for step, point in enumerate([(100, 0), (100, 800), (900, 800), (900, 0)]):
         (pen.lineTo if step else pen.moveTo)(point)

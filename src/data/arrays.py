@@ -23,13 +23,13 @@ from src.system.errors import UserError, memory_full, one_line
 from src.system.files import remove_unfinished, whole_file
 from src.system.locks import turn
 
-DOWNLOADING = ".download.lock"  # in the folder that is downloaded into, as long as that takes
-STALLED = 60  # seconds without a byte, after which a download has failed
+DOWNLOADING = ".download.lock"  # in the target folder during a download
+STALLED = 60  # seconds without a byte after which a download counts as failed
 MIB = 2**20
 
 
 def array_pool(images: Tensor, labels: Tensor, classes: list[str], published: np.ndarray, size: int) -> ImagePool:
-    """A pool of uint8 images ``[N, C, H, W]``, resized; identical means equal pixels before resizing."""
+    """Return a pool of uint8 images ``[N, C, H, W]``, resized; digests are of the pixels before resizing."""
     digests = [content_digest(image.tobytes()) for image in images.numpy()]
     return ImagePool(resize_images(images, size), labels, classes, published, digests)
 
@@ -39,7 +39,7 @@ def _downloading(name: str, root: Path, where_to_get: str) -> Iterator[bool]:
     """Let one process at a time download into ``root``, as :func:`src.system.locks.turn` does.
 
     Raises:
-        UserError: whatever has gone wrong with the download; no byte has come for a minute, for one.
+        UserError: the download failed, or no byte came for a minute.
     """
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(STALLED)  # torchvision sets none
@@ -58,7 +58,7 @@ def _downloading(name: str, root: Path, where_to_get: str) -> Iterator[bool]:
 
 
 def _is_absent(error: Exception) -> bool:
-    """Whether torchvision says by this error that files are not there."""
+    """Return whether torchvision raised this error because files are missing."""
     return isinstance(error, RuntimeError) and "not found" in str(error)
 
 
@@ -69,7 +69,7 @@ class DigitsDataModule(ImageDataModule):
     """
 
     def load_pool(self) -> ImagePool:
-        """The bundled array, scaled from 0..16 to 0..255."""
+        """Return the bundled array, scaled from 0..16 to 0..255."""
         # The file that sklearn.datasets.load_digits reads: importing scikit-learn takes longer than training on it.
         (package,) = find_spec("sklearn").submodule_search_locations
         with gzip.open(Path(package) / "datasets" / "data" / "digits.csv.gz", "rt") as file:
@@ -89,7 +89,7 @@ class TorchvisionDataModule(ImageDataModule):
             public mirror, checksum included, when the files are missing and ``download`` is true.
         download: whether it may.
         where_to_get: which files to put where when there is no network.
-        checksum: SHA-256 of the published pixels and labels, see :meth:`checksum_of`; None takes what there is.
+        checksum: SHA-256 of the published pixels and labels, see :meth:`checksum_of`; None skips the check.
         **common: as for :class:`ImageDataModule`.
     """
 
@@ -110,7 +110,7 @@ class TorchvisionDataModule(ImageDataModule):
         self.checksum = checksum
 
     def load_pool(self) -> ImagePool:
-        """Both published splits; downloads what is missing.
+        """Return both published splits; download missing files.
 
         Raises:
             UserError: the files are missing, damaged, or those of another data set.
@@ -135,7 +135,7 @@ class TorchvisionDataModule(ImageDataModule):
             if not self.download:
                 raise self._unusable(error) from error
         with _downloading(self.name, Path(self.root).expanduser(), self.where_to_get):
-            try:  # another process may have been downloading just then: half a file looks damaged
+            try:  # another process may just have finished the download: half a file looked damaged
                 return self.dataset(root=self.root, train=train, download=False)
             except Exception as error:
                 if not _is_absent(error):
@@ -143,7 +143,7 @@ class TorchvisionDataModule(ImageDataModule):
             return self.dataset(root=self.root, train=train, download=True)
 
     def _unusable(self, error: Exception) -> UserError:
-        """What to say of an error that reading the files has raised."""
+        """Return the error to raise where reading the files failed."""
         if _is_absent(error):
             return UserError(f"{self.name} is not below {self.root} and data.download is false. {self.where_to_get}")
         return self._damaged(f"damaged: {one_line(error)}")
@@ -155,7 +155,7 @@ class TorchvisionDataModule(ImageDataModule):
 
     @staticmethod
     def checksum_of(parts: Sequence[Any]) -> str:
-        """SHA-256 of the pixels of each split, then of its labels as bytes."""
+        """Return the SHA-256 of the pixels of each split, each followed by its labels as bytes."""
         digest = hashlib.sha256()
         for part in parts:
             digest.update(np.ascontiguousarray(part.data))
@@ -163,13 +163,13 @@ class TorchvisionDataModule(ImageDataModule):
         return digest.hexdigest()
 
     def _images(self, part: Any) -> Tensor:
-        """``[N, C, H, W]`` uint8 from ``[N, H, W]`` or ``[N, H, W, C]``."""
+        """Reshape ``[N, H, W]`` or ``[N, H, W, C]`` to uint8 ``[N, C, H, W]``."""
         data = torch.as_tensor(part.data)
         return (data.unsqueeze(1) if data.ndim == 3 else data.movedim(-1, 1)).contiguous()
 
 
 class BinarizedMNISTDataModule(ImageDataModule):
-    """MNIST binarized once and for all, with its own validation split (Salakhutdinov & Murray 2008; Larochelle).
+    """MNIST with fixed binary pixels and its own validation split (Salakhutdinov & Murray 2008; Larochelle).
 
     Text files of 784 numbers a line, ``binarized_mnist_{train,valid,test}.amat``, plain or gzipped; their unpacked
     content is checked against the published one.
@@ -200,14 +200,14 @@ class BinarizedMNISTDataModule(ImageDataModule):
         return self.image_size != self.SIDE
 
     def load_pool(self) -> ImagePool:
-        """The three published splits."""
+        """Return the three published splits."""
         parts = {"train": self._read("train"), "val": self._read("valid"), "test": self._read("test")}
         images = torch.cat(list(parts.values()))
         published = np.repeat(list(parts), [len(part) for part in parts.values()])
         return array_pool(images, torch.full((len(images),), -1), [], published, self.image_size)
 
     def _read(self, part: str) -> Tensor:
-        """One file as uint8 ``[N, 1, 28, 28]`` of 0 and 255."""
+        """Read one file as uint8 ``[N, 1, 28, 28]`` of 0 and 255."""
         path = self.folder / f"binarized_mnist_{part}.amat"
         text = self._found(path)
         if text is None:
@@ -219,7 +219,7 @@ class BinarizedMNISTDataModule(ImageDataModule):
         return torch.from_numpy(digits.reshape(-1, 1, self.SIDE, self.SIDE) * np.uint8(255))
 
     def _found(self, path: Path) -> bytes | None:
-        """The text of a file that is there, plain or gzipped; None where neither is."""
+        """Return the text of an existing file, plain or gzipped; None if neither exists."""
         packed = path.with_suffix(".amat.gz")
         if path.exists():
             return path.read_bytes()
@@ -234,7 +234,7 @@ class BinarizedMNISTDataModule(ImageDataModule):
         return hashlib.sha256(text).hexdigest() == self.SHA256[part]
 
     def _fetch(self, path: Path, part: str) -> bytes:
-        """Download one file, whole or not at all, where no other process has just done that."""
+        """Download one file completely, unless another process has just done so."""
         advice = f"Put binarized_mnist_{{train,valid,test}}.amat (or .amat.gz) from {self.URL} into {self.folder}"
         if not self.download:
             raise UserError(f"{self.name}: there is no {path} and data.download is false. {advice}")

@@ -33,8 +33,8 @@ class ImageDataModule(L.LightningDataModule):
         val_fraction: part of the training images to validate on; null takes the published validation split,
             and a tenth where there is none.
         test_fraction: part of all images to test on, where no test split is published.
-        split_seed: decides which images these are; apart from the run's seed, so that runs stay comparable.
-        seed: order of the training images.
+        split_seed: decides which images these are; separate from the run's seed, so that runs stay comparable.
+        seed: decides the order of the training images.
         binarize: ``none``; ``threshold`` at half of full scale; ``dynamic``: drawn anew with the grey level as
             probability each time an image is seen (Salakhutdinov & Murray 2008).
         dequantize: add uniform noise of one grey level, so that a density of the pixels is a bound on the
@@ -81,17 +81,17 @@ class ImageDataModule(L.LightningDataModule):
 
     @abstractmethod
     def load_pool(self) -> ImagePool:
-        """All images of the data set, decoded and resized to ``[N, channels, image_size, image_size]`` uint8.
+        """Return all images of the data set, decoded and resized to uint8 ``[N, channels, image_size, image_size]``.
 
         Raises:
             UserError: the data are missing or broken; the message says where to get them and where to put them.
         """
 
-    # ---- what is known without reading an image ----------------------------------------------------------------
+    # ---- known without reading an image ------------------------------------------------------------------------
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width: the one thing the model is told."""
+        """Channels, height and width: all that the model needs to know."""
         return (self.channels, self.image_size, self.image_size)
 
     @property
@@ -101,7 +101,7 @@ class ImageDataModule(L.LightningDataModule):
 
     @property
     def pixels(self) -> Pixels:
-        """What the values that the model sees are: binary, grey levels, or dequantized ones."""
+        """The kind of values that the model sees: binary, grey levels, or dequantized ones."""
         if self.binarize != "none" or (self.binary_source and not self.resized_binary):
             return Pixels.BINARY
         return Pixels.DEQUANTIZED if self.dequantize else Pixels.GREY
@@ -120,14 +120,14 @@ class ImageDataModule(L.LightningDataModule):
 
     @property
     def splits(self) -> Splits:
-        """Which image belongs to which split."""
+        """Indices of the images of each split."""
         if self._splits is None:
             self._splits = split(self.pool, self.val_fraction, self.test_fraction, self.split_seed)
         return self._splits
 
     @property
     def as_published(self) -> bool:
-        """Whether validation and test images are those that were published for that, and none are carved."""
+        """Whether validation and test images are the published ones, not carved from other splits."""
         sides = {part: self.pool.published[getattr(self.splits, part).numpy()] for part in ("val", "test")}
         return all((published == part).all() for part, published in sides.items())
 
@@ -135,7 +135,7 @@ class ImageDataModule(L.LightningDataModule):
     def fingerprint(self) -> str:
         """32 hex digits that change whenever an image, its split, or what is done to its pixels changes."""
         recipe = {"shape": self.image_shape, "binarize": self.binarize, "dequantize": self.dequantize}
-        # 16 bits are what all such grey was read with once: fingerprints of that time hold.
+        # Earlier versions read all such grey with 16 bits and did not record it: their fingerprints stay valid.
         recipe |= {key: how for key, how in self.pool.treatment.items() if (key, how) != ("depth", 16)}
         digest = hashlib.blake2b(json.dumps(recipe).encode(), digest_size=16)
         for part in ("train", "val", "test"):
@@ -145,11 +145,11 @@ class ImageDataModule(L.LightningDataModule):
         return digest.hexdigest()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the data: their fingerprint."""
+        """Return what a checkpoint keeps of the data: the fingerprint."""
         return {"fingerprint": self.fingerprint}
 
     def prepare_data(self) -> None:
-        """Download and decode, once a machine."""
+        """Download and decode, once per machine."""
         _ = self.pool
 
     def setup(self, stage: str) -> None:
@@ -157,16 +157,16 @@ class ImageDataModule(L.LightningDataModule):
         _ = self.splits
 
     def spread(self, part: Split, count: int | None = None) -> Tensor:
-        """Pool indices of ``count`` images spread evenly over a split; all of them by default, or where it has fewer.
+        """Return pool indices of ``count`` images spread evenly over a split; by default, or if it has fewer, all.
 
-        Evenly, because folders are sorted by class.
+        They are spread evenly because folders are sorted by class.
         """
         indices = getattr(self.splits, part)
         count = len(indices) if count is None else min(count, len(indices))
         return indices[torch.arange(count) * len(indices) // count]
 
     def scale(self, images: Tensor) -> Tensor:
-        """uint8 images to what the likelihood models, on the device they are on."""
+        """Convert uint8 images to the float32 values that the likelihood models, on the same device."""
         x = images.to(torch.float32)
         if self.binarize == "threshold":
             return (x > 127.5).float()
@@ -175,18 +175,18 @@ class ImageDataModule(L.LightningDataModule):
         return (x + torch.rand_like(x)) / 256 if self.dequantize else x / 255
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Scale on the training device: a quarter of the bytes travel."""
+        """Scale on the training device: uint8 is a quarter of the bytes to transfer."""
         return Batch(self.scale(batch.x), batch.label)
 
     @property
     def _device(self) -> torch.device:
-        """Where the trainer trains."""
+        """The device that the trainer uses."""
         return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
 
     def _images_for_training(self) -> Tensor:
-        """The stored images, on the trainer's GPU where they take less than a quarter of what is free there.
+        """Return the stored images, copied to the trainer's GPU if they need less than a quarter of its free memory.
 
-        From there a batch is a gather on the GPU; nothing waits for the host.
+        A batch is then a gather on the GPU, which never waits for the host.
         """
         device = self._device
         if device.type != "cuda":
@@ -226,13 +226,13 @@ class ImageDataModule(L.LightningDataModule):
         )
 
     def train_dataloader(self) -> DataLoader:
-        """Shuffled batches."""
+        """Return shuffled batches."""
         return self._loader("train")
 
     def val_dataloader(self) -> DataLoader:
-        """Every validation image once."""
+        """Return every validation image once."""
         return self._loader("val")
 
     def test_dataloader(self) -> DataLoader:
-        """Every test image once, or every image of the split that is to stand in for the test split."""
+        """Return every image of the ``tested`` split once: the test split, or the one that stands in for it."""
         return self._loader(self.tested)

@@ -1,4 +1,4 @@
-"""Batches of stored images: index-gathered, shared out among processes, the same at every run of a seed."""
+"""Batches of stored images: index-gathered, shared out among processes, equal in every run with a seed."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -27,7 +27,7 @@ class StoredImages(Dataset):
     Args:
         pool: the images.
         indices: which of them.
-        images: the pool's images where they have been copied to another device; batches come from there.
+        images: a copy of the pool's images on another device, which batches are then taken from.
     """
 
     def __init__(self, pool: ImagePool, indices: Tensor, images: Tensor | None = None) -> None:
@@ -44,12 +44,12 @@ class StoredImages(Dataset):
 
 
 class BatchIndices(Sampler[Tensor]):
-    """Positions of each batch, as a function of seed and epoch alone, shared out among processes.
+    """Yield the positions of each batch, a function of seed and epoch alone, shared out among processes.
 
     ``batch_size`` counts the images of one optimizer step over all processes: rank r takes every ``world_size``-th
     position of each batch from r on, so training on several processes sees the batches that one process sees.
-    In training the incomplete last batch is left out (batch norm and averaged gradients want equal batches); for
-    evaluation every image comes exactly once.
+    Training leaves out the incomplete last batch (batch norm and averaged gradients need equal batches);
+    evaluation gets every image exactly once.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class BatchIndices(Sampler[Tensor]):
         self.starts = range(0, stop, self.batch_size)
 
     def set_epoch(self, epoch: int) -> None:
-        """Lightning calls this before each epoch, also when it resumes."""
+        """Set the epoch; Lightning calls this before each one, also when it resumes."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -84,5 +84,5 @@ class BatchIndices(Sampler[Tensor]):
                 yield mine
 
     def __len__(self) -> int:
-        last = self.num_images - self.starts[-1]  # images in the last evaluation batch: fewer than processes, maybe
+        last = self.num_images - self.starts[-1]  # images in the last evaluation batch, perhaps fewer than processes
         return len(self.starts) - int(not self.shuffle and last <= self.rank)

@@ -1,4 +1,7 @@
-"""The cache's folders: images.npy, digests.npy, and index.json with all else. Each is there whole or not at all."""
+"""The folders of the image cache: images.npy, digests.npy, and index.json with everything else.
+
+A folder is complete or absent.
+"""
 
 import contextlib
 import errno
@@ -24,12 +27,22 @@ from src.system.locks import turn
 
 log = logging.getLogger(__name__)
 
-TIMES_KEPT = 16  # copies of a folder that a cache remembers
-NO_FALLOCATE = (errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS)  # said by some network file systems
-DAMAGED = (None, errno.ENOENT, errno.EISDIR, errno.ENOTDIR)  # said of files that are not what a cache holds
+TIMES_KEPT = 16  # copies of a folder whose file times a cache remembers
+NO_FALLOCATE = (
+    errno.EOPNOTSUPP,
+    errno.ENOTSUP,
+    errno.EINVAL,
+    errno.ENOSYS,
+)  # network disks cannot reserve space
+DAMAGED = (
+    None,
+    errno.ENOENT,
+    errno.EISDIR,
+    errno.ENOTDIR,
+)  # mean a damaged cache; None: no number
 ZEROS = bytes(2**20)
-DECODING, LOCK = ".decoding-", ".lock"  # around the name of a cache: what is decoded into, and by whom
-DAY = 86_400  # seconds after which what may be at work is taken for left behind, where the file system knows no locks
+DECODING, LOCK = ".decoding-", ".lock"  # around a cache's name: the folder that is decoded into, and its lock
+DAY = 86_400  # seconds after which an unfinished folder counts as abandoned where the file system has no locks
 
 
 class Store(NamedTuple):
@@ -41,7 +54,7 @@ class Store(NamedTuple):
 
 
 def short_hash(*data: bytes | np.ndarray) -> str:
-    """16 hex digits that are equal for equal content."""
+    """Return 16 hex digits that are equal for equal content."""
     digest = blake2b(digest_size=8)
     for some in data:
         digest.update(some)
@@ -49,7 +62,7 @@ def short_hash(*data: bytes | np.ndarray) -> str:
 
 
 def version(folder: Path) -> tuple[int, int] | None:
-    """What changes when the cache in a folder does; None where there is none."""
+    """Return a value that changes when the cache in a folder does; None without a cache."""
     try:
         fact = os.stat(folder / "index.json")
     except OSError:
@@ -58,7 +71,11 @@ def version(folder: Path) -> tuple[int, int] | None:
 
 
 def read(folder: Path, shape: tuple[int, ...]) -> tuple[Store | None, list[str]]:
-    """A cache and the times of the files that it is known to be of; None where there is none or it is damaged."""
+    """Return a cache and the file times it is known to fit; None for a cache that is absent or damaged.
+
+    Raises:
+        OSError: the disk or the network fails.
+    """
     if not folder.exists():
         return None, []
     try:
@@ -75,8 +92,8 @@ def read(folder: Path, shape: tuple[int, ...]) -> tuple[Store | None, list[str]]
         return Store(torch.from_numpy(images), each, found), [*index["times"]]
     except MemoryError:
         raise
-    except Exception as error:  # whatever reading a damaged file raises
-        if isinstance(error, OSError) and error.errno not in DAMAGED:  # a disk or a network that fails
+    except Exception as error:  # reading a damaged file raises anything
+        if isinstance(error, OSError) and error.errno not in DAMAGED:  # the disk or the network fails
             raise
         log.warning("the image cache %s is damaged (%s): the images are decoded anew", readable(folder), error)
         return None, []
@@ -87,7 +104,7 @@ def _sum(digests: np.ndarray, index: dict[str, Any]) -> str:
 
 
 def turn_to_build(folder: Path, waiting: str) -> contextlib.AbstractContextManager[bool]:
-    """Let one process at a time make a cache, as :func:`src.system.locks.turn` does; the folder around it is made."""
+    """Let one process at a time build a cache, as :func:`src.system.locks.turn` does; make the folder around it."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     return turn(folder.parent, f"{DECODING}{folder.name}{LOCK}", waiting)
 
@@ -103,41 +120,27 @@ def build(
     """Decode into a temporary folder, then rename it.
 
     Args:
-        folder: the cache's.
+        folder: of the cache.
         paths: the files.
         shape: ``[N, C, S, S]``.
-        times: of the files, as a cache remembers them.
+        times: hash of the files' times.
         refuse: as for :func:`src.data.decoding.decode_all`.
-        alone: whether no other process makes this cache now.
+        alone: whether no other process can be building this cache.
     """
-    _, channels, size, _ = shape
-    replace = folder.exists()  # damaged, or of other files
-    _remove_left(folder.parent)
+    damaged = folder.exists()  # or a cache of other files
+    _remove_abandoned(folder.parent)
     temporary = folder.parent / f"{DECODING}{folder.name}"
     if alone:
-        shutil.rmtree(temporary, ignore_errors=True)  # by a process that was killed
+        shutil.rmtree(temporary, ignore_errors=True)  # of a killed process
         temporary.mkdir()
     else:
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{temporary.name}-"))
     try:
         new = temporary / "new"
         new.mkdir()
-        array = np.lib.format.open_memmap(new / "images.npy", "w+", np.uint8, shape)
-        _claim(new / "images.npy", array.offset)
-        digests = np.zeros((len(paths), DIGEST), np.uint8)
-
-        def take(i: int, decoded: Decoded) -> None:
-            array[i], digests[i] = decoded.pixels, np.frombuffer(decoded.digest, np.uint8)
-
-        found = decode_all(paths, size, channels, take, refuse)
-        for i in found.bad:  # they are like no other
-            digests[i] = np.frombuffer(content_digest(os.fsencode(paths[i])), np.uint8)
-        array.flush()
-        np.save(new / "digests.npy", digests)
-        index = {"found": found._asdict(), "times": [times]}
-        (new / "index.json").write_text(json.dumps({**index, "sum": _sum(digests, index)}))
-        if replace:
-            with contextlib.suppress(FileNotFoundError):  # another process has just done that
+        _decode_into(new, paths, shape, times, refuse)
+        if damaged:
+            with contextlib.suppress(FileNotFoundError):  # another process has just moved it away
                 folder.rename(temporary / "old")
         try:
             new.rename(folder)
@@ -148,19 +151,40 @@ def build(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _remove_left(cache_dir: Path) -> None:
-    """Remove what processes that were killed have left of other caches: nobody has its lock."""
-    for left in cache_dir.glob(f"{DECODING}*"):
-        key = left.name.removesuffix(LOCK)
+def _decode_into(
+    folder: Path, paths: Sequence[str], shape: tuple[int, ...], times: str, refuse: Callable[[int, str], None]
+) -> None:
+    """Write the files of a cache into an empty folder."""
+    array = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, shape)
+    _claim(folder / "images.npy", array.offset)
+    digests = np.zeros((len(paths), DIGEST), np.uint8)
+
+    def take(i: int, decoded: Decoded) -> None:
+        array[i], digests[i] = decoded.pixels, np.frombuffer(decoded.digest, np.uint8)
+
+    _, channels, size, _ = shape
+    found = decode_all(paths, size, channels, take, refuse)
+    for i in found.bad:  # a digest that no image has
+        digests[i] = np.frombuffer(content_digest(os.fsencode(paths[i])), np.uint8)
+    array.flush()
+    np.save(folder / "digests.npy", digests)
+    index = {"found": found._asdict(), "times": [times]}
+    (folder / "index.json").write_text(json.dumps({**index, "sum": _sum(digests, index)}))
+
+
+def _remove_abandoned(cache_dir: Path) -> None:
+    """Remove unfinished folders of killed processes: nobody holds their locks."""
+    for abandoned in cache_dir.glob(f"{DECODING}*"):
+        key = abandoned.name.removesuffix(LOCK)
         with contextlib.suppress(FileNotFoundError, BlockingIOError), turn(cache_dir, f"{key}{LOCK}") as alone:
             if alone or time.time() - (cache_dir / key).stat().st_mtime > DAY:
                 shutil.rmtree(cache_dir / key, ignore_errors=True)
 
 
 def _claim(path: Path, start: int) -> None:
-    """Claim a file's space now: writing to a mapped file on a full disk would kill the process without a word.
+    """Reserve a file's space now: writing to a mapped file on a full disk would kill the process with SIGBUS.
 
-    ``start`` is where its data begin: all zero, so far.
+    The data begin at byte ``start``, and are still all zero.
     """
     with path.open("r+b") as file:
         length = os.path.getsize(path)
@@ -179,10 +203,10 @@ def _claim(path: Path, start: int) -> None:
 
 
 def remember(folder: Path, times: list[str]) -> None:
-    """Note the times of the files that the cache is known to be of; it is of use without."""
+    """Record the file times that the cache is known to fit; the cache works without that."""
     try:
         index = json.loads((folder / "index.json").read_text())
         with whole_file(folder / "index.json") as file:
             file.write_text(json.dumps({**index, "times": times[-TIMES_KEPT:]}))
-    except OSError as error:  # it may be somebody else's
+    except OSError as error:  # the cache may belong to another user
         log.debug("%s: %s", folder, error)

@@ -18,7 +18,7 @@ from src.system.keys import require
 from src.system.signals import time_limit
 
 NAMED = 3  # undecodable files that the data line names
-PATIENCE = 20.0  # seconds that a regular expression may take for all files
+PATIENCE = 20.0  # seconds that the regular expression may take for all files
 
 
 class FolderDataModule(ImageDataModule):
@@ -59,7 +59,11 @@ class FolderDataModule(ImageDataModule):
         self.where_to_get = where_to_get
 
     def load_pool(self) -> ImagePool:
-        """Decode the files into the cache, or read them from it."""
+        """Decode the files into the cache, or read them from it.
+
+        Raises:
+            UserError: the folder holds no images to train on, or a file cannot be decoded.
+        """
         layout, notes = self._layout()
         files = layout.files
         groups, matched = self._groups(files)
@@ -84,7 +88,7 @@ class FolderDataModule(ImageDataModule):
         )
 
     def _layout(self) -> tuple[Layout, list[str]]:
-        """The files and where they belong, and what to say of the folder."""
+        """Return the files with splits and classes, and notes on the folder."""
         root = readable(self.root)
         if not self.root.is_dir():
             what = f"{root} is a file" if self.root.exists() else f"there is no folder {root}"
@@ -111,7 +115,7 @@ class FolderDataModule(ImageDataModule):
             )
 
     def _groups(self, files: list[str]) -> tuple[list[str] | None, list[str]]:
-        """What must stay together by each path, the file alone where the pattern does not match; how many do."""
+        """Return the group of each file (itself where the pattern does not match), and a note on how many match."""
         if self.group_pattern is None:
             return None, []
         pattern = f"data.group_pattern='{self.group_pattern}'"
@@ -124,11 +128,11 @@ class FolderDataModule(ImageDataModule):
             raise UserError(
                 f"{pattern} captures nothing in any of the {len(files):,} paths below data.root, such as {example}"
             )
-        told = f"{count:,} of {len(files):,} paths match data.group_pattern: {len(groups):,} groups"
-        return [text or file for text, file in zip(captured, files, strict=True)], [told]
+        matched = f"{count:,} of {len(files):,} paths match data.group_pattern: {len(groups):,} groups"
+        return [text or file for text, file in zip(captured, files, strict=True)], [matched]
 
 
 def _undecodable(files: Sequence[str], bad: Mapping[int, str]) -> list[str]:
-    """The first few files that were skipped, and why."""
-    told = [f"{readable(files[i])} ({reason.split('. ')[0]})" for i, reason in [*bad.items()][:NAMED]]
-    return [f"not decoded: {', '.join(told)}{' and others' if len(bad) > NAMED else ''}"] if bad else []
+    """Return a note on the first few files that were skipped, and why."""
+    named = [f"{readable(files[i])} ({reason.split('. ')[0]})" for i, reason in [*bad.items()][:NAMED]]
+    return [f"not decoded: {', '.join(named)}{' and others' if len(bad) > NAMED else ''}"] if bad else []

@@ -1,4 +1,4 @@
-"""What lies in a folder of images: which files are pictures, and which split and class each of them belongs to."""
+"""Find the image files in a folder, and the split and class of each."""
 
 import errno
 import os
@@ -22,14 +22,14 @@ NAMED = 8  # folders that a note names
 
 
 class Listing(NamedTuple):
-    """The image files below a folder, and what else is there."""
+    """The image files below a folder, and notes on other files."""
 
     files: list[str]  # paths below the folder, with slashes, sorted folder by folder
     notes: list[str]  # what was left out and why, in words
 
 
 class Layout(NamedTuple):
-    """Where the image files of a data set belong."""
+    """Split and class of each image file of a data set."""
 
     files: list[str]
     published: list[str]  # "train", "val" or "test" of each file; "" where the folder does not say
@@ -38,24 +38,24 @@ class Layout(NamedTuple):
 
 
 def split_of(folder: str) -> str | None:
-    """The split that a folder of this name holds, whatever its case: ``Valid`` is ``val``."""
+    """Return the split that a folder name means, in any case (``Valid`` is ``val``); None for other names."""
     return next((split for split, names in SPLITS.items() if folder.lower() in names), None)
 
 
 def list_images(root: Path) -> Listing:
-    """All image files below a folder; links are followed, each folder is read once.
+    """List all image files below a folder; follow links, but read each folder once.
 
-    Names that begin with a dot and ``__MACOSX`` are what systems leave behind: they do not count.
+    Names that begin with a dot and ``__MACOSX`` are skipped: operating systems leave them behind.
     """
     files: list[str] = []
     endings: Counter[str] = Counter()
     unreadable: list[str] = []
-    nowhere = again = 0
+    dangling = repeated = 0
     seen: set[tuple[int, int]] = set()
     folders: list[str] = [""]
     links: list[str] = []
     while folders or links:
-        # What is behind links comes last, the nearest first: a folder has its own name, or else its shortest.
+        # Links come last, the shortest path first: a folder gets its real name, or else its shortest.
         own = bool(folders)
         below = folders.pop() if own else links.pop(0)
         try:
@@ -64,7 +64,7 @@ def list_images(root: Path) -> Listing:
             unreadable.append(below or str(root))
             continue
         if identity in seen:
-            again += 1
+            repeated += 1
             continue
         seen.add(identity)
         for entry in entries:
@@ -73,7 +73,7 @@ def list_images(root: Path) -> Listing:
             if kind == "folder":
                 (folders if own and not entry.is_symlink() else links).append(path)
             elif kind == "nothing":
-                nowhere += 1
+                dangling += 1
             elif entry.name.lower().endswith(IMG_EXTENSIONS):
                 files.append(path)
             else:
@@ -84,16 +84,20 @@ def list_images(root: Path) -> Listing:
         notes.append(f"files left out, by ending: {_some(counts)}")
     if unreadable:
         notes.append(f"folders that cannot be read: {_some(unreadable)}")
-    if nowhere:
-        notes.append(f"links that lead to no file: {nowhere:,}")
-    if again:
-        notes.append(f"links to folders that are read under another name: {again:,}")
-    # Slashes come before all else in a name, so that a folder's files follow each other.
+    if dangling:
+        notes.append(f"links that lead to no file: {dangling:,}")
+    if repeated:
+        notes.append(f"links to folders that are read under another name: {repeated:,}")
+    # Sort slashes before other characters, so that a folder's files stay together.
     return Listing(sorted(files, key=lambda file: file.replace("/", "\0")), notes)
 
 
 def _entries(folder: Path) -> tuple[list[os.DirEntry], tuple[int, int]]:
-    """What is in a folder (names sorted), and what it is known by under any name."""
+    """Return the entries of a folder, sorted by name, and its device and inode: the same under any name.
+
+    Raises:
+        OSError: the folder or its files cannot be read.
+    """
     fact = os.stat(folder)
     if not os.access(folder, os.X_OK):
         raise PermissionError(errno.EACCES, "its names can be read, its files cannot", str(folder))
@@ -103,7 +107,7 @@ def _entries(folder: Path) -> tuple[list[os.DirEntry], tuple[int, int]]:
 
 
 def _kind(entry: os.DirEntry) -> str:
-    """``folder``, ``file``, or ``nothing``: a link that leads nowhere, or in a circle."""
+    """Return ``folder``, ``file``, or ``nothing`` for a link that leads nowhere or in a circle."""
     try:
         return "folder" if entry.is_dir() else "file" if entry.is_file() else "nothing"
     except OSError:
@@ -113,15 +117,15 @@ def _kind(entry: os.DirEntry) -> str:
 def arrange(root: Path, files: Sequence[str]) -> Layout:
     """Read splits and classes from the paths below ``root``.
 
-    Folders that hold nothing but one folder of folders are stepped into. Below that, ``train`` with ``val`` or
-    ``test`` beside it are published splits, and what else is beside them is left out. One of them beside other folders
-    is a split where it holds folders, as they would be classes, and a class where it holds images only. Below a
-    split, or where there is none, each folder is a class.
+    A folder that holds nothing but one folder of folders is entered. Below that, ``train`` with ``val`` or ``test``
+    beside it are published splits, and everything else beside them is left out. A single such name beside other folders
+    is a split if it holds folders (its classes), and a class if it holds images only. Below a split, or where there
+    is none, each folder is a class.
 
     Raises:
         UserError: two folders mean the same split, or there are splits within what would be a class.
     """
-    known: dict[str, str] = {}  # of a million files there are few folders
+    known: dict[str, str] = {}  # shares the strings: a million files lie in few folders
     homes = [known.setdefault(home, home) for home in (file[: max(file.rfind("/"), 0)] for file in files)]
     counts = Counter(homes)
     folders = {folder: folder.split("/") if folder else [] for folder in counts}
@@ -145,12 +149,12 @@ def arrange(root: Path, files: Sequence[str]) -> Layout:
             if not path or path[0] not in splits:
                 beside[path[0] if path else ""] += counts[folder]
                 del below[folder]
-        told = [
+        counted = [
             f"in {around}{folder}/: {count:,}" if folder else f"in no folder: {count:,}"
             for folder, count in beside.items()
         ]
-        if told:
-            notes.append(f"images left out beside the splits: {_some(told)}")
+        if counted:
+            notes.append(f"images left out beside the splits: {_some(counted)}")
     _refuse_splits_below(root, below.values())
 
     places = {folder: _place(path, splits) for folder, path in below.items()}
@@ -160,7 +164,7 @@ def arrange(root: Path, files: Sequence[str]) -> Layout:
 
 
 class _Place(NamedTuple):
-    """Where the images of a folder belong: split and class, "" for none."""
+    """Split and class of the images of a folder, "" for none."""
 
     split: str
     name: str
@@ -173,13 +177,13 @@ def _place(path: Sequence[str], splits: Sequence[str]) -> _Place:
 
 
 def _published(folders: Iterable[str]) -> bool:
-    """Whether folders of these names are a data set as published: ``train`` and another split."""
+    """Return whether these folder names make a published data set: ``train`` and another split."""
     meant = {split_of(folder) for folder in folders} - {None}
     return "train" in meant and len(meant) > 1
 
 
 def _wrapper(folders: Sequence[Sequence[str]]) -> int:
-    """How many folders there are around the images that hold one folder of folders, no split, and nothing else."""
+    """Return how many folders around the images hold one folder of folders, no split, and nothing else."""
     steps = 0
     while len(tops := {path[steps] if len(path) > steps else "" for path in folders}) == 1:
         (top,) = tops
@@ -190,7 +194,7 @@ def _wrapper(folders: Sequence[Sequence[str]]) -> int:
 
 
 def _splits(folders: Collection[Sequence[str]]) -> tuple[list[str], list[str]]:
-    """The folders that are published splits, and those that are classes in spite of such a name."""
+    """Return the folders that are published splits, and those that are classes despite such a name."""
     tops = {path[0] for path in folders if path}
     named = sorted(folder for folder in tops if split_of(folder))
     if _published(named) or len(named) == len(tops):
@@ -200,7 +204,7 @@ def _splits(folders: Collection[Sequence[str]]) -> tuple[list[str], list[str]]:
 
 
 def _refuse_splits_below(root: Path, folders: Iterable[Sequence[str]]) -> None:
-    """Raise a UserError where a class holds splits: their images would be mixed."""
+    """Raise a UserError if a class holds splits: their images would be mixed."""
     below: dict[tuple[str, ...], set[str]] = defaultdict(set)
     for path in folders:
         for i in range(1, len(path)):
@@ -216,6 +220,6 @@ def _refuse_splits_below(root: Path, folders: Iterable[Sequence[str]]) -> None:
 
 
 def _some(names: Sequence[str]) -> str:
-    """The first few names, and how many more there are."""
+    """Join the first few names, and say how many more there are."""
     more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
     return readable(", ".join(names[:NAMED]) + more)

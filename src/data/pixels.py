@@ -1,10 +1,10 @@
-"""What the values of pixels are."""
+"""Kinds of pixel values."""
 
 from enum import StrEnum
 
 
 class Pixels(StrEnum):
-    """What the pixel values of a data set are; decides which likelihoods are honest about them."""
+    """The kind of a data set's pixel values; it decides which likelihoods are proper densities of them."""
 
     BINARY = "binary"  # 0 or 1
     GREY = "grey"  # one of 256 levels, as read from the file, divided by 255

@@ -1,7 +1,7 @@
-"""Deterministic, leak-free splits that hold still.
+"""Deterministic, leak-free splits that stay stable when images are added.
 
-Images that must not be parted (one patient's, byte-identical ones) form a group; a group is on one side. Which one is
-decided by a hash of its name or content, not by how many others there are: images that are added move few others.
+Images that must stay together (one patient's, byte-identical ones) form a group, and a group is in one split. A hash of
+its name or content decides which, not the number of other groups: added images move few others.
 """
 
 import os
@@ -19,11 +19,11 @@ from torch import Tensor
 from src.system.errors import UserError
 
 DIGEST = 16  # bytes of a content's hash
-TENTH = 0.1  # of the images, for validation where nobody says otherwise
+TENTH = 0.1  # of the images are for validation by default
 
 
 def content_digest(data: bytes) -> bytes:
-    """16 bytes that are equal for equal content, everywhere."""
+    """Return 16 bytes that are equal for equal content, on every machine."""
     return blake2b(data, digest_size=DIGEST).digest()
 
 
@@ -41,8 +41,8 @@ class ImagePool:
         groups: what must stay together besides identical images, such as the patient; None where nothing does.
         names: file name of each image, as people read it; None where images have none.
         notes: what was found while reading the images, in words.
-        treatment: what was done to their pixels, besides resizing, because of what they are: ``depth``, the bits that
-            grey of more than 8 bits is read with; ``transparency``.
+        treatment: what was done to the pixels besides resizing: ``depth``, the bits that grey of more than 8 bits is
+            read with; ``transparency``.
     """
 
     images: Tensor
@@ -117,14 +117,14 @@ def split(pool: ImagePool, val_fraction: float | None, test_fraction: float, see
 
 
 class _Groups(NamedTuple):
-    """Images that stay together: the number of each image's group, and a name of each group that lasts."""
+    """Images that stay together: the number of each image's group, and a stable name of each group."""
 
     of: np.ndarray  # [N]
     names: list[bytes]  # the least of its images' own groups, or of their content
 
 
 def _components(pool: ImagePool) -> tuple[_Groups, list[str]]:
-    """The groups (images linked by equal content or equal group name), and what was found."""
+    """Return the groups (images linked by equal content or equal group name), and notes on them."""
     notes = []
     keys = [_numbered(pool.digests)]
     sizes = np.bincount(keys[0])
@@ -151,13 +151,13 @@ def _components(pool: ImagePool) -> tuple[_Groups, list[str]]:
 
 
 def _numbered(values: Sequence[Hashable]) -> np.ndarray:
-    """A number for each value, the same for equal ones."""
+    """Number the values; equal ones get equal numbers."""
     numbers: dict[Hashable, int] = {}
     return np.fromiter((numbers.setdefault(value, len(numbers)) for value in values), np.int64, len(values))
 
 
 def _shared_groups(rest: np.ndarray, part: np.ndarray, pool: ImagePool, side: str) -> list[str]:
-    """What to say where a published split has groups of other images too: it is left as it is."""
+    """Return a note where a published split shares groups with other images; such a split stays as it is."""
     if pool.groups is None:
         return []
     held = {pool.groups[i] for i in part.tolist()}
@@ -171,7 +171,11 @@ def _shared_groups(rest: np.ndarray, part: np.ndarray, pool: ImagePool, side: st
 
 
 def _carve(candidates: np.ndarray, all_groups: _Groups, fraction: float, seed: int, side: str) -> np.ndarray:
-    """Whole groups, in the order of hashes of seed and name, until they hold ``fraction`` of the candidates."""
+    """Take whole groups, in the order of hashes of seed and name, until they hold ``fraction`` of the candidates.
+
+    Raises:
+        UserError: no group would be left.
+    """
     groups, members = np.unique(all_groups.of[candidates], return_inverse=True)
     sizes = np.bincount(members)
     salt = f"{seed} {side} ".encode()
@@ -188,7 +192,7 @@ def _carve(candidates: np.ndarray, all_groups: _Groups, fraction: float, seed: i
 def _without_copies(
     candidates: np.ndarray, protected: np.ndarray, pool: ImagePool, side: str, notes: list[str]
 ) -> np.ndarray:
-    """``candidates`` without those whose content is also in ``protected``."""
+    """Return ``candidates`` without those whose content is also in ``protected``."""
     held = {pool.digests[i] for i in protected.tolist()}
     keep = np.array([pool.digests[i] not in held for i in candidates.tolist()], dtype=bool)
     if not keep.all():

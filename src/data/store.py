@@ -19,14 +19,14 @@ from src.system.errors import UserError
 from src.system.files import readable
 
 OnBadImage = Literal["raise", "skip"]
-FORMAT = 5  # raise it when decoding or the cache's files change, so that old caches are not read
-PIECES, PIECE = 4, 256  # of each file, and their bytes: what a cache knows the file's content by
-TRIED, FAR = 256, 2e-4  # files, and seconds a file that they take where the disk is slow or at the end of a network
-ASKING = 32  # threads that wait for such a disk; one that is near only makes threads wait for each other
+FORMAT = 5  # increase it when decoding or the cache's files change, so that old caches are not read
+PIECES, PIECE = 4, 256  # samples of each file's content, and bytes in each
+TRIED, FAR = 256, 2e-4  # files that are timed, and seconds per file above which a disk counts as slow or remote
+ASKING = 32  # threads that read from such a disk; on a fast local one threads only wait for each other
 
 
 class Paths(Sequence[str]):
-    """The paths of files below a folder, each made when it is asked for: of a million they are a lot of text."""
+    """The paths of files below a folder, joined on access: a million joined paths would fill the memory."""
 
     def __init__(self, root: Path, files: Sequence[str]) -> None:
         self.root, self.files = os.path.join(root, ""), files
@@ -39,7 +39,7 @@ class Paths(Sequence[str]):
 
 
 class Facts(NamedTuple):
-    """What files are known by, without all of their content. N files."""
+    """What identifies N files without reading all of their content."""
 
     sizes: np.ndarray  # int64 [N], bytes
     times: np.ndarray  # int64 [N], of the last change, in nanoseconds
@@ -47,7 +47,7 @@ class Facts(NamedTuple):
 
 
 def resize_images(images: Tensor, size: int) -> Tensor:
-    """uint8 images ``[N, C, H, W]`` to ``[N, C, size, size]``, bilinear and antialiased."""
+    """Resize uint8 images ``[N, C, H, W]`` to ``[N, C, size, size]``, bilinear and antialiased."""
     if images.shape[-2:] == (size, size):
         return images
     return resize(images, [size, size], antialias=True)
@@ -56,15 +56,15 @@ def resize_images(images: Tensor, size: int) -> Tensor:
 def open_store(
     root: Path, files: Sequence[str], size: int, channels: int, cache_dir: Path, name: str, on_bad_image: OnBadImage
 ) -> Store:
-    """The decoded files, from the cache where it is up to date, else decoded into it.
+    """Return the decoded files, from the cache where it is up to date; else decode them into it.
 
-    The cache is found by what is done to the files, their names and sizes, and a sample of the content of each. Where
-    their times are none that it has seen (a copied folder, an edited file) all of their content is compared. ``files``
-    are paths below ``root``.
+    A cache is identified by how files are decoded, their names and sizes, and a sample of the content of each. Where
+    the cache has not seen the files' times (a copied folder, an edited file), all of their content is compared.
+    ``files`` are paths below ``root``.
 
     Raises:
         UserError: a file cannot be decoded and ``on_bad_image`` is ``raise``.
-        OSError: the disk is full, or a file cannot be read; nothing half-written stays.
+        OSError: the disk is full, or a file cannot be read; no unfinished cache stays behind.
     """
     paths, shape = Paths(root, files), (len(files), channels, size, size)
     facts = _facts(paths)
@@ -95,7 +95,7 @@ def open_store(
 
 
 def _up_to_date(folder: Path, shape: tuple[int, ...], times: str, paths: Sequence[str]) -> Store | None:
-    """The cache, where there is one and it is of these files."""
+    """Return the cache if it exists and holds these files."""
     store, known = cache.read(folder, shape)
     if store is None or times in known:
         return store
@@ -106,31 +106,31 @@ def _up_to_date(folder: Path, shape: tuple[int, ...], times: str, paths: Sequenc
 
 
 def _facts(paths: Sequence[str]) -> Facts:
-    """What the files are known by; each is opened once, as every question to a disk takes its time.
+    """Return what identifies the files; each is opened once, because every access to a disk takes time.
 
     Raises:
-        OSError: a file has gone.
+        OSError: a file has disappeared.
     """
     count = len(paths)
     facts = Facts(np.empty(count, np.int64), np.empty(count, np.int64), np.empty((count, DIGEST), np.uint8))
 
-    def look(i: int) -> None:
+    def examine(i: int) -> None:
         facts.sizes[i], facts.times[i], sample = _size_time_sample(paths[i])
         facts.marks[i] = np.frombuffer(content_digest(os.fsencode(paths.files[i]) + b"\0" + sample), np.uint8)
 
     tried, began = min(count, TRIED), time.perf_counter()
     for i in range(tried):
-        look(i)
-    far = time.perf_counter() - began > FAR * tried
-    in_threads(look, range(tried, count), "looking at images", ASKING if far else 1)
+        examine(i)
+    remote = time.perf_counter() - began > FAR * tried
+    in_threads(examine, range(tried, count), "looking at images", ASKING if remote else 1)
     return facts
 
 
 def _size_time_sample(path: str) -> tuple[int, int, bytes]:
-    """Bytes, time of the last change, and a few bytes from all over a file; none of one that may not be read."""
+    """Return size, time of the last change, and a sample of the content (empty if the file may not be read)."""
     try:
         file = os.open(path, os.O_RDONLY)
-    except OSError:  # the decoder will say why
+    except OSError:  # the decoder reports why
         fact = os.stat(path)
         return fact.st_size, fact.st_mtime_ns, b""
     try:
@@ -147,8 +147,8 @@ def _size_time_sample(path: str) -> tuple[int, int, bytes]:
 
 
 def _is_of(store: Store, paths: Sequence[str]) -> bool:
-    """Whether a cache is of these files, which have other times: their content is compared."""
-    if store.found.bad:  # perhaps mended
+    """Return whether a cache holds these files, whose times it does not know, by comparing all content."""
+    if store.found.bad:  # the user may have repaired them
         return False
     differ = []
 

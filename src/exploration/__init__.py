@@ -1,1 +1,1 @@
-"""Pictures of a trained model."""
+"""Pictures of a trained model: a predictor in, figures out."""

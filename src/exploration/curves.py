@@ -6,17 +6,17 @@ from matplotlib.ticker import MaxNLocator
 
 from src.exploration.writing import Figure
 
-# Okabe & Ito's palette: told apart with any colour vision.
+# Okabe & Ito's palette: people with any colour vision can tell them apart.
 COLOURS = {"elbo": "#0072B2", "distortion": "#D55E00", "rate": "#009E73"}
 MARKERS = {"train": "x", "val": "."}
 LEGEND = {"train": "training", "val": "validation"}
 
 
 def loss_curves(epochs: Sequence[Mapping[str, float]], names: Mapping[str, str]) -> Figure:
-    """Negative elbo and distortion by epoch, counted from 1 as a run says it, and beside them the far smaller rate.
+    """Draw negative elbo and distortion by epoch, and beside them the far smaller rate. Epochs are counted from 1.
 
     Args:
-        epochs: one mapping an epoch from ``epoch``, ``train/elbo``, ``val/rate`` and so on to nats per image.
+        epochs: one mapping per epoch: ``epoch`` (from 0), and in nats per image ``train/elbo``, ``val/rate`` and so on.
         names: what to call ``elbo`` and ``distortion`` (a pseudo-likelihood is called one).
     """
     figure = Figure(figsize=(11, 4.5), layout="constrained")
@@ -31,13 +31,13 @@ def loss_curves(epochs: Sequence[Mapping[str, float]], names: Mapping[str, str])
                 points = [(epoch["epoch"] + 1, sign * epoch[tag]) for epoch in epochs if tag in epoch]
                 if points:
                     label = f"{name}, {LEGEND[stage]}"
-                    look = {"color": COLOURS[quantity], "marker": MARKERS[stage]}
-                    axes.plot(*zip(*points, strict=True), style, label=label, **look)
+                    style_of_line = {"color": COLOURS[quantity], "marker": MARKERS[stage]}
+                    axes.plot(*zip(*points, strict=True), style, label=label, **style_of_line)
         axes.set(xlabel="epoch", ylabel="nats per image", title=title)
-        if len(epochs) == 1:  # no tick of an epoch that was not
+        if len(epochs) == 1:  # else there are ticks for epochs that were not trained
             axes.set_xlim(epochs[0]["epoch"] + 0.5, epochs[0]["epoch"] + 1.5)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
-        # Below: of few epochs it would cover the dots.
+        # Below the axes: inside, it would cover the dots of a short training.
         axes.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2, frameon=False)
     return figure

@@ -16,27 +16,27 @@ from src.models.predictor import Predictor
 from src.system.files import readable, whole_file
 from src.system.keys import KEYS, check
 
-PROJECTED = 2_000  # images in the projector
+PROJECTED = 2_000  # images in the projector, at most
 SPRITE = 4_096  # pixels of a side of the picture that holds all of its thumbnails
 TAG = "latents"
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 def form_of(embed: str | bool | None) -> str | None:
-    """``npz``, ``csv``, or None for no export.
+    """Return the file format that ``embed=`` asks for: ``npz``, ``csv``, or None for no export.
 
     Raises:
-        UserError: it is neither.
+        UserError: ``embed`` is none of these.
     """
     check("embed", embed, KEYS["explore"]["embed"])
     return {True: "npz", False: None}.get(embed, embed)
 
 
 def export(predictor: Predictor, own: Pictures | None, folder: Path, form: str) -> Iterator[Path]:
-    """Write the posteriors of each split, and of the user's pictures: one file each.
+    """Write the posteriors of each split and of the user's pictures, one file each, and yield the paths.
 
-    Means ``[N, D]`` and standard deviations ``[N, D]``, with the file name (or the position in the data set), split
-    and class of each image.
+    A file holds means ``[N, D]`` and standard deviations ``[N, D]``, with the file name (or the index in the data set)
+    and the class of each image.
     """
     pool = predictor.datamodule.pool
     for split in SPLITS:
@@ -46,7 +46,7 @@ def export(predictor: Predictor, own: Pictures | None, folder: Path, form: str) 
         yield _write(folder / f"{split}.{form}", names, classes, codes.mean.numpy(), codes.scale.numpy())
     if own is not None:
         mean, scale = predictor.posterior(own.x)
-        yield _write(folder / f"pictures.{form}", own.names, [""] * len(mean), mean.numpy(), scale.numpy())
+        yield _write(folder / f"pictures-{own.folder}.{form}", own.names, [""] * len(mean), mean.numpy(), scale.numpy())
 
 
 def _write(path: Path, names: list[str], classes: list[str], mean: np.ndarray, scale: np.ndarray) -> Path:
@@ -66,7 +66,7 @@ def _write(path: Path, names: list[str], classes: list[str], mean: np.ndarray, s
 def project(predictor: Predictor, writer: SummaryWriter, folder: Path) -> None:
     """Put the posterior means of (at most 2,000) images of the split into TensorBoard's projector, with thumbnails.
 
-    An earlier export of the run is replaced.
+    This replaces an earlier export of the run.
     """
     (folder / "projector_config.pbtxt").unlink(missing_ok=True)
     shutil.rmtree(folder / "00000" / TAG, ignore_errors=True)
@@ -74,7 +74,7 @@ def project(predictor: Predictor, writer: SummaryWriter, folder: Path) -> None:
     side = enlarge(pool.images[:1]).shape[-1]
     count = min(PROJECTED, len(codes.mean), (SPRITE // side) ** 2)
     chosen = torch.arange(count) * len(codes.mean) // count
-    classes = [" ".join(readable(name).split()) or "-" for name in pool.classes]  # a line each, in UTF-8
+    classes = [" ".join(readable(name).split()) or "-" for name in pool.classes]  # one line per image
     names = [classes[label] if label >= 0 else "-" for label in codes.label[chosen].tolist()]
     thumbnails = enlarge(pool.images[codes.index[chosen]] / 255)
     writer.add_embedding(codes.mean[chosen], metadata=names, label_img=thumbnails, global_step=0, tag=TAG)

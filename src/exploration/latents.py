@@ -1,4 +1,4 @@
-"""Figures of codes and latents."""
+"""Figures of codes and latents. Shapes: N images, D latents, K boxes."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -12,26 +12,26 @@ from torch import Tensor
 from src.exploration.writing import LONGEST_NAME, Figure, legend, short
 from src.metrics.posterior import ACTIVE_VARIANCE, Agreement, Misplaced
 
-# Paul Tol's "muted" palette and black: told apart with any colour vision.
+# Paul Tol's "muted" palette and black: people with any colour vision can tell them apart.
 CLASS_COLOURS = (
     "#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499", "#000000",
 )  # fmt: skip
 MARKERS = ("o", "^", "s", "D")  # for the classes beyond the tenth
 MOST_CLASSES = len(CLASS_COLOURS) * len(MARKERS)  # that look different
-A_COLUMN = 25  # names of classes in a column of the legend; of more, none stand in the plot
+A_COLUMN = 25  # names of classes in a column of the legend; with more classes, no name stands in the plot
 IN_PLOT = 14  # letters of a name there
 ACTIVE, PASSIVE = "#0072B2", "#BBBBBB"
 AGREES = 0.05  # Kolmogorov-Smirnov distance, and share of misplaced codes beyond chance, that count as agreement
-LEVEL = 1.63  # of the KS distance times the root of N: passed by one normal sample in a hundred
-ENOUGH = 200  # codes below which nothing is said of their agreement
+LEVEL = 1.63  # KS distance times the root of N that one normal sample in a hundred exceeds
+ENOUGH = 200  # codes; with fewer, the title does not judge their agreement
 BINS = 50  # document 003
 LABEL = (0.12, 0.035)  # width and height of a class name in a scatter plot, in parts of the plot
 
 
 def scatter(points: Tensor, labels: Tensor, classes: Sequence[str], title: str, axes_names: tuple[str, str]) -> Figure:
-    """Points ``[N, 2]`` coloured by class (label -1: none), classes that are not too many named at their median too.
+    """Draw points ``[N, 2]`` coloured by class (label -1: none); up to 25 classes are also named at their median.
 
-    Of very many classes the largest are named, and the others are grey.
+    With more than 40 classes the largest are named, and the others are grey.
     """
     counts = Counter(labels[labels >= 0].tolist())
     named = sorted(label for label, _ in counts.most_common(MOST_CLASSES))
@@ -45,19 +45,19 @@ def scatter(points: Tensor, labels: Tensor, classes: Sequence[str], title: str, 
         handles.append(axes.scatter(*points[rest].T, c=PASSIVE, **dots))
         names.append(f"{len(counts) - len(named)} more classes" if len(counts) > len(named) else "no class")
     for number, label in enumerate(named):
-        colour, marker = _look(label if len(counts) == len(named) else number)
+        colour, marker = _style(label if len(counts) == len(named) else number)
         handles.append(axes.scatter(*points[labels == label].T, c=colour, marker=marker, **dots))
         names.append(short(classes[label], LONGEST_NAME))
     low, high = points.min(0).values, points.max(0).values
-    extent = (high - low).max().clamp_min(1e-6)  # codes of equal images differ by rounding alone
+    extent = (high - low).max().clamp_min(1e-6)  # codes of equal images differ by rounding errors alone
     axes.update_datalim([*((low + high) / 2 + torch.tensor([[-0.5], [0.5]]) * extent).tolist()])
     if named and columns == 1:
         medians = torch.stack([points[labels == label].median(0).values for label in named])
         for label, place in zip(named, apart(medians / extent, LABEL) * extent, strict=True):
-            box = {"boxstyle": "round,pad=0.15", "fc": "white", "ec": _look(label)[0], "alpha": 0.85}
+            box = {"boxstyle": "round,pad=0.15", "fc": "white", "ec": _style(label)[0], "alpha": 0.85}
             axes.text(*place.tolist(), short(classes[label], IN_PLOT), fontsize=9, ha="center", va="center", bbox=box)
     axes.set(title=title, xlabel=axes_names[0], ylabel=axes_names[1])
-    axes.set_aspect("equal", adjustable="datalim")  # codes on a line would leave no height to a box
+    axes.set_aspect("equal", adjustable="datalim")  # else codes on a line give axes without height
     axes.grid(alpha=0.3)
     if len(handles) > 1:
         beside = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "ncols": max(1, columns)}
@@ -67,13 +67,13 @@ def scatter(points: Tensor, labels: Tensor, classes: Sequence[str], title: str, 
     return figure
 
 
-def _look(number: int) -> tuple[str, str]:
-    """Colour and marker of a class."""
+def _style(number: int) -> tuple[str, str]:
+    """Return colour and marker of a class."""
     return CLASS_COLOURS[number % len(CLASS_COLOURS)], MARKERS[number // len(CLASS_COLOURS) % len(MARKERS)]
 
 
 def apart(places: Tensor, size: tuple[float, float], rounds: int = 100) -> Tensor:
-    """Centres ``[K, 2]`` of boxes of that width and height, moved up and down until none covers another."""
+    """Move centres ``[K, 2]`` of boxes of that width and height up and down until no box covers another."""
     moved = places.clone()
     for _ in range(rounds):
         for i in range(len(moved)):
@@ -87,7 +87,7 @@ def apart(places: Tensor, size: tuple[float, float], rounds: int = 100) -> Tenso
 
 
 def rate_bars(rate: Tensor, variance: Tensor, title: str) -> Figure:
-    """Rate of each latent ``[D]``, largest first, active ones coloured."""
+    """Draw the rate of each latent ``[D]`` in nats, largest first, active ones coloured."""
     order = torch.argsort(rate, descending=True)
     active = variance[order] > ACTIVE_VARIANCE
     figure = Figure(figsize=(10, 4.5), layout="constrained")
@@ -111,7 +111,7 @@ def rate_bars(rate: Tensor, variance: Tensor, title: str) -> Figure:
 
 
 def against_normal(z: Tensor, latents: tuple[int, int], agreements: Sequence[Agreement], together: Misplaced) -> Figure:
-    """2-D histogram of codes ``[N, 2]`` of two latents with 50 bins, beside as many draws of N(0, I)."""
+    """Draw a 2-D histogram of codes ``[N, 2]`` of two latents with 50 bins, beside as many draws from N(0, I)."""
     edge = max(4.0, z.abs().quantile(0.999).item())
     edges = np.linspace(-edge, edge, BINS + 1)
     normal = np.random.default_rng(0).standard_normal(z.shape)
@@ -123,7 +123,7 @@ def against_normal(z: Tensor, latents: tuple[int, int], agreements: Sequence[Agr
         _circles(axes)
         axes.set(title=title, xlabel=f"latent {latents[0]}", aspect="equal")
     panels[0].set_ylabel(f"latent {latents[1]}")
-    figure.colorbar(mesh, ax=panels, label=f"images a bin, of {len(z):,}", shrink=0.8)
+    figure.colorbar(mesh, ax=panels, label=f"images per bin, of {len(z):,}", shrink=0.8)
     limit = max(AGREES, LEVEL / len(z) ** 0.5)
     agree = max(a.ks for a in agreements) <= limit and together.share <= together.by_chance + AGREES
     figures = "; ".join(
@@ -140,6 +140,6 @@ def against_normal(z: Tensor, latents: tuple[int, int], agreements: Sequence[Agr
 
 
 def _circles(axes: Axes) -> None:
-    """One and two standard deviations of the prior."""
+    """Mark one and two standard deviations of the prior."""
     for radius in (1, 2):
         axes.add_patch(Ellipse((0, 0), 2 * radius, 2 * radius, fill=False, ec="white", ls="--", lw=0.8))

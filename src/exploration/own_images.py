@@ -1,25 +1,20 @@
-"""A user's own pictures through a trained model, and noise taken out of images."""
+"""A user's own pictures, prepared as the run's images."""
 
 import logging
-from collections.abc import Iterator
+import os
+import re
 from glob import glob
+from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from src.data.base import ImageDataModule
 from src.data.decoding import Decoded, decode_all
 from src.data.layout import list_images
-from src.data.pixels import Pixels
-from src.exploration import grids
-from src.exploration.gallery import originals_of, whole
-from src.exploration.scores import MIND, Scores
-from src.exploration.writing import short
-from src.metrics.reconstruction import psnr
-from src.models.predictor import Predictor
+from src.exploration.writing import distinct
 from src.system.errors import UserError
 from src.system.files import readable
 from src.system.seeds import stream
@@ -27,28 +22,52 @@ from src.system.seeds import stream
 log = logging.getLogger(__name__)
 
 COLUMNS, ROWS = 6, 3  # pictures in a figure; wide enough for their names
-LONGEST = 16  # letters of a file name below a picture
-UNNAMED = 8  # columns of images without names
-SHOWN = 16  # images of the split in the figure of denoising
+LONGEST = 20  # letters of a file name below a picture
+LONGEST_FOLDER = 40  # letters of the name of a folder of figures
 
 
 class Pictures(NamedTuple):
-    """Decoded files, as the model sees them."""
+    """Decoded files, as the model sees them. N pictures."""
 
     names: list[str]
     x: Tensor  # [N, C, H, W]
+    folder: str = "pictures"  # name of the folder of their figures, different for different places
+    inverted: bool = False
+
+    @property
+    def captions(self) -> list[str]:
+        """File names ``[N]`` for a figure."""
+        return distinct([Path(name).name for name in self.names], LONGEST)
+
+    @property
+    def remark(self) -> str:
+        """What a title must add after the word for what it shows."""
+        return " of inverted pictures" if self.inverted else ""
+
+    def pages(self, stem: str) -> list[tuple[str, slice]]:
+        """Return the name of each figure and which pictures are in it: ``stem`` for one, else ``stem_1``, ..."""
+        starts = range(0, len(self.names), COLUMNS * ROWS)
+        return [
+            (stem if len(starts) == 1 else f"{stem}_{page}", slice(start, start + COLUMNS * ROWS))
+            for page, start in enumerate(starts, 1)
+        ]
 
 
 def read(where: str | list[str], datamodule: ImageDataModule, invert: bool = False) -> Pictures:
-    """A file, a folder, a glob or a list of them, with the preprocessing of the run's data; or their negatives.
+    """Read a file, a folder, a glob or a list of them with the preprocessing of the run's data.
 
-    Those that cannot be decoded are left out, with a warning each.
+    Files that cannot be decoded are left out, with a warning each.
+
+    Args:
+        where: the places.
+        datamodule: the run's data.
+        invert: whether to take the negative of each picture.
 
     Raises:
         UserError: there are no pictures, or none can be decoded.
     """
-    places = [where] if isinstance(where, str | int) else where
-    files = [file for place in places for file in _files(str(place))]
+    places = [str(place) for place in ([where] if isinstance(where, str | int) else where)]
+    files = [file for place in places for file in _files(place)]
     levels: dict[int, Tensor] = {}
 
     def take(i: int, decoded: Decoded) -> None:
@@ -66,10 +85,26 @@ def read(where: str | list[str], datamodule: ImageDataModule, invert: bool = Fal
         log.info("images: %s", note)
     with stream(datamodule.seed, "pictures"):
         x = datamodule.scale(torch.stack([levels[i] for i in sorted(levels)]))
-    return Pictures([readable(files[i]) for i in sorted(levels)], x)
+    return Pictures([readable(files[i]) for i in sorted(levels)], x, _folder(places, invert), invert)
+
+
+def _folder(places: list[str], invert: bool) -> str:
+    """Return a folder name for the figures of some places: readable, and different for different places."""
+    paths = [Path(os.path.abspath(Path(place).expanduser())) for place in places]
+    first = paths[0]
+    words = (re.sub(r"\W+", "-", readable(name)).strip("-") for name in (first.stem, *(p.name for p in first.parents)))
+    name = next(filter(None, words), "root")[:LONGEST_FOLDER]
+    more = f"-and-{len(paths) - 1}-more" if len(paths) > 1 else ""
+    place = blake2b("\0".join(map(readable, paths)).encode(), digest_size=3).hexdigest()
+    return f"{name}{more}-{place}{'-inverted' if invert else ''}"
 
 
 def _files(place: str) -> list[Path]:
+    """List the picture files of a place.
+
+    Raises:
+        UserError: there are none.
+    """
     path, notes = Path(place).expanduser(), []
     if path.is_dir():
         names, notes = list_images(path)
@@ -84,89 +119,3 @@ def _files(place: str) -> list[Path]:
     for note in notes:
         log.info("images=%s: %s", readable(place), note)
     return files
-
-
-def check_noise(noise: float | None, datamodule: ImageDataModule) -> None:
-    """Raise a UserError unless ``noise`` is an amount that such pixels can have."""
-    if noise is None:
-        return
-    limit = 0.5 if datamodule.pixels is Pixels.BINARY else 10
-    if not isinstance(noise, int | float) or not 0 < noise <= limit:
-        what = "share of flipped pixels" if limit == 0.5 else "standard deviation, where 1 is the full range,"
-        raise UserError(f"noise={noise}: give a {what} above 0 and up to {limit}")
-
-
-def add_noise(x: Tensor, noise: float, pixels: Pixels) -> Tensor:
-    """Images with Gaussian noise, clipped to [0, 1]; binary ones with that share of their pixels flipped."""
-    if pixels is Pixels.BINARY:
-        return torch.where(torch.rand_like(x) < noise, 1 - x, x)
-    return (x + noise * torch.randn_like(x)).clamp(0, 1)
-
-
-def draw(
-    predictor: Predictor, own: Pictures | None, noise: float | None, of: Scores | None = None
-) -> Iterator[tuple[str, Figure]]:
-    """Figures of the user's pictures, or of denoised images of the split where only ``noise`` is given, by name.
-
-    Args:
-        predictor: the model.
-        own: the pictures.
-        noise: to be taken out of them.
-        of: scores of the pictures, where they are to be shown with them.
-    """
-    if own is None:
-        if noise is not None:
-            yield "denoising", _figure(predictor, originals_of(predictor, SHOWN), None, noise)
-        return
-    pages = range(0, len(own.names), COLUMNS * ROWS)
-    for page, start in enumerate(pages, 1):
-        here = slice(start, start + COLUMNS * ROWS)
-        shown = None if of is None else Scores(*(column[here] for column in of))
-        figure = _figure(predictor, own.x[here], own.names[here], noise, shown)
-        yield "pictures" if len(pages) == 1 else f"pictures_{page}", figure
-
-
-def _figure(
-    predictor: Predictor, x: Tensor, names: list[str] | None, noise: float | None, of: Scores | None = None
-) -> Figure:
-    """Originals over (noisy inputs over) reconstructions, with file names; the title says how near they are.
-
-    With scores also where both differ, and the nearest training images.
-    """
-    seen, drawn = x, None if of is None else of.reconstruction
-    if noise is not None:
-        with stream(predictor.seed, "noise"):
-            seen = add_noise(x, noise, predictor.datamodule.pixels)
-        drawn = None
-    drawn = whole(predictor.reconstruct([seen])) if drawn is None else drawn
-    stack = {"original": x, **({} if noise is None else {"noisy": seen}), "reconstruction": drawn}
-    before, after = (f"{psnr(images, x).mean():.1f} dB" for images in (seen, drawn))
-    title = f"Reconstructions, PSNR {after}"
-    if noise is not None:
-        title = f"Denoising, noise {noise:g}: PSNR {before} before, {after} after"
-    elif of is not None:
-        difference, name = x - drawn, predictor.model.metric_names(predictor.datamodule.pixels)["elbo"]
-        reach = difference.abs().max().clamp_min(1e-6)
-        stack["difference"] = grids.signed(difference / reach)
-        stack["nearest"] = predictor.datamodule.pool.images[of.nearest] / 255
-        title += (
-            f". Red: brighter than the reconstruction, blue: darker, by up to {reach:.2f} of the full range. "
-            f"Below: the nearest training image; −{name} and the share of validation images where it is lower ({MIND})"
-        )
-    columns = COLUMNS if names else min(UNNAMED, len(x))
-    tables, captions = [], []
-    for start in range(0, len(x), columns):
-        here = slice(start, start + columns)
-        rows = [grids.in_colour(images[here]) for images in stack.values()]
-        blank = torch.ones(columns - len(rows[0]), *rows[0].shape[1:])
-        tables.append(torch.stack([torch.cat([row, blank]) for row in rows]))
-        captions.append(
-            [_caption(i, names, of if noise is None else None) for i in range(len(x))[here]] if names else []
-        )
-    return grids.captioned(tables, title, list(stack), captions)
-
-
-def _caption(i: int, names: list[str], of: Scores | None) -> str:
-    """A file's name, and what it costs."""
-    name = short(Path(names[i]).name, LONGEST)
-    return name if of is None else f"{name}\n{of.negative_elbo[i]:,.1f} nats\n(above {100 * of.rank[i]:.0f} %)"

@@ -1,12 +1,15 @@
-"""What a model says of single images: the nats they cost it, beside those of validation images; what they resemble."""
+"""Scores of single pictures: their cost in nats, ranked among validation images, and the nearest training image."""
 
-import logging
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
+from src.exploration import grids
+from src.exploration.own_images import COLUMNS, Pictures
 from src.metrics.distances import nearest
 from src.metrics.reconstruction import psnr
 from src.models.objectives import elbo_terms
@@ -14,25 +17,23 @@ from src.models.predictor import Predictor
 from src.system.console import progress
 from src.system.seeds import stream
 
-log = logging.getLogger(__name__)
-
-SAMPLES = 4  # of each posterior: one alone moves an elbo by nats
-REFERENCES = 500  # validation images that a picture is ranked among, and training images whose brightness is looked at
-SHOWN = 20  # pictures on the terminal
-NOT_LIKE = 4  # standard deviations of brightness beyond which pictures are not like training images
-MIND = "images with more detail cost more nats, whatever they show: a rank is no diagnosis"
+SAMPLES = 4  # draws from each posterior; with a single one, an elbo varies by nats
+REFERENCES = 500  # validation images that a picture is ranked among, and training images for the usual brightness
+SHOWN = 20  # pictures listed on the terminal
+NOT_LIKE = 4  # standard deviations of brightness beyond which pictures are unlike training images
+CAUTION = "images with more detail cost more nats, whatever they show: a rank is no diagnosis"
 
 
 class Scores(NamedTuple):
-    """Of N pictures."""
+    """What a model says of N pictures."""
 
     distortion: Tensor  # [N], nats
     rate: Tensor  # [N], nats
     rank: Tensor  # [N], share of validation images that cost fewer nats
     psnr: Tensor  # [N], dB, of the reconstruction from the posterior mean
     reconstruction: Tensor  # [N, C, H, W]
-    nearest: Tensor  # [N], place in the pool of the nearest training image
-    distance: Tensor  # [N], to that, root mean square over pixels
+    nearest: Tensor  # [N], index in the pool of the nearest training image
+    distance: Tensor  # [N], to that image, root mean square over pixels
 
     @property
     def negative_elbo(self) -> Tensor:
@@ -41,20 +42,23 @@ class Scores(NamedTuple):
 
 
 def scores(predictor: Predictor, x: Tensor) -> Scores:
-    """Of pictures ``[N, C, H, W]``, as the model sees them, on the CPU."""
+    """Score pictures ``[N, C, H, W]``, as the model sees them, on the CPU."""
     splits, pool = predictor.datamodule.splits, predictor.datamodule.pool.images
     distortion, rate = _costs(predictor, x)
-    unseen = torch.cat([batch.x.cpu() for batch, _ in predictor.batches("val", REFERENCES)])
-    usual = sum(_costs(predictor, unseen)).sort().values
+    validation = torch.cat([batch.x.cpu() for batch, _ in predictor.batches("val", REFERENCES)])
+    costs = sum(_costs(predictor, validation)).sort().values
     drawn = torch.cat([*predictor.reconstruct(x.split(predictor.batch_size))])
     distance, place = nearest(x, pool, splits.train)
-    rank = torch.searchsorted(usual, distortion + rate) / len(usual)
+    rank = torch.searchsorted(costs, distortion + rate) / len(costs)
     return Scores(distortion, rate, rank, psnr(drawn, x), drawn, place, distance)
 
 
 @torch.no_grad()
 def _costs(predictor: Predictor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Distortion and rate of images ``[N, C, H, W]``; with the same noise for each, so equal for equal images."""
+    """Return distortion and rate ``[N]`` of images ``[N, C, H, W]``.
+
+    Each gets the same noise, so equal images cost the same.
+    """
     parts = []
     for one in progress(x.split(1), "costs of images"):
         image = one.to(predictor.device)
@@ -65,45 +69,84 @@ def _costs(predictor: Predictor, x: Tensor) -> tuple[Tensor, Tensor]:
     return distortion, rate
 
 
-def table(predictor: Predictor, names: list[str], of: Scores) -> pd.DataFrame:
-    """One row a picture; ``negative_elbo``, ``distortion`` and ``rate`` in nats, ``rank`` from 0 to 1."""
+def table(predictor: Predictor, own: Pictures, scores: Scores) -> pd.DataFrame:
+    """Return one row a picture, with the figure that shows it.
+
+    ``negative_elbo``, ``distortion`` and ``rate`` are in nats, ``rank`` goes from 0 to 1, ``psnr`` is in dB.
+    """
     pool = predictor.datamodule.pool
-    place = of.nearest.tolist()
+    place = scores.nearest.tolist()
     return pd.DataFrame(
         {
-            "file": names,
-            "negative_elbo": of.negative_elbo.numpy(),
-            "distortion": of.distortion.numpy(),
-            "rate": of.rate.numpy(),
-            "rank": of.rank.numpy(),
-            "psnr": of.psnr.numpy(),
+            "file": own.names,
+            "figure": [f"{page}.png" for page, here in own.pages("pictures") for _ in own.names[here]],
+            "inverted": own.inverted,
+            "negative_elbo": scores.negative_elbo.numpy(),
+            "distortion": scores.distortion.numpy(),
+            "rate": scores.rate.numpy(),
+            "rank": scores.rank.numpy(),
+            "psnr": scores.psnr.numpy(),
             "nearest": [pool.names[i] if pool.names else str(i) for i in place],
             "nearest_class": [pool.classes[i] if i >= 0 else "" for i in pool.labels[place].tolist()],
-            "nearest_distance": of.distance.numpy(),
+            "nearest_distance": scores.distance.numpy(),
         }
     )
 
 
-def look_like_negatives(predictor: Predictor, x: Tensor) -> str | None:
-    """What to say where pictures are as bright as negatives of the training images, and far from those themselves."""
+def look_like_negatives(predictor: Predictor, own: Pictures) -> str | None:
+    """Return a hint where pictures are as bright as negatives of the training images, and unlike those themselves."""
+    if own.inverted:
+        return None
     pool, index = predictor.datamodule.pool.images, predictor.datamodule.spread("train", REFERENCES)
     usual = pool[index].float().flatten(1).mean(1) / 255
-    theirs, ours, spread = x.mean().item(), usual.mean().item(), usual.std(correction=0).item()
+    theirs, ours, spread = own.x.mean().item(), usual.mean().item(), usual.std(correction=0).item()
     if abs(theirs - ours) <= NOT_LIKE * spread or abs(theirs - (1 - ours)) >= abs(theirs - ours):
         return None
     return (
         f"the pictures have a mean brightness of {theirs:.2f}, training images one of {ours:.2f} ± {spread:.2f}: "
-        "they look like negatives of those, invert=true turns them"
+        "they look like negatives of those, invert=true inverts them"
     )
 
 
 def words(predictor: Predictor, rows: pd.DataFrame) -> str:
-    """The costliest pictures as a table for the terminal."""
-    dearest = rows.sort_values("negative_elbo", ascending=False).head(SHOWN)
-    width, name = max(map(len, dearest.file)), predictor.model.metric_names(predictor.datamodule.pixels)["elbo"]
+    """Write the costliest pictures as a table for the terminal."""
+    costliest = rows.sort_values("negative_elbo", ascending=False).head(SHOWN)
+    width, name = max(map(len, costliest.file)), predictor.model.metric_names(predictor.datamodule.pixels)["elbo"]
+    several = rows.figure.nunique() > 1
     lines = [
-        f"  {file:<{width}}  {cost:12,.1f} nats (above {100 * rank:3.0f} % of validation images)  PSNR {db:5.1f} dB"
-        for file, cost, rank, db in dearest[["file", "negative_elbo", "rank", "psnr"]].itertuples(index=False)
+        f"  {row.file:<{width}}  {row.negative_elbo:12,.1f} nats (above {100 * row.rank:3.0f} % of validation images)  "
+        f"PSNR {row.psnr:5.1f} dB{f'  {row.figure}' if several else ''}"
+        for row in costliest.itertuples()
     ]
     more = f", the {len(lines)} highest of {len(rows)}" if len(rows) > len(lines) else ""
-    return "\n".join([f"−{name} of each picture{more}:", *lines, MIND])
+    inverted = " inverted" if rows.inverted.all() else ""
+    return "\n".join([f"−{name} of each{inverted} picture{more}:", *lines, CAUTION])
+
+
+def draw(predictor: Predictor, own: Pictures, scores: Scores) -> Iterator[tuple[str, Figure]]:
+    """Yield name and figure of each page of pictures.
+
+    Originals over reconstructions, where both differ, and the nearest training images; costs in the captions.
+    """
+    name = predictor.model.metric_names(predictor.datamodule.pixels)["elbo"]
+    costs = zip(scores.negative_elbo.tolist(), scores.rank.tolist(), strict=True)
+    captions = [
+        f"{caption}\n{cost:,.1f} nats\n(above {100 * rank:.0f} %)"
+        for caption, (cost, rank) in zip(own.captions, costs, strict=True)
+    ]
+    for page, here in own.pages("pictures"):
+        x, drawn = own.x[here], scores.reconstruction[here]
+        difference = x - drawn
+        reach = difference.abs().max().clamp_min(1e-6)
+        rows = {
+            "original": x,
+            "reconstruction": drawn,
+            "difference": grids.signed(difference / reach),
+            "nearest": predictor.datamodule.pool.images[scores.nearest[here]] / 255,
+        }
+        title = (
+            f"Reconstructions{own.remark}, PSNR {scores.psnr[here].mean():.1f} dB. Red: brighter than the "
+            f"reconstruction, blue: darker, by up to {reach:.2f} of the full range. Below: the nearest training image; "
+            f"−{name} and the share of validation images where it is lower ({CAUTION})"
+        )
+        yield page, grids.stacked(rows, title, captions[here], COLUMNS)

@@ -13,7 +13,7 @@ from torch.utils.tensorboard.summary import hparams
 from torchvision.utils import save_image
 
 from src.data.base import Split
-from src.exploration import gallery, grids
+from src.exploration import gallery, grids, overview
 from src.models.base import BaseVAE
 from src.models.predictor import Predictor
 from src.system.files import whole_file
@@ -99,9 +99,9 @@ class Dashboard(Callback):
         if (writer := self._writer(trainer)) is None or trainer.current_epoch % self.every_n_epochs:
             return
         predictor = Predictor(pl_module, trainer.datamodule, "val", seed=trainer.datamodule.seed)
-        originals = gallery.originals_of(predictor, self.num_images)
-        means = gallery.whole(predictor.reconstruct([originals]))
-        samples = gallery.whole(predictor.generate(self.num_images))
+        originals = overview.originals_of(predictor, self.num_images)
+        means = torch.cat([*predictor.reconstruct([originals])])
+        samples = torch.cat([*predictor.generate(self.num_images)])
         writer.add_image("reconstructions", grids.stacks([originals, means]), trainer.global_step)
         writer.add_image("samples", grids.grid(samples), trainer.global_step)
 
@@ -151,8 +151,8 @@ class Figures(Callback):
 
     def _draw_strip(self, predictor: Predictor) -> None:
         """Originals, their reconstructions and two rows of samples, small, for a sweep's contact sheet."""
-        originals = gallery.originals_of(predictor, grids.COLUMNS)
-        reconstructions = gallery.whole(predictor.reconstruct([originals]))
-        samples = gallery.whole(predictor.generate(2 * len(originals)))
+        originals = overview.originals_of(predictor, grids.COLUMNS)
+        reconstructions = torch.cat([*predictor.reconstruct([originals])])
+        samples = torch.cat([*predictor.generate(2 * len(originals))])
         with whole_file(self.folder / "strip.png") as file:
             save_image(grids.strip([originals, reconstructions, samples]), file, format="png")
