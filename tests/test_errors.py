@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from src.system.errors import explain
+from src.system.explain import explain
 from tests.helpers import QUICK, assert_one_line_error, cli
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps a process to its limit of memory")

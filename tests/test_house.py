@@ -1,6 +1,8 @@
 """The floor plan: rooms import what is below them, never what is above."""
 
 import ast
+import subprocess
+import sys
 from collections import defaultdict
 
 from tests.helpers import ROOT
@@ -50,3 +52,20 @@ def test_imports_point_down():
         if a in FLOOR and (b not in FLOOR or FLOOR[b] >= FLOOR[a])
     }
     assert not up
+
+
+def test_models_networks_data_and_metrics_are_used_without_hydra():
+    """In a notebook; ``src.system.errors``, which nearly every module imports, needs the standard library alone."""
+    rooms = [path for room in ("models", "networks", "data", "metrics") for path in (ROOT / "src" / room).glob("*.py")]
+    modules = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in rooms]
+    code = (
+        "import sys, importlib\n"
+        "before = set(sys.modules)\n"
+        "import src.system.errors\n"
+        "added = {name.split('.')[0] for name in set(sys.modules) - before}\n"
+        "assert added <= sys.stdlib_module_names | {'src'}, added\n"
+        f"for module in {modules}: importlib.import_module(module)\n"
+        "assert not {'hydra', 'omegaconf'} & sys.modules.keys()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -11,7 +11,8 @@ from src.data.batches import Batch
 from src.models.objectives import elbo_terms
 from src.runs import build
 from src.runs.checkpoints import read_weights
-from src.system.errors import UserError, explain
+from src.system.errors import UserError
+from src.system.explain import explain
 from tests.helpers import EXPERIMENTS, LIKELIHOODS, MODELS, built, composed
 
 

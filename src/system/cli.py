@@ -23,7 +23,8 @@ from omegaconf import DictConfig
 
 from src.system.configs import check_config, check_sweep, expand_home
 from src.system.contents import LOCK, OURS
-from src.system.errors import UserError, explain
+from src.system.errors import UserError
+from src.system.explain import explain
 from src.system.files import readable, refuse_links_out
 from src.system.help import help_of
 from src.system.locks import lock_for_training

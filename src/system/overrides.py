@@ -13,7 +13,8 @@ from hydra.errors import HydraException, InstantiationException, MissingConfigEx
 from omegaconf.errors import OmegaConfBaseException
 
 from src.system.configs import MAY_BE_NULL, Names, parsed, unknown_choice
-from src.system.errors import UserError, explain
+from src.system.errors import UserError
+from src.system.explain import explain
 from src.system.keys import check, kind_of
 from src.system.kinds import nearest
 
