@@ -263,7 +263,7 @@ def test_an_interrupted_evaluation_shows_what_was_finished(finished, tmp_path):
 
 def test_bad_input_is_one_line():
     done = cli("run=outputs/nothing/here", module="src.evaluate")
-    assert_one_line_error(done, "run=outputs/nothing/here is no folder")
+    assert_one_line_error(done, "there is no folder outputs/nothing/here")
     assert not Path("outputs/nothing").exists()
 
 

@@ -24,6 +24,7 @@ from src.training.recipe import PRECISIONS
 from tests.helpers import EXPERIMENTS, LIKELIHOODS, MODELS, ROOT, assert_one_line_error, cli, command, multirun_config
 
 CONF = ROOT / "conf"
+RUN = "tests/fixtures/sweep/latent_dim-2__seed-0"
 GROUPS = ("data", "optimizer", "schedule", "trainer", "callbacks", "logger")
 
 
@@ -77,8 +78,8 @@ def test_every_key_of_every_config_has_a_kind_and_a_value_of_it():
         for key in leaves(config):
             known = not isinstance(keys.kind_of(key), Anything | None) or key.startswith("hydra")
             assert known, f"src/system/keys.py does not know {key}"
-    assert [answer("run=x", of=of) for of in ("evaluate", "explore")] == [None, None]
-    assert [answer(of="benchmark"), answer("sweep=x", of="report")] == [None, None]
+    assert [answer(f"run={RUN}", of=of) for of in ("evaluate", "explore")] == [None, None]
+    assert [answer(of="benchmark"), answer("sweep=tests", of="report")] == [None, None]
 
 
 def leaves(config, at=""):
@@ -176,12 +177,15 @@ def test_a_value_that_a_key_cannot_have_is_answered_with_what_it_must_be(word, l
         ("model.latent_dim=0", "model.latent_dim=0: give a whole number of at least 1"),
         ("data.batch_size=1e2", "data.batch_size=1e2: give a whole number"),
         ("data=image_folder data.root=2024", "quotes: 'data.root=\"2024\"'"),
-        ("data=image_folder data.root=x data.group_pattern=a", "a regular expression with one (group)"),
+        ("data=image_folder data.root=tests data.group_pattern=a", "a regular expression with one (group)"),
         ("schedule=cosine schedule.factory.T_max=0", "schedule.factory.T_max=0: give a whole number"),
         ("hydra.launcher.slots=0", "hydra.launcher.slots=0: give a whole number of at least 1, or null"),
         ("hydra.run.dir=", "hydra.run.dir=: give a path"),
         ("model.latent_dim=${nosuch}", "Interpolation key 'nosuch' not found"),
         ("model.latent_dim=${data.channels} data.channels=2", "data.channels=2: give one of 1, 3"),
+        # places that there are not
+        ("ckpt_path=nowhere.ckpt", "give one of last, or a checkpoint, or null; there is no file nowhere.ckpt"),
+        ("ckpt_path=tests", "tests is a folder"),
         # keys that there are not
         ("latent_dim=8", "latent_dim is no key: did you mean model.latent_dim=8?"),
         ("+latent_dim=8", "latent_dim is no key: did you mean model.latent_dim=8?"),
@@ -305,17 +309,26 @@ def test_an_override_with_spaces_around_its_sign_is_named():
 @pytest.mark.parametrize(
     ("of", "words", "line"),
     [
-        ("evaluate", "run=x parts=[elbow]", "give all, one or a list [in,brackets] of elbo, latents"),
-        ("evaluate", "run=x parts=[]", "parts=[]: give all"),
-        ("evaluate", "run=x bound.samples=0", "bound.samples=0: give a whole number of at least 1"),
-        ("evaluate", "run=x split=train", "split=train: give one of val, test"),
-        ("evaluate", "", "run has no value: set it: run=outputs"),
+        ("evaluate", "run=RUN parts=[elbow]", "give all, one or a list [in,brackets] of elbo, latents"),
+        ("evaluate", "run=RUN parts=[]", "parts=[]: give all"),
+        ("evaluate", "run=RUN bound.samples=0", "bound.samples=0: give a whole number of at least 1"),
+        ("evaluate", "run=RUN split=train", "split=train: give one of val, test"),
+        ("evaluate", "", "run has no value: set it: run=... (the folder that a training left)"),
         ("evaluate", "run=42", "quotes: 'run=\"42\"'"),
-        ("explore", "run=x figures=sample", "figures=sample: give all, one or a list"),
-        ("explore", "run=x noise=-1", "noise=-1: give a number above 0 and up to 10, or null"),
-        ("explore", "run=x embed=xls", "embed=xls: give one of npz, csv"),
-        ("explore", "run=x checkpoint=first", "checkpoint=first: give one of best, last"),
-        ("report", "", "sweep has no value"),
+        ("evaluate", "run=nowhere", "run=nowhere: give the folder that a training left; there is no folder nowhere"),
+        ("evaluate", "run=README.md", "README.md is a file"),
+        ("evaluate", "run=tests", "has no .hydra/config.yaml; it holds runs, such as run=tests/fixtures/sweep/"),
+        ("evaluate", "run=RUN data.root=nowhere", "give a folder, or null; there is no folder nowhere"),
+        ("evaluate", "run=RUN checkpoint=a/last.ckpt", "checkpoint=a/last.ckpt: give one of best, last"),
+        ("explore", "run=RUN images=nowhere", "'scans/*.png', or a list of these; there is nothing at nowhere"),
+        ("explore", "run=RUN images='*.none'", "there is nothing at *.none"),
+        ("explore", "run=RUN images=[README.md,nowhere]", "there is nothing at nowhere"),
+        ("report", "sweep=nowhere", "there is no folder nowhere"),
+        ("explore", "run=RUN figures=sample", "figures=sample: give all, one or a list"),
+        ("explore", "run=RUN noise=-1", "noise=-1: give a number above 0 and up to 10, or null"),
+        ("explore", "run=RUN embed=xls", "embed=xls: give one of npz, csv"),
+        ("explore", "run=RUN checkpoint=first", "checkpoint=first: give one of best, last"),
+        ("report", "", "sweep has no value: set it: sweep=... (the folder of a multirun"),
         ("benchmark", "parts=[stepz]", "give all, one or a list [in,brackets] of steps"),
         ("benchmark", "steps.rounds=0", "steps.rounds=0: give a whole number of at least 1"),
         ("benchmark", "steps.seconds=.inf", "steps.seconds=.inf: give a number above 0"),
@@ -324,7 +337,7 @@ def test_an_override_with_spaces_around_its_sign_is_named():
     ],
 )
 def test_so_it_is_in_every_command(of, words, line):
-    assert line in answer(*words.split(), of=of)
+    assert line in answer(*words.replace("RUN", RUN).split(), of=of)
 
 
 @pytest.mark.parametrize(
@@ -367,13 +380,14 @@ def test_a_mistake_leaves_nothing_behind(tmp_path):
 
 def test_what_was_there_before_a_mistake_stays(tmp_path):
     """This one is seen when Hydra has made the run's folder and begun its log."""
-    mine, empty, new = tmp_path / "mine", tmp_path / "empty", tmp_path / "new"
+    mine, empty, new, no_images = (tmp_path / name for name in ("mine", "empty", "new", "no images"))
+    no_images.mkdir()
     mine.mkdir()
     empty.mkdir()
     (mine / "slurm.log").write_text("of mine")
     for folder in (mine, empty, new):
-        done = cli("data=image_folder", f"data.root={tmp_path}/nowhere", f"hydra.run.dir={folder}")
-        assert_one_line_error(done, "there is no folder")
+        done = cli("data=image_folder", f"data.root={no_images}", f"hydra.run.dir={folder}")
+        assert_one_line_error(done, "no image files")
     assert [path.name for path in mine.iterdir()] == ["slurm.log"]
     assert list(empty.iterdir()) == []
     assert not new.exists()
@@ -392,7 +406,11 @@ def test_the_values_of_options_are_no_overrides(tmp_path):
 
 
 def test_a_sweep_may_give_what_has_no_value():
-    check_sweep(multirun_config("data=image_folder", "data.root=/a,/b"), "train")
+    check_sweep(multirun_config("data=image_folder", "data.root=conf,tests"), "train")
+    with pytest.raises(UserError, match="image_folder: there is no folder nowhere. Set data.root to a folder"):
+        check_sweep(multirun_config("data=image_folder", "data.root=conf,nowhere"), "train")
+    with pytest.raises(UserError, match="there is no folder nowhere"):
+        check_sweep(multirun_config("data=image_folder", "data.root=nowhere", "seed=0,1"), "train")
 
 
 def test_a_traceback_is_shown_to_who_asks_for_it():
@@ -411,8 +429,13 @@ def test_bad_values_are_answered_sooner_than_torch_is_imported():
         return time.perf_counter() - began
 
     torch = seconds(sys.executable, "-c", "import torch")
-    for word in ("model.latent_dim=0", "model=conv_depe", "latent_dim=8"):
-        assert any(seconds(*command(word)) < torch for _ in range(3))  # at the third try, if the machine is busy
+    for call in (
+        command("model.latent_dim=0"),
+        command("model=conv_depe"),
+        command("data=image_folder", "data.root=nowhere"),
+        command("run=nowhere", module="src.evaluate"),
+    ):
+        assert any(seconds(*call) < torch for _ in range(3))  # at the third try, if the machine is busy
 
 
 def test_no_command_imports_torch_before_its_config_is_checked():

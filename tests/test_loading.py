@@ -41,13 +41,13 @@ def test_a_run_is_read_from_its_folder_alone(run):
 
 
 def test_what_is_missing_is_named(run, tmp_path):
-    with pytest.raises(UserError, match="run=.*nowhere is no folder"):
+    with pytest.raises(UserError, match="nowhere: give the folder that a training left; there is no folder .*nowhere"):
         load_run(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="run= is no folder"):
+    with pytest.raises(UserError, match="run=: give the folder that a training left$"):
         load_run("")
-    with pytest.raises(UserError, match=r"metrics.json is a file: name the run folder"):
+    with pytest.raises(UserError, match=r"metrics.json: give .*; .*metrics.json is a file"):
         load_run(run / "metrics.json")
-    with pytest.raises(UserError, match=r"no run folder.*it holds runs, name one of them, such as run=.*run"):
+    with pytest.raises(UserError, match=r"has no \.hydra/config\.yaml; it holds runs, such as run=.*/run"):
         load_run(tmp_path)
     with pytest.raises(UserError, match="checkpoint=first: give one of best, last"):
         load_run(run, "first")

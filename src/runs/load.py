@@ -69,9 +69,7 @@ def load_run(
     Raises:
         UserError: the folder is incomplete, foreign, of another version of the code, or its data are not here.
     """
-    if not Path(path).is_dir() or not str(path):
-        what = "is a file: name the run folder around it" if Path(path).is_file() else "is no folder"
-        raise UserError(f"run={path} {what}; run= must name the folder that a training left")
+    check("run", str(path), READER["run"])
     folder = RunFolder(path)
     file = _checkpoint_file(folder, checkpoint)
     config = _read_config(folder)
@@ -143,10 +141,6 @@ def predictor_of(run: LoadedRun, split: str, seed: int | None, device: str, cach
 def _checkpoint_file(folder: RunFolder, name: str) -> Path:
     check("checkpoint", name, READER["checkpoint"])
     files = {"best": folder.best, "last": folder.last}
-    if not folder.config.is_file():
-        inside = sorted(p.parent.parent for p in folder.path.glob("**/.hydra/config.yaml"))
-        hint = f": it holds runs, name one of them, such as run={inside[-1]}" if inside else ""
-        raise UserError(f"{folder.path} is no run folder, it has no .hydra/config.yaml{hint}")
     if not files[name].is_file():
         other = next((f"; checkpoint={n} is there" for n, f in files.items() if f.is_file()), "")
         raise UserError(f"the run {folder.path} is incomplete: it has no checkpoints/{files[name].name}{other}")

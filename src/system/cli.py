@@ -21,7 +21,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from src.system.configs import check_config, check_sweep, expand_home
+from src.system.configs import check_config, check_root, check_sweep, expand_home
 from src.system.contents import LOCK, OURS
 from src.system.errors import UserError
 from src.system.explain import explain
@@ -122,6 +122,7 @@ class Check(Callback):
             expand_home(config, self.command)
             if self.command == "train":  # the others write into a run's folder, or into one of their own
                 HydraConfig.instance().set_config(config)  # the folder's name may ask for what Hydra has chosen
+                check_root(config)
                 self._take(Path(config.hydra.run.dir))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:

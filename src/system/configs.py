@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from src.system.directions import mode_of
 from src.system.errors import UserError
 from src.system.keys import KEYS, check, groups_of, kind_of, pattern_of, takes_paths
-from src.system.kinds import Anything, Kind, nearest, spelled
+from src.system.kinds import Anything, Kind, nearest, no_folder, spelled
 from src.system.machine import check_precision, check_processes
 
 # What a training reads of its config by name, so that it cannot be deleted.
@@ -24,7 +24,6 @@ NEEDED = (
     *("trainer.max_epochs", "model.latent_dim", "data.image_size", "data.channels", "data.batch_size"),
     *("seed", "tags", "compile", "compare_by", "test", "ckpt_path", "run_dir"),
 )
-MEANT = {"run": "outputs/... (the folder that a training left)", "sweep": "outputs/... (a folder of runs)"}
 MAY_BE_NULL = ("schedule", "callbacks", "logger", "hydra.launcher", "hydra.sweeper")
 
 
@@ -54,7 +53,9 @@ def check_config(config: DictConfig, command: str) -> None:
         if OmegaConf.is_missing(node, name):
             if key in swept:
                 continue
-            where = config.data.get("where_to_get") if key == "data.root" else f"set it: {key}={MEANT.get(key, '...')}"
+            where = (
+                config.data.get("where_to_get") if key == "data.root" else f"set it: {key}=... ({keys[pattern].words})"
+            )
             raise UserError(f"{key} has no value: {where}")
         # What a file takes from another key is checked there, or known only when it runs.
         if key in lines or not OmegaConf.is_interpolation(node, name):
@@ -74,6 +75,25 @@ def _check_value(key: str, node: DictConfig, name: str, kind: Kind, line: str | 
             return
         raise UserError(f"{line or key}: {str(error).splitlines()[0]}") from error
     check(key, value, kind, line)
+
+
+def check_root(config: DictConfig, root: str | None = None) -> None:
+    """See that ``data.root`` is a folder where the images are not downloaded into it.
+
+    Args:
+        config: that of a training.
+        root: checked in place of the config's own.
+
+    Raises:
+        UserError: there is no such folder; the message says where to get the images.
+    """
+    data = config.data
+    root = root or (None if OmegaConf.is_missing(data, "root") else data.get("root"))
+    if root is None or data.get("download") or not data._target_.startswith("src."):
+        return
+    if obstacle := no_folder(Path(root).expanduser()):
+        where = data.get("where_to_get") or "Set data.root to the folder that holds the images"
+        raise UserError(f"{data.name}: {obstacle}. {where}")
 
 
 def expand_home(config: DictConfig, command: str) -> None:
@@ -120,6 +140,8 @@ def check_sweep(config: DictConfig, command: str) -> None:
     swept = [override for override in parsed(words) if override.is_sweep_override()]
     keys = KEYS[command]
     groups_swept = any(_options(config, override) for override in swept)
+    if not groups_swept:
+        check_root(config)
     for override in swept:
         key = override.key_or_group
         if key == "sweep":
@@ -136,10 +158,17 @@ def check_sweep(config: DictConfig, command: str) -> None:
         if not (_has(config, key) or override.is_add() or (groups_swept and kind is not None)):
             raise Names(config).unknown(key, override.input_line)
         for value in values if kind is not None else ():
-            if not (isinstance(value, str) and "${" in value):  # of another key, in each point
+            if not (isinstance(value, str) and "${" in value):  # known only in each point
                 check(key, value, kind)
-                if key == "trainer.precision" and OmegaConf.select(config, "trainer.accelerator") == "cpu":
-                    check_precision(value)
+                _check_against_others(config, key, value, groups_swept)
+
+
+def _check_against_others(config: DictConfig, key: str, value: Any, groups_swept: bool) -> None:
+    """Check a swept value that is right or wrong depending on other keys."""
+    if key == "data.root" and not groups_swept:
+        check_root(config, value)
+    if key == "trainer.precision" and OmegaConf.select(config, "trainer.accelerator") == "cpu":
+        check_precision(value)
 
 
 def _check_names(config: DictConfig, keys: dict[str, Kind], typed: Iterable[Override]) -> None:

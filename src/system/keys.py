@@ -20,15 +20,25 @@ from src.system.kinds import (
     Nothing,
     Number,
     OneGroup,
+    Place,
     Text,
     Whole,
+    hint_of,
+    no_file,
+    no_folder,
+    no_match,
+    no_run,
     one_or_each,
     or_null,
     spelled,
 )
 
 TARGET = Text("the dotted name of a class", r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
-PATH = Text("a path")
+PATH = Place()
+FOLDER = Place("a folder", obstacle=no_folder)
+RUN_FOLDER = Place("the folder that a training left", obstacle=no_run)
+CHECKPOINT = Place("a checkpoint", obstacle=no_file)
+OWN_IMAGES = Place("a picture, a folder or a glob such as 'scans/*.png'", obstacle=no_match)
 SEED = Whole(0, 2**32 - 1)
 PART = Number(above=0, below=1)
 SHARE = Either((Whole(0), Number(at_least=0, at_most=1), Nothing()), "a share from 0.0 to 1.0, or how many")
@@ -54,7 +64,7 @@ TRAIN: dict[str, Kind] = {
     "compile": Choice((True, False, "auto")),
     "compare_by": Choice(COMPARABLE),
     "test": FLAG,
-    "ckpt_path": or_null(PATH),
+    "ckpt_path": or_null(Choice(("last",)), CHECKPOINT),
     "run_dir": PATH,
     # the model
     "model._target_": TARGET,
@@ -193,12 +203,12 @@ TRAIN: dict[str, Kind] = {
     "hydra.sweeper.seed": SEED,
 }
 READER: dict[str, Kind] = {
-    "run": PATH,
+    "run": RUN_FOLDER,
     "checkpoint": Choice(("best", "last")),
     "split": SPLIT,
     "seed": or_null(SEED),
     "device": DEVICE,
-    "data.root": or_null(PATH),
+    "data.root": or_null(FOLDER),
     "other_data": FLAG,
     "cache_dir": PATH,
 }
@@ -225,12 +235,14 @@ KEYS: dict[str, dict[str, Kind]] = {
     "explore": READER
     | {
         "figures": some_of(*PICTURES, at_least=0),
-        "images": or_null(PATH, ListOf(PATH, at_least=1)),
+        "images": Either(
+            (OWN_IMAGES, ListOf(OWN_IMAGES, at_least=1), Nothing()), f"{OWN_IMAGES.words}, or a list of these"
+        ),
         "invert": FLAG,
         "noise": or_null(Number(above=0, at_most=10)),
         "embed": or_null(Choice(("npz", "csv", True, False))),
     },
-    "report": {"sweep": PATH},
+    "report": {"sweep": Place("the folder of a multirun, or any that holds run folders", obstacle=no_folder)},
     "benchmark": {
         "parts": some_of("steps", "startup", "decoding", "evaluation", "epochs"),
         "folder": PATH,
@@ -260,8 +272,8 @@ def kind_of(key: str, keys: Mapping[str, Kind] = TRAIN) -> Kind | None:
 
 
 def takes_paths(kind: Kind | None) -> bool:
-    """Whether a text of this kind is a path."""
-    return kind is PATH or (isinstance(kind, Either) and PATH in kind.kinds)
+    """Return whether a text of this kind is a path."""
+    return any(isinstance(one, Place) for one in (kind.kinds if isinstance(kind, Either) else (kind,)))
 
 
 def groups_of(keys: Mapping[str, Kind]) -> Iterator[str]:
@@ -283,8 +295,8 @@ def check(key: str, value: Any, kind: Kind, typed: str | None = None) -> None:
     """
     if kind.takes(value):
         return
-    near = getattr(kind, "nearest", lambda _: None)(value)
-    said = f"give {kind.words}" + (f"; did you mean {near}?" if near else "")
+    hint = hint_of(kind, value)
+    said = f"give {kind.words}" + (f"; {hint}" if hint else "")
     if isinstance(kind, Text) and value is not None and not isinstance(value, str | list | dict):
         said += f" (a text that looks like something else needs quotes: '{key}=\"{spelled(value)}\"')"
     raise UserError(f"{typed or f'{key}={spelled(value)}'}: {said}")
