@@ -26,7 +26,7 @@ from src.system.keys import KEYS, check
 
 log = logging.getLogger(__name__)
 
-QUANTILES = torch.linspace(0.05, 0.95, 7)  # document 003
+QUANTILES = torch.linspace(0.05, 0.95, 7)  # Yin & Wang 2023
 A_ROW, LONGEST = 8, 16  # reconstructions side by side, letters of a name below them
 SIDE = 20  # pictures along a side of the manifold
 ROWS, DIRECTIONS = 10, 8  # latents in the figure of traversals, rows in that of directions
@@ -73,7 +73,7 @@ def originals_of(predictor: Predictor, count: int) -> Tensor:
 
 
 def samples(predictor: Predictor) -> Figure:
-    """100 means of p(x|z), z from the prior, as 10 x 10 (document 002)."""
+    """100 means of p(x|z), z from the prior, as 10 x 10 (Kıvrıl 2021)."""
     return grids.picture(grids.grid(whole(predictor.generate(100)), 10), "Samples: means of p(x|z), z from the prior")
 
 
@@ -86,7 +86,7 @@ def samples_from_mixture(predictor: Predictor) -> Figure:
 
 
 def losses(predictor: Predictor) -> Figure:
-    """Elbo, distortion and rate by epoch, training and validation (documents 000, 002)."""
+    """Elbo, distortion and rate by epoch, training and validation (ECE 175B; Kıvrıl 2021)."""
     if not predictor.epochs:
         raise NotApplicable("the run's last checkpoint records no epoch")
     return curves.loss_curves(predictor.epochs, predictor.model.metric_names(predictor.datamodule.pixels))
@@ -132,7 +132,7 @@ def manifold(predictor: Predictor) -> Figure:
 
 
 def histogram(predictor: Predictor) -> Figure:
-    """Codes of the two latents with the largest rate, as a 2-D histogram beside the standard normal (document 003).
+    """Codes of the two latents with the largest rate, as a 2-D histogram beside the standard normal (Yin & Wang 2023).
 
     By rate, not by the variance of sampled codes as the document picks them: that is 1 for a collapsed latent too.
     """
@@ -166,7 +166,7 @@ def directions(predictor: Predictor) -> Figure:
 
 
 def traversals(predictor: Predictor) -> Figure:
-    """1 x 7 pictures along each of the latents with the largest rate, the others at their mean (document 003: at 0)."""
+    """1 x 7 pictures along each of the latents with the largest rate, others at the mean (Yin & Wang 2023: at 0)."""
     chosen = _best(predictor, ROWS)
     steps = Normal(0.0, 1.0).icdf(QUANTILES)
     z = _mean_code(predictor).repeat(len(chosen), len(steps), 1)
@@ -179,7 +179,7 @@ def traversals(predictor: Predictor) -> Figure:
 
 
 def plane(predictor: Predictor) -> Figure:
-    """7 x 7 pictures along the two latents with the largest rate, the others at their mean (document 003: at 0)."""
+    """7 x 7 pictures along the two latents with the largest rate, the others at their mean (Yin & Wang 2023: at 0)."""
     pair = _best(predictor, 2)
     if len(pair) < 2:
         raise NotApplicable("a plane needs 2 latents")

@@ -9,7 +9,7 @@ class ExampleMean(Metric):
     """Mean over all images seen of a vector of ``features`` numbers an image.
 
     Sums and counts are kept in float64 and added over processes, so the last, smaller batch weighs what it should
-    (document 002 divides by batches times batch size instead).
+    (Kıvrıl 2021 divides by batches times batch size instead).
     """
 
     full_state_update = False
