@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from src.system.processes import Cold, Starter, Warm
+from src.system.processes import Cold, Starter
+from src.system.warm import Warm
 from tests.helpers import ROOT, WARM
 
 SAY = "tests.say"
@@ -123,7 +124,7 @@ def test_a_server_that_cannot_import_says_so(tmp_path, capfd):
 def test_nothing_outlives_who_started_it(tmp_path):
     code = f"""
 import os, sys, time
-from src.system.processes import Warm
+from src.system.warm import Warm
 warm = Warm(["json"])
 process = warm.start({SAY!r}, ["sleep"], os.environ, open({str(tmp_path / "out")!r}, "w"))
 print(process.pid, warm.pid, flush=True)

@@ -16,7 +16,8 @@ from hydra_plugins.slots_launcher import TRAINING
 from src.benchmark.gate import Round
 from src.system.errors import UserError
 from src.system.files import quoted
-from src.system.processes import Process, Starter, forking
+from src.system.processes import Process, Starter
+from src.system.warm import forking
 
 # Kinds of the bare loop and what their variants' names end with; the last captures the compiled step in a CUDA graph.
 BARE = {"eager": "", "compiled": ", compiled", "graph": ", CUDA graph"}

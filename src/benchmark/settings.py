@@ -44,7 +44,7 @@ KNOWN: dict[str, tuple[Any, ...]] = {
     "trainer.deterministic": (False,),
 }
 # Keys that the benchmark sets itself, or that must be as they are: a process a loop, and whole epochs.
-OURS = (
+SET_BY_BENCHMARK = (
     *("hydra", "run_dir", "ckpt_path", "experiment", "callbacks=", "callbacks.gate"),
     *("data=", "data.root", "data.cache_dir", "data.download"),
     *("trainer=", "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
@@ -84,7 +84,7 @@ def _words(words: str | Sequence[str]) -> list[str]:
 
 def _refuse_what_cannot_be_run(parts: Sequence[str], overrides: Sequence[str]) -> None:
     for override in overrides:
-        if override.lstrip("+~").startswith(OURS):
+        if override.lstrip("+~").startswith(SET_BY_BENCHMARK):
             raise UserError(f"overrides={override}: that is the benchmark's own to set")
     for part in RUN.keys() & parts:
         _composed([*RUN[part], *(["data.root=x"] if "data=image_folder" in RUN[part] else [])], overrides)

@@ -22,7 +22,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from src.system.configs import check_config, check_root, check_sweep, expand_home
-from src.system.contents import LOCK, OURS
+from src.system.contents import LOCK, RUN_CONTENTS
 from src.system.errors import UserError
 from src.system.explain import explain
 from src.system.files import readable, refuse_links_out
@@ -142,7 +142,7 @@ class Check(Callback):
             folder.mkdir(parents=True, exist_ok=True)
             if not os.access(folder, os.W_OK):
                 raise PermissionError(errno.EACCES, "it cannot be written to")
-            refuse_links_out(folder, OURS)
+            refuse_links_out(folder, RUN_CONTENTS)
             self._lock = lock_for_training(folder)
             atexit.register(self._remove_empty, folder.absolute())
         except OSError as error:
