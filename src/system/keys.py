@@ -1,6 +1,6 @@
-"""What every key of ``conf/`` must be: one table a command, asked while the config is composed and by constructors.
+"""What the value of every key of ``conf/`` must be: one table per command, used by the command line and constructors.
 
-Nothing here imports torch, so a bad value is answered before that takes its seconds.
+Nothing here imports torch, so a bad value is reported before that import takes seconds.
 """
 
 from collections.abc import Iterator, Mapping
@@ -52,12 +52,12 @@ DEVICE = Choice(("auto", "cpu", "cuda"))
 
 
 def some_of(*names: str, at_least: int = 1) -> Either:
-    """``all``, one name, or a list of names."""
+    """Return the kind of ``all``, one name, or a list of names."""
     some = (Choice(("all", *names)), ListOf(Choice(names), at_least=at_least))
     return Either(some, f"all, one or a list [in,brackets] of {', '.join(names)}")
 
 
-# In the order in which a config is looked at. `*` stands for any text: what no line above it names.
+# In the order of the checks. `*` matches any text that no line above it matches.
 TRAIN: dict[str, Kind] = {
     "seed": or_null(SEED),
     "tags": ListOf(Either((Text(), Number(), FLAG), "a word or a number")),
@@ -111,7 +111,7 @@ TRAIN: dict[str, Kind] = {
     "data.on_bad_image": Choice(("raise", "skip")),
     "data.group_pattern": or_null(OneGroup()),
     "data.published": ListOf(Choice(("train", "val", "test"))),
-    # how it is trained
+    # the training
     "optimizer._target_": TARGET,
     "optimizer._partial_": FLAG,
     "optimizer.lr": Number(at_least=0),
@@ -160,11 +160,11 @@ TRAIN: dict[str, Kind] = {
     "trainer.num_sanity_val_steps": or_null(Whole(-1)),
     "trainer.enable_model_summary": or_null(FLAG),
     "trainer.use_distributed_sampler": Choice((False,)),
-    # Lightning would put samplers of its own in place of the one that makes our batches.
+    # Lightning would replace the sampler that makes the batches.
     "trainer.overfit_batches": Either((Choice((0, 0.0)),), "0, or in its place trainer.limit_train_batches"),
     "trainer.default_root_dir": PATH,
     "trainer.*": Anything(),
-    # what watches it
+    # callbacks and loggers
     "callbacks.*._target_": TARGET,
     "callbacks.guard.read_every": or_null(Whole(1)),
     "callbacks.noise.seed": or_null(SEED),
@@ -188,7 +188,7 @@ TRAIN: dict[str, Kind] = {
     "logger.*.version": or_null(Text(pattern="(?s).*"), Whole(0)),
     "logger.*.default_hp_metric": FLAG,
     "logger.*": Anything(),
-    # where it is put, and how a sweep is run
+    # the run's folder and sweeps
     "hydra.run.dir": PATH,
     "hydra.sweep.dir": PATH,
     "hydra.job.chdir": or_null(FLAG),
@@ -261,12 +261,12 @@ KEYS: dict[str, dict[str, Kind]] = {
 
 
 def pattern_of(key: str, keys: Mapping[str, Kind]) -> str | None:
-    """The line of a table that speaks of a dotted key: its own, else the first pattern that it matches."""
+    """Return the entry of a table for a dotted key: the key itself, else the first pattern that matches it."""
     return key if key in keys else next((pattern for pattern in keys if fnmatchcase(key, pattern)), None)
 
 
 def kind_of(key: str, keys: Mapping[str, Kind] = TRAIN) -> Kind | None:
-    """What the value of a dotted key must be; None for a key that the table does not know."""
+    """Return what the value of a dotted key must be; None for a key that is not in the table."""
     pattern = pattern_of(key, keys)
     return None if pattern is None else keys[pattern]
 
@@ -277,7 +277,7 @@ def takes_paths(kind: Kind | None) -> bool:
 
 
 def groups_of(keys: Mapping[str, Kind]) -> Iterator[str]:
-    """The dotted names under which there are keys, not values: ``model``, ``trainer``, ``model.likelihood``, ..."""
+    """Yield the dotted names that hold keys, not values: ``model``, ``trainer``, ``model.likelihood``, ..."""
     seen = set()
     for pattern in keys:
         parts = pattern.split(".")[:-1]
@@ -289,24 +289,24 @@ def groups_of(keys: Mapping[str, Kind]) -> Iterator[str]:
 
 
 def check(key: str, value: Any, kind: Kind, typed: str | None = None) -> None:
-    """Raise a :class:`UserError` unless ``value`` is of this kind; the line names the key and what it must be.
+    """Raise a :class:`UserError` that says what the value must be unless ``value`` is of this kind.
 
-    ``typed`` is the override that set it, where one did.
+    ``typed`` is the override that set the value, if there is one.
     """
     if kind.takes(value):
         return
     hint = hint_of(kind, value)
-    said = f"give {kind.words}" + (f"; {hint}" if hint else "")
+    advice = f"give {kind.words}" + (f"; {hint}" if hint else "")
     if isinstance(kind, Text) and value is not None and not isinstance(value, str | list | dict):
-        said += f" (a text that looks like something else needs quotes: '{key}=\"{spelled(value)}\"')"
-    raise UserError(f"{typed or f'{key}={spelled(value)}'}: {said}")
+        advice += f" (a text that looks like something else needs quotes: '{key}=\"{spelled(value)}\"')"
+    raise UserError(f"{typed or f'{key}={spelled(value)}'}: {advice}")
 
 
 def require(group: str, **values: Any) -> None:
-    """See that the arguments of a constructor are what their keys in ``conf/<group>`` must be.
+    """Check the arguments of a constructor against the kinds of their keys in ``conf/<group>``.
 
     Raises:
-        UserError: the first that is not.
+        UserError: for the first that is of another kind.
     """
     for name, value in values.items():
         check(f"{group}.{name}", value, kind_of(f"{group}.{name}"))
