@@ -5,6 +5,8 @@ import subprocess
 import sys
 from collections import defaultdict
 
+import pytest
+
 from tests.helpers import ROOT
 
 # From the ground up; rooms of a floor do not import each other. Commands lie at the root and import what they like.
@@ -54,6 +56,7 @@ def test_imports_point_down():
     assert not up
 
 
+@pytest.mark.slow
 def test_models_networks_data_and_metrics_are_used_without_hydra():
     """In a notebook; ``src.system.errors``, which nearly every module imports, needs the standard library alone."""
     rooms = [path for room in ("models", "networks", "data", "metrics") for path in (ROOT / "src" / room).glob("*.py")]

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import time
+from itertools import zip_longest
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -21,7 +22,7 @@ from src.system.help import help_of
 from src.system.kinds import Anything, Choice, ListOf, Number, OneGroup, Text, Whole, one_or_each, or_null
 from src.system.overrides import check_options, refusal
 from src.training.recipe import PRECISIONS
-from tests.helpers import EXPERIMENTS, LIKELIHOODS, MODELS, ROOT, assert_one_line_error, cli, command, multirun_config
+from tests.helpers import EXPERIMENTS, LIKELIHOODS, ROOT, assert_one_line_error, cli, command, multirun_config
 
 CONF = ROOT / "conf"
 RUN = "tests/fixtures/sweep/latent_dim-2__seed-0"
@@ -63,15 +64,12 @@ def test_a_kind_takes_its_values_and_no_others(kind, good, bad):
 
 
 def test_every_key_of_every_config_has_a_kind_and_a_value_of_it():
-    chosen = [
-        *(f"model={name}" for name in MODELS),
-        *(f"experiment={name}" for name in EXPERIMENTS),
-        *(f"likelihood@model.likelihood={name}" for name in LIKELIHOODS),
-        *(f"{group}={path.stem}" for group in GROUPS for path in CONF.glob(f"{group}/*.yaml")),
-    ]
-    assert len(chosen) > 30
-    for words in chosen:
-        given = [words, "data.root=x"] if words == "data=image_folder" else [words]
+    groups = [[f"{group}={path.stem}" for path in CONF.glob(f"{group}/*.yaml")] for group in ("model", *GROUPS)]
+    groups.append([f"likelihood@model.likelihood={name}" for name in LIKELIHOODS])
+    assert sum(map(len, groups)) > 20
+    together = [[*filter(None, choices)] for choices in zip_longest(*groups)]  # choices of different groups
+    for words in [*together, *([f"experiment={name}"] for name in EXPERIMENTS)]:
+        given = [*words, *(["data.root=x"] if "data=image_folder" in words else [])]
         with initialize_config_dir(str(CONF), version_base="1.3"):
             config = compose("train", overrides=given, return_hydra_config=True)
         check_config(config, "train")
@@ -119,6 +117,21 @@ def test_the_table_names_what_there_is():
         ("tags=quick", "tags=quick: give a list in brackets"),
         ("compile=maybe", "compile=maybe: give one of true, false, auto"),
         ("callbacks.dashboard.every_n_epochs=0", "every_n_epochs=0: give a whole number of at least 1"),
+        ("trainer.max_steps=0", "trainer.max_steps=0: give a whole number of at least 1"),
+        ("trainer.limit_train_batches=0", "trainer.limit_train_batches=0: give a share above 0.0, or how many"),
+        ("trainer.limit_test_batches=0", "test=false leaves the test out"),
+        ("trainer.use_distributed_sampler=true", "trainer.use_distributed_sampler=true: give one of false"),
+        ("trainer.accumulate_grad_batches=-1", "trainer.accumulate_grad_batches=-1: give a whole number of at least 1"),
+        ("trainer.accumulate_grad_batches=1.5", "trainer.accumulate_grad_batches=1.5: give a whole number"),
+        ("trainer.log_every_n_steps=-1", "trainer.log_every_n_steps=-1: give a whole number of at least 0"),
+        ("trainer.gradient_clip_val=-1", "trainer.gradient_clip_val=-1: give a number of at least 0"),
+        ("data.dequantize=maybe", "data.dequantize=maybe: give one of true, false"),
+        ("model.kl_weight=inf", "model.kl_weight=inf: give a number of at least 0"),
+        ("compare_by=val/elbow", "compare_by=val/elbow: give one of val/elbo"),
+        ("trainer.max_epochs={a:1}", "trainer.max_epochs={a:1}: give a whole number"),
+        ("model.latent_dim=0", "model.latent_dim=0: give a whole number of at least 1"),
+        ("data.batch_size=1e2", "data.batch_size=1e2: give a whole number"),
+        ("hydra.verbose=3", "hydra.verbose=3: give one of true, false"),
         ("callbacks.early_stopping.patience=0", "patience=0: give a whole number of at least 1"),
     ],
 )  # fmt: skip
@@ -135,27 +148,16 @@ def test_a_value_that_a_key_cannot_have_is_answered_with_what_it_must_be(word, l
     [
         # values
         ("trainer.max_epochs=0", "trainer.max_epochs=0: give a whole number of at least 1"),
-        ("trainer.max_steps=0", "trainer.max_steps=0: give a whole number of at least 1"),
-        ("trainer.limit_train_batches=0", "trainer.limit_train_batches=0: give a share above 0.0, or how many"),
-        ("trainer.limit_test_batches=0", "test=false leaves the test out"),
         ("trainer.limit_val_batches=0", "no val/loss for callbacks.early_stopping to watch: ~callbacks.early_stopping"),
         ("+trainer.overfit_batches=2", "give 0, or in its place trainer.limit_train_batches"),
-        ("trainer.use_distributed_sampler=true", "trainer.use_distributed_sampler=true: give one of false"),
-        ("trainer.accumulate_grad_batches=-1", "trainer.accumulate_grad_batches=-1: give a whole number of at least 1"),
-        ("trainer.accumulate_grad_batches=1.5", "trainer.accumulate_grad_batches=1.5: give a whole number"),
-        ("trainer.log_every_n_steps=-1", "trainer.log_every_n_steps=-1: give a whole number of at least 0"),
-        ("trainer.gradient_clip_val=-1", "trainer.gradient_clip_val=-1: give a number of at least 0"),
         ("model=conv_dropout model.decoder.dropout=-0.5", "model.decoder.dropout=-0.5: give a number of at least 0"),
         ("data.split_seed=null", "data.split_seed=null: give a whole number"),
-        ("data.dequantize=maybe", "data.dequantize=maybe: give one of true, false"),
-        ("model.kl_weight=inf", "model.kl_weight=inf: give a number of at least 0"),
         # directions
         (
             "callbacks.checkpoint.monitor=val/loss callbacks.checkpoint.mode=max",
             "val/loss is the better the smaller; give callbacks.checkpoint.mode=min",
         ),
         ("callbacks.early_stopping.mode=max", "the better the smaller; give callbacks.early_stopping.mode=min"),
-        ("compare_by=val/elbow", "compare_by=val/elbow: give one of val/elbo"),
         (
             "schedule=plateau schedule.monitor=val/rate schedule.factory.mode=max",
             "val/rate is the better the smaller; give schedule.factory.mode=min",
@@ -173,9 +175,6 @@ def test_a_value_that_a_key_cannot_have_is_answered_with_what_it_must_be(word, l
         ("trainer.devices=9999", "trainer.devices=9999 processes on a CPU: this machine has processors for"),
         ("~compare_by", "compare_by is missing: it may be set, but not left out"),
         ("logger=null", "~logger leaves it out"),
-        ("trainer.max_epochs={a:1}", "trainer.max_epochs={a:1}: give a whole number"),
-        ("model.latent_dim=0", "model.latent_dim=0: give a whole number of at least 1"),
-        ("data.batch_size=1e2", "data.batch_size=1e2: give a whole number"),
         ("data=image_folder data.root=2024", "quotes: 'data.root=\"2024\"'"),
         ("data=image_folder data.root=tests data.group_pattern=a", "a regular expression with one (group)"),
         ("schedule=cosine schedule.factory.T_max=0", "schedule.factory.T_max=0: give a whole number"),
@@ -204,7 +203,6 @@ def test_a_value_that_a_key_cannot_have_is_answered_with_what_it_must_be(word, l
         ("~model.latent_dim", "model.latent_dim is missing"),
         ("model.likelihood=gaussian", "did you mean likelihood@model.likelihood=gaussian?"),
         ("optimizer.lr=${model}", "optimizer.lr=${model}: give a number"),
-        ("hydra.verbose=3", "hydra.verbose=3: give one of true, false"),
         ("hydra.launcher.nope=1", "hydra.launcher.nope is no key"),
         # choices
         ("model=conv_depe", "model=conv_depe: choose one of conv_deep, "),

@@ -54,7 +54,8 @@ def command(config: str, folder: str = "") -> Callable[[Callable[[DictConfig], A
                 if config != "train" and get_args_parser().parse_args(sys.argv[1:]).help:
                     print(help_of(CONF / folder / f"{config}.yaml", sys.modules[task.__module__].__doc__))
                     return
-                # Hydra prints its errors in up to fifteen lines and has no option for it; this raises them instead.
+                # Hydra prints its errors in up to fifteen lines and has no option to raise them instead:
+                # https://github.com/facebookresearch/hydra/issues/2590
                 hydra_internals.run_and_report = lambda call: call()
                 hydra.main(version_base="1.3", config_path=str(CONF / folder), config_name=config)(task)()
             except KeyboardInterrupt as stop:
@@ -176,7 +177,10 @@ class Check(Callback):
 
     @contextlib.contextmanager
     def _ending_on_errors(self) -> Iterator[None]:
-        """End the program on any error: Hydra turns exceptions of callbacks into warnings and continues."""
+        """End the program on any error: Hydra turns exceptions of callbacks into warnings and continues.
+
+        See ``Callbacks._notify`` in https://github.com/facebookresearch/hydra/pull/1441.
+        """
         try:
             yield
         except Exception as error:

@@ -70,7 +70,8 @@ def check_precision(precision: int | str) -> None:
     """Check that a CPU can train in a precision.
 
     Raises:
-        UserError: it is float16, which Lightning would replace by bfloat16.
+        UserError: it is float16, which Lightning would replace by bfloat16
+            (https://github.com/Lightning-AI/pytorch-lightning/pull/10033).
     """
     if precision in (16, "16", "16-mixed"):
         raise UserError(f"trainer.precision={precision} is for GPUs: choose bf16-mixed or 32-true")
