@@ -1,4 +1,4 @@
-"""What is refused before torch is imported: every key, every kind of mistake, one line each."""
+"""Mistakes that are reported before torch is imported: every key, every kind of mistake, one line each."""
 
 import os
 import re
@@ -30,7 +30,7 @@ GROUPS = ("data", "optimizer", "schedule", "trainer", "callbacks", "logger")
 
 
 def answer(*words: str, of: str = "train") -> str | None:
-    """What a command says of a mistake; None where it has nothing to say."""
+    """Return the message of a command for a mistake, None if there is none."""
     folder = CONF / "report" if of == "report" else CONF
     try:
         check_options(words)
@@ -88,7 +88,7 @@ def leaves(config, at=""):
             yield f"{at}{name}"
 
 
-def test_the_table_names_what_there_is():
+def test_the_table_names_the_parts_pictures_activations_and_precisions_of_the_code():
     assert list(PARTS) == list(keys.PARTS)
     assert list(PICTURES) == list(keys.PICTURES)
     assert list(ACTIVATIONS) == list(keys.kind_of("model.encoder.act").choices)
@@ -169,7 +169,7 @@ def test_a_value_that_a_key_cannot_have_is_answered_with_what_it_must_be(word, l
             "callbacks.a.mode=min would keep the worst: val/elbo is the better the larger; give callbacks.a.mode=max",
         ),
         ("+callbacks.x=1", "callbacks.x has no _target_"),
-        # what the documentation of others offers
+        # values that other documentation suggests
         ("schedule=null", "~schedule leaves it out"),
         ("callbacks=null", "~callbacks leaves it out"),
         ("trainer.devices=9999", "trainer.devices=9999 processes on a CPU: this machine has processors for"),
@@ -182,10 +182,10 @@ def test_a_value_that_a_key_cannot_have_is_answered_with_what_it_must_be(word, l
         ("hydra.run.dir=", "hydra.run.dir=: give a path"),
         ("model.latent_dim=${nosuch}", "Interpolation key 'nosuch' not found"),
         ("model.latent_dim=${data.channels} data.channels=2", "data.channels=2: give one of 1, 3"),
-        # places that there are not
+        # files that do not exist
         ("ckpt_path=nowhere.ckpt", "give one of last, or a checkpoint, or null; there is no file nowhere.ckpt"),
         ("ckpt_path=tests", "tests is a folder"),
-        # keys that there are not
+        # keys that do not exist
         ("latent_dim=8", "latent_dim is no key: did you mean model.latent_dim=8?"),
         ("+latent_dim=8", "latent_dim is no key: did you mean model.latent_dim=8?"),
         ("++lr=0.1", "lr is no key: did you mean optimizer.lr=0.1?"),
@@ -196,7 +196,7 @@ def test_a_value_that_a_key_cannot_have_is_answered_with_what_it_must_be(word, l
         ("data.root=x", "data.root is no key of data=digits"),
         ("likelihood=gaussian", "did you mean likelihood@model.likelihood=gaussian?"),
         ("+callbacks.mine.patience=3", "callbacks.mine has no _target_"),
-        # what is left out, or is no value
+        # missing values and nodes
         ("data=image_folder", "data.root has no value: Set data.root to a folder"),
         ("~data.name", "data.name is missing"),
         ("model.encoder=3", "model.encoder=3: model.encoder holds keys, such as model.encoder._target_"),
@@ -266,7 +266,7 @@ def test_a_mistake_is_answered_in_one_line_that_says_what_to_do(words, line):
         "model._target_=mine.Model +model.my_weight=0.3",
     ],
 )
-def test_what_hydra_lightning_and_torch_take_is_taken(words):
+def test_what_hydra_lightning_and_torch_accept_is_accepted(words):
     assert answer(*words.split()) is None
 
 
@@ -334,7 +334,7 @@ def test_an_override_with_spaces_around_its_sign_is_named():
         ("benchmark", "device=tpu", "device=tpu: give one of auto, cpu, cuda"),
     ],
 )
-def test_so_it_is_in_every_command(of, words, line):
+def test_every_command_answers_a_mistake_in_one_line(of, words, line):
     assert line in answer(*words.replace("RUN", RUN).split(), of=of)
 
 
@@ -360,7 +360,7 @@ def test_a_sweep_is_refused_before_it_has_a_folder(words, line):
     assert line in str(caught.value)
 
 
-def test_a_sweep_over_choices_and_what_they_alone_have_is_taken():
+def test_a_sweep_over_choices_and_over_keys_that_only_some_have_is_accepted():
     check_sweep(multirun_config("model=conv_dropout,lstm", "model.latent_dim=2,8", "sweep=rate_distortion"), "train")
     check_sweep(multirun_config("experiment=mnist_conv_dropout", "sweep=dropout"), "train")
 
@@ -377,7 +377,7 @@ def test_a_mistake_leaves_nothing_behind(tmp_path):
 
 
 def test_what_was_there_before_a_mistake_stays(tmp_path):
-    """This one is seen when Hydra has made the run's folder and begun its log."""
+    """This mistake is found after Hydra has made the run's folder and begun its log."""
     mine, empty, new, no_images = (tmp_path / name for name in ("mine", "empty", "new", "no images"))
     no_images.mkdir()
     mine.mkdir()
@@ -396,14 +396,14 @@ def test_a_path_that_cannot_be_made_is_named():
     assert_one_line_error(done, "cannot use the folder /proc/nowhere (No such file or directory)", "hydra.run.dir")
 
 
-def test_the_values_of_options_are_no_overrides(tmp_path):
-    """A folder of the user's own that holds YAML files is no group."""
+def test_the_values_of_options_are_not_taken_for_overrides(tmp_path):
+    """The user's own folder of YAML files is not a config group."""
     (tmp_path / "mine.yaml").write_text("seed: 1\n")
     done = cli("--config-dir", str(tmp_path), "model.latnet_dim=3")
     assert_one_line_error(done, "did you mean model.latent_dim=3?")
 
 
-def test_a_sweep_may_give_what_has_no_value():
+def test_a_sweep_may_set_a_mandatory_key_and_all_its_folders_must_exist():
     check_sweep(multirun_config("data=image_folder", "data.root=conf,tests"), "train")
     with pytest.raises(UserError, match="image_folder: there is no folder nowhere. Set data.root to a folder"):
         check_sweep(multirun_config("data=image_folder", "data.root=conf,nowhere"), "train")
@@ -411,15 +411,15 @@ def test_a_sweep_may_give_what_has_no_value():
         check_sweep(multirun_config("data=image_folder", "data.root=nowhere", "seed=0,1"), "train")
 
 
-def test_a_traceback_is_shown_to_who_asks_for_it():
+def test_a_traceback_is_shown_on_request():
     said = cli("seed=-1", HYDRA_FULL_ERROR="1").stdout
     assert "Traceback" in said
     assert "UserError: seed=-1" in said
 
 
 @pytest.mark.slow
-def test_bad_values_are_answered_sooner_than_torch_is_imported():
-    """In new interpreters."""
+def test_bad_values_are_reported_faster_than_torch_is_imported():
+    """The commands start in new interpreters."""
 
     def seconds(*call: str) -> float:
         began = time.perf_counter()
@@ -442,21 +442,21 @@ def test_no_command_imports_torch_before_its_config_is_checked():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
-def test_the_commands_that_read_explain_their_own_keys_and_list_no_others():
+def test_help_of_commands_that_read_a_run_lists_their_own_keys_and_no_others():
     for of, folder in (("evaluate", CONF), ("explore", CONF), ("report", CONF / "report")):
         done = cli("--help", module=f"src.{of}")
         assert done.returncode == 0, done.stdout
-        told = re.findall(r"^  ([\w.]+)=(\S*) *(.*)", done.stdout, re.M)
+        rows = re.findall(r"^  ([\w.]+)=(\S*) *(.*)", done.stdout, re.M)
         with initialize_config_dir(str(folder), version_base="1.3"):
             tree = compose(of)
-        assert {key for key, *_ in told} == {key for key, _ in flatten(OmegaConf.to_container(tree))}
+        assert {key for key, *_ in rows} == {key for key, _ in flatten(OmegaConf.to_container(tree))}
         assert "chest_xray" not in done.stdout
-    assert told == [("sweep", "...", "the folder of a multirun, or any that holds run folders")]
+    assert rows == [("sweep", "...", "the folder of a multirun, or any that holds run folders")]
     assert "run=... " in cli("--help", "run=x", module="src.explore").stdout
     assert "== Configuration groups ==" in cli("--help").stdout  # all of a training's keys are Hydra's to list
 
 
-def test_help_finds_what_is_said_of_nested_keys_and_on_more_lines(tmp_path):
+def test_help_finds_comments_of_nested_keys_and_on_several_lines(tmp_path):
     (tmp_path / "more.yaml").write_text("# Of others.\nrun: ???   # which run\n")
     (tmp_path / "mine.yaml").write_text(
         "# python -m src.mine\ndefaults:\n  - more\n  - hydra: reader\n  - _self_\n\n"
