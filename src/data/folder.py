@@ -15,7 +15,7 @@ from src.data.store import OnBadImage, open_store
 from src.system.errors import UserError
 from src.system.files import readable
 from src.system.keys import require
-from src.system.kinds import no_folder
+from src.system.places import no_folder
 from src.system.signals import time_limit
 
 NAMED = 3  # undecodable files that the data line names

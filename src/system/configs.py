@@ -14,8 +14,9 @@ from omegaconf.errors import OmegaConfBaseException
 from src.system.directions import mode_of
 from src.system.errors import UserError
 from src.system.keys import KEYS, check, groups_of, kind_of, pattern_of, takes_paths
-from src.system.kinds import Anything, Kind, nearest, no_folder, spelled
+from src.system.kinds import Anything, Kind, nearest, spelled
 from src.system.machine import check_precision, check_processes
+from src.system.places import no_folder
 
 # Keys that a training reads by name and that therefore cannot be deleted.
 NEEDED = (

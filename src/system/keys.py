@@ -20,18 +20,14 @@ from src.system.kinds import (
     Nothing,
     Number,
     OneGroup,
-    Place,
     Text,
     Whole,
     hint_of,
-    no_file,
-    no_folder,
-    no_match,
-    no_run,
     one_or_each,
     or_null,
     spelled,
 )
+from src.system.places import Place, no_file, no_folder, no_match, no_run
 
 TARGET = Text("the dotted name of a class", r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 PATH = Place()
