@@ -323,7 +323,7 @@ def test_a_checkpoint_cannot_run_code(run, tmp_path):
     assert marker.exists()
 
 
-def test_every_project_config_may_be_read_back(tmp_path, finished):
+def test_every_project_config_may_be_read_back(tmp_path):
     """Every target in conf/ is allowed in a run."""
     from src.runs.load import _read_config  # load_run would need every data set
 
