@@ -14,9 +14,11 @@ from omegaconf import DictConfig
 from src.sweeps.plan import plan_in
 from src.sweeps.points import Point, program_of
 from src.sweeps.slots import Slot, run_all, slots_here
-from src.system.errors import UserError, explain
-from src.system.processes import Cold, forking
+from src.system.errors import UserError
+from src.system.explain import explain
+from src.system.processes import Cold
 from src.system.signals import status_of
+from src.system.warm import forking
 
 # What a training imports on its way to the first step and after it.
 TRAINING = (

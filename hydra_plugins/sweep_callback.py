@@ -13,7 +13,8 @@ from src.sweeps.hparams import name_columns
 from src.sweeps.plan import Plan, plan_in, plan_of, sweep_folder
 from src.sweeps.points import unfinished
 from src.sweeps.slots import slots_here
-from src.system.errors import UserError, explain
+from src.system.errors import UserError
+from src.system.explain import explain
 from src.system.files import quoted
 
 if TYPE_CHECKING:  # with pandas, which nobody waits for before the end

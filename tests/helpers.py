@@ -16,7 +16,8 @@ from hydra_plugins.slots_launcher import TRAINING
 from src.data.base import ImageDataModule
 from src.models.base import BaseVAE
 from src.runs import build
-from src.system.processes import Starter, Warm
+from src.system.processes import Starter
+from src.system.warm import Warm
 
 ROOT = Path(__file__).parents[1]
 MODELS = sorted(path.stem for path in (ROOT / "conf" / "model").glob("*.yaml"))

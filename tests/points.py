@@ -7,7 +7,8 @@ from pathlib import Path
 
 from src.sweeps.plan import Plan, point_name
 from src.sweeps.points import Point
-from src.system.processes import Cold, Starter, Warm
+from src.system.processes import Cold, Starter
+from src.system.warm import Warm
 
 WORKER = ["tests.worker"]
 STARTERS: dict[str, Starter] = {"cold": Cold(), "warm": Warm(["json"])}

@@ -1,4 +1,4 @@
-"""A command that says what its process looks like, or ends in one of several ways: ``python -m tests.say``."""
+"""Describe this process, or end in one of several ways: ``python -m tests.say``."""
 
 import atexit
 import hashlib
@@ -15,7 +15,7 @@ def fail() -> None:
 
 
 def process() -> dict:
-    told = {
+    facts = {
         "argv": sys.argv,
         "spec": sys.modules["__main__"].__spec__.name,
         "name": __name__,
@@ -32,17 +32,17 @@ def process() -> dict:
         from threadpoolctl import threadpool_info
 
         blas = {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
-        told |= {
+        facts |= {
             "torch threads": torch.get_num_threads(),
             "blas threads": list(blas),
             "looked for a gpu": sys.modules["tests.cuda_calls"].LOOKED,
             "cuda started": torch.cuda.is_initialized(),
         }
-    return told
+    return facts
 
 
 def train() -> str:
-    """Digest of the weights after some steps of a small network, computed by as many threads as there are."""
+    """Return the number of threads and a digest of a small network's weights after some steps."""
     import torch
 
     torch.manual_seed(0)

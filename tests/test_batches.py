@@ -9,7 +9,8 @@ from hydra.errors import InstantiationException
 
 from src.data.batches import BatchIndices
 from src.data.pixels import Pixels
-from src.system.errors import UserError, explain
+from src.system.errors import UserError
+from src.system.explain import explain
 from tests.helpers import data, examples
 
 

@@ -19,7 +19,8 @@ import pytest
 
 from src.data import arrays
 from src.data.arrays import DOWNLOADING
-from src.system.errors import UserError, explain
+from src.system.errors import UserError
+from src.system.explain import explain
 from src.system.locks import turn
 from tests import pools
 from tests.helpers import WARM, data

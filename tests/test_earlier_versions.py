@@ -1,4 +1,4 @@
-"""Folders that an earlier version has left: a sweep of November 2026, from before modules moved."""
+"""Folders written by an earlier version: a sweep of November 2026, before modules moved."""
 
 import json
 import shutil
@@ -14,11 +14,11 @@ from tests.helpers import PLAIN, ROOT, cli
 
 @pytest.fixture
 def sweep(tmp_path) -> Path:
-    """A copy of it, of which one point has its checkpoint."""
+    """Return a copy of that sweep; one point has its checkpoint."""
     return Path(shutil.copytree(ROOT / "tests" / "fixtures" / "sweep", tmp_path / "sweep"))
 
 
-def test_its_runs_are_evaluated_as_they_were_then(sweep):
+def test_its_runs_evaluate_to_the_recorded_values(sweep):
     run = load_run(sweep / "latent_dim-2__seed-0")
     figures = elbo(predictor_of(run, "test", None, "cpu", "cache"))
     for name, value in figures.items():
@@ -26,7 +26,7 @@ def test_its_runs_are_evaluated_as_they_were_then(sweep):
             assert value == pytest.approx(run.record["test"][name], rel=1e-5), name
 
 
-def test_its_runs_go_on(sweep):
+def test_its_runs_resume(sweep):
     run = sweep / "latent_dim-2__seed-0"
     overrides = json.loads((run / "point.json").read_text())["overrides"]
     done = cli(*overrides, *PLAIN, "trainer.max_epochs=3", f"hydra.run.dir={run}", "ckpt_path=last")

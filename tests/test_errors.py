@@ -1,4 +1,4 @@
-"""Errors of the system's making, each in one line that says what to do."""
+"""Full memory: every command reports it in one line that says what to do."""
 
 import re
 import shutil
@@ -9,26 +9,26 @@ import pytest
 import torch
 from PIL import Image
 
-from src.system.errors import explain
+from src.system.explain import explain
 from tests.helpers import QUICK, assert_one_line_error, cli
 
-on_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps a process to its limit of memory")
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux enforces memory limits of a process")
 
 
 def limited(command: str, *overrides: str, mib: int):
-    """A command that gets so many MiB besides those that its imports have taken."""
+    """Run a command that may use so many MiB more than its imports take."""
     env = {"MORE_MIB": str(mib), "OMP_NUM_THREADS": "1"}
     return cli(f"src.{command}", *overrides, module="tests.limited", **env)
 
 
 @on_linux
-def test_a_training_that_memory_does_not_suffice_for_says_what_to_lower(tmp_path):
+def test_a_training_that_runs_out_of_memory_says_what_to_lower(tmp_path):
     large = (*QUICK, "data.image_size=512", "data.batch_size=1024", f"hydra.run.dir={tmp_path}")
     assert_one_line_error(limited("train", *large, mib=1000), "the memory is full (1 GiB more", "lower data.batch_size")
 
 
 @on_linux
-def test_so_do_the_commands_that_read_a_run(finished, tmp_path):
+def test_commands_that_read_a_run_say_it_too_and_leave_the_record_alone(finished, tmp_path):
     run = shutil.copytree(finished[0], tmp_path / "run")
     before = (run / "metrics.json").read_bytes()
     Image.new("L", (9000, 9000)).save(tmp_path / "large.png")
@@ -50,7 +50,7 @@ def allocate(what: str) -> BaseException:
     return failed.value
 
 
-def test_each_library_says_it_in_its_own_words():
+def test_full_memory_is_recognised_in_the_messages_of_every_library():
     for library in ("torch", "numpy"):
         assert re.match(r"the memory is full \(\S+ PiB more were asked for\): lower", explain(allocate(library)))
     assert "(1.049e+06 EiB more" in explain(RuntimeError(f"can't allocate memory: you tried to allocate {2**80} bytes"))

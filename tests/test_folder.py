@@ -13,7 +13,8 @@ from hydra.errors import InstantiationException
 from src.data import folder
 from src.data.layout import arrange, list_images
 from src.runs.record import describe_data
-from src.system.errors import UserError, explain
+from src.system.errors import UserError
+from src.system.explain import explain
 from tests.helpers import data, folder_data, sides
 
 ROOT = Path("pictures")

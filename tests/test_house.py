@@ -4,9 +4,12 @@
 """
 
 import ast
+import subprocess
 import sys
 from collections import Counter, defaultdict
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 # From the ground up; rooms of one floor do not import each other. Commands lie at the root and import what they like.
@@ -85,6 +88,24 @@ def test_the_figures_count_what_is_there(tmp_path):
     printed = figures(tmp_path)
     assert "3 rooms, 1 modules at the root, 6 lines" in printed
     assert "3 arrows between rooms, 1 against the floor plan, 2 on a cycle" in printed
+
+
+@pytest.mark.slow
+def test_models_networks_data_and_metrics_are_used_without_hydra():
+    """In a notebook; ``src.system.errors``, which nearly every module imports, needs the standard library alone."""
+    rooms = [path for room in ("models", "networks", "data", "metrics") for path in (ROOT / "src" / room).glob("*.py")]
+    modules = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in rooms]
+    code = (
+        "import sys, importlib\n"
+        "before = set(sys.modules)\n"
+        "import src.system.errors\n"
+        "added = {name.split('.')[0] for name in set(sys.modules) - before}\n"
+        "assert added <= sys.stdlib_module_names | {'src'}, added\n"
+        f"for module in {modules}: importlib.import_module(module)\n"
+        "assert not {'hydra', 'omegaconf'} & sys.modules.keys()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def on_a_cycle(arrows: set[Arrow]) -> set[Arrow]:

@@ -1,24 +1,27 @@
-"""A run folder read back: by itself, and without being trusted."""
+"""Read a run folder back, by itself and without trusting it."""
 
 import json
 import pickle
 import shutil
 import time
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
 import torch
+from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 from src.runs.folder import RunFolder
 from src.runs.load import load_run, predictor_of
+from src.runs.trust import read_saved_config
 from src.system.errors import UserError
-from tests.helpers import built
+from tests.helpers import EXPERIMENTS, LIKELIHOODS, built, composed
 
 
 @pytest.fixture
 def run(finished, tmp_path) -> Path:
-    """A copy of a finished run, to be spoilt."""
+    """Return a copy of a finished run that a test may damage."""
     return Path(shutil.copytree(finished[0], tmp_path / "run"))
 
 
@@ -41,13 +44,13 @@ def test_a_run_is_read_from_its_folder_alone(run):
 
 
 def test_what_is_missing_is_named(run, tmp_path):
-    with pytest.raises(UserError, match="run=.*nowhere is no folder"):
+    with pytest.raises(UserError, match="nowhere: give the folder that a training left; there is no folder .*nowhere"):
         load_run(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="run= is no folder"):
+    with pytest.raises(UserError, match="run=: give the folder that a training left$"):
         load_run("")
-    with pytest.raises(UserError, match=r"metrics.json is a file: name the run folder"):
+    with pytest.raises(UserError, match=r"metrics.json: give .*; .*metrics.json is a file"):
         load_run(run / "metrics.json")
-    with pytest.raises(UserError, match=r"no run folder.*it holds runs, name one of them, such as run=.*run"):
+    with pytest.raises(UserError, match=r"has no \.hydra/config\.yaml; it holds runs, such as run=.*/run"):
         load_run(tmp_path)
     with pytest.raises(UserError, match="checkpoint=first: give one of best, last"):
         load_run(run, "first")
@@ -107,7 +110,7 @@ CONFIGS = {
 
 
 @pytest.mark.parametrize("what", CONFIGS)
-def test_a_config_that_is_none_is_refused_in_bounded_time(run, what):
+def test_what_no_run_has_saved_is_refused_in_bounded_time(run, what):
     (run / ".hydra" / "config.yaml").write_text(CONFIGS[what])
     began = time.monotonic()
     with pytest.raises(UserError, match=r"cannot read .*config\.yaml") as refused:
@@ -134,13 +137,13 @@ def test_a_config_that_is_none_is_refused_in_bounded_time(run, what):
         *('{"evaluation": 3}', '{"evaluation": {"test": 3}}', '{"evaluation": {"test": {"elbo": 3}}}'),
     ],
 )
-def test_a_record_that_is_none_is_refused(run, record):
+def test_what_is_not_the_record_of_a_run_is_refused(run, record):
     (run / "metrics.json").write_text(record)
     with pytest.raises(UserError, match=r"metrics\.json is (damaged|not the record of a run)"):
         load_run(run)
 
 
-def test_a_link_to_itself_and_widths_that_are_none_are_refused(run):
+def test_a_link_to_itself_and_an_empty_list_of_widths_are_refused(run):
     change(run, "model.encoder.widths", [])
     with pytest.raises(UserError, match=r"config.yaml says model.encoder.widths=\[\]: give a list of at least 1"):
         load_run(run)
@@ -151,7 +154,7 @@ def test_a_link_to_itself_and_widths_that_are_none_are_refused(run):
 
 
 def test_another_runs_weights_are_not_taken_for_its_own(run):
-    """They fit the model, and no checksum is wrong."""
+    """They fit the model and the file is intact."""
     best = run / "checkpoints" / "best.ckpt"
     checkpoint = torch.load(best, weights_only=True)
     checkpoint["state_dict"]["posterior_head.bias"] += 1
@@ -240,7 +243,7 @@ def test_a_config_cannot_run_code(run, tmp_path, key):
     marker = tmp_path / "marker"
     change(run, key, json.loads(json.dumps(ATTACKS[key]).replace("{marker}", str(marker))))
     if key in HARMLESS:
-        load_run(run)  # what is not built need not be refused
+        load_run(run)
     else:
         with pytest.raises(UserError) as refused:
             load_run(run)
@@ -248,14 +251,9 @@ def test_a_config_cannot_run_code(run, tmp_path, key):
     assert not marker.exists()
 
 
-HARMLESS = (  # never built: another part of the config, a value that stays text, an argument that is replaced
-    "optimizer.lr",
-    "optimizer._args_",
-    "trap",
-    "callbacks.evil",  # a callback of the user's own, with which it was trained, is one of these too
-    "trainer._target_",
-)
-# A name that is not there; an interpolation that waits for a second reading, which is text and no number.
+# Parts of the config that are never built. A run may have been trained with callbacks of the user's own.
+HARMLESS = ("optimizer.lr", "optimizer._args_", "trap", "callbacks.evil", "trainer._target_")
+# A name that does not exist, and escaped interpolations, which stay text.
 STRINGS = ("model.act", "model.kl_weight", "data.seed")
 
 
@@ -272,7 +270,7 @@ def test_a_run_cannot_write_outside_of_itself(run, tmp_path):
 
 @pytest.mark.parametrize("place", ["tensorboard/00000/latents", "embedding/test.npz", ".metrics.lock", "figures/a/b/c"])
 def test_links_out_are_refused_at_any_depth(run, tmp_path, place):
-    """An export to the projector removed what a link there led to, and wrote into it."""
+    """An export to the projector would remove the target of a link, and write into it."""
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "mine").touch()
@@ -282,14 +280,14 @@ def test_links_out_are_refused_at_any_depth(run, tmp_path, place):
     with pytest.raises(UserError, match=f"{place} leads out of"):
         load_run(run)
     (run / place).unlink()
-    (run / place).symlink_to(run / "checkpoints")  # inside it may lead where it will
+    (run / place).symlink_to(run / "checkpoints")  # links within the folder are allowed
     load_run(run)
     assert [*outside.iterdir()] == [outside / "mine"]
 
 
 @pytest.mark.parametrize("said", [{"download": True}, {}])
 def test_reading_a_run_downloads_nothing(run, tmp_path, said):
-    """A foreign one says where to, and would fill any folder that can be written to."""
+    """The config of a foreign run could name any folder to download into."""
     mnist = {
         "_target_": "src.data.arrays.TorchvisionDataModule",
         "dataset": {"_target_": "hydra.utils.get_class", "path": "torchvision.datasets.MNIST"},
@@ -325,21 +323,28 @@ def test_a_checkpoint_cannot_run_code(run, tmp_path):
     assert marker.exists()
 
 
-def test_every_project_config_may_be_read_back(tmp_path, finished):
-    """What conf/ names is what a run may name: nothing of ours is refused."""
-    from src.runs.folder import RunFolder
-    from src.runs.load import _read_config  # the whole of load_run would want every data set
-    from tests.helpers import EXPERIMENTS, LIKELIHOODS, composed
+def test_every_project_config_may_be_read_back(tmp_path):
+    """Every target in conf/ is allowed in a run."""
+    from src.runs.load import _read_config  # load_run would need every data set
 
-    for overrides in (
-        *([f"experiment={name}"] for name in EXPERIMENTS),
-        *([f"likelihood@model.likelihood={name}", "schedule=cosine", "optimizer=sgd"] for name in LIKELIHOODS),
-        ["data=binarized_mnist", "model=conv_tiny", "trainer=ddp"],
-    ):
+    likelihoods = [f"likelihood@model.likelihood={name}" for name in LIKELIHOODS]
+    pairs = zip_longest([f"experiment={name}" for name in EXPERIMENTS], likelihoods)
+    others = ["data=binarized_mnist", "model=conv_tiny", "trainer=ddp", "schedule=cosine", "optimizer=sgd"]
+    for overrides in (*([*filter(None, pair)] for pair in pairs), others):
         folder = tmp_path / "-".join(overrides).replace("/", "_")
         (folder / ".hydra").mkdir(parents=True)
         OmegaConf.save(composed(*overrides), folder / ".hydra" / "config.yaml")
         assert _read_config(RunFolder(folder))["data"]["batch_size"] > 0
+
+
+def test_classes_that_have_moved_are_found_under_their_new_names(tmp_path):
+    """These are all earlier names of what conf/ has named in the parts that are built or compared on a resume."""
+    moved = ["src.models.base.Schedule"]
+    moved += [f"src.likelihoods.{name}Likelihood" for name in ("Bernoulli", "ContinuousBernoulli", "Gaussian")]
+    (tmp_path / "config.yaml").write_text("\n".join(f"part{i}: {{_target_: {name}}}" for i, name in enumerate(moved)))
+    for part in read_saved_config(tmp_path / "config.yaml").values():
+        assert part._target_ not in moved
+        assert isinstance(get_class(part._target_), type)
 
 
 def test_other_images_are_refused_unless_asked_for(run, picture_folder, tmp_path):
@@ -354,8 +359,6 @@ def test_other_images_are_refused_unless_asked_for(run, picture_folder, tmp_path
     del record["checkpoints"]
     (run / "metrics.json").write_text(json.dumps(record))
     cfg = OmegaConf.load(run / ".hydra" / "config.yaml")
-    from tests.helpers import composed
-
     cfg.data = composed(
         "data=image_folder", f"data.root={root}", "data.image_size=16", "data.channels=1",
         f"data.cache_dir={tmp_path}/cache",

@@ -30,7 +30,7 @@ def test_a_latent_that_carries_nothing_is_not_active_though_its_codes_vary():
     scale = torch.sqrt(1 - torch.tensor([0.9, 0.05, 0.0]) ** 2).expand(5_000, 3)
     assert posterior.active_units(mean).tolist() == [True, False, False]
     sampled = (mean + scale * torch.randn_like(mean)).var(0)
-    torch.testing.assert_close(sampled, torch.ones(3), atol=0.06, rtol=0)  # document 003 would call all three active
+    torch.testing.assert_close(sampled, torch.ones(3), atol=0.06, rtol=0)  # Yin & Wang 2023 would call all three active
     assert posterior.most_informative(posterior.rates(mean, scale), 2) == [0, 1]
 
 
@@ -85,7 +85,7 @@ def test_mixture_finds_the_clusters_and_draws_from_them():
 
 def test_agreement_is_small_for_normal_codes_only():
     assert posterior.agreement(torch.randn(10_000)).ks < 0.02
-    off = posterior.agreement(torch.randn(10_000) * math.sqrt(0.5))  # what document 003's KL makes of codes
+    off = posterior.agreement(torch.randn(10_000) * math.sqrt(0.5))  # what Yin & Wang 2023's KL makes of codes
     assert off.std == pytest.approx(math.sqrt(0.5), abs=0.02)
     assert off.ks > 0.05
 

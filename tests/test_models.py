@@ -11,7 +11,8 @@ from src.data.batches import Batch
 from src.models.objectives import elbo_terms
 from src.runs import build
 from src.runs.checkpoints import read_weights
-from src.system.errors import UserError, explain
+from src.system.errors import UserError
+from src.system.explain import explain
 from tests.helpers import EXPERIMENTS, LIKELIHOODS, MODELS, built, composed
 
 
@@ -102,7 +103,7 @@ def test_first_steps_do_not_spike(name):
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_five_deep_stages_train_at_once(precision):
-    """Document 000's original 5-stage network exploded or vanished; this one has 3 convolutions a stage."""
+    """ECE 175B's original 5-stage network exploded or vanished; here 3 convolutions a stage at its rate."""
     datamodule, model = built("model=conv_deep", "model.depth=3", "model.encoder.widths=[16,32,64,64,128]")
     batch = digits_batch(datamodule, 32)
     optimizer = model.configure_optimizers()
@@ -122,7 +123,7 @@ def test_five_deep_stages_train_at_once(precision):
 
 
 def test_dark_and_bright_pixels_can_both_be_drawn():
-    """Document 000's last batch norm and LeakyReLU before the sigmoid keep every pixel above about 0.48."""
+    """ECE 175B's last batch norm and LeakyReLU before the sigmoid keep every pixel above about 0.48."""
     _, model = built("model=conv_deep")
     optimizer = torch.optim.Adam(model.decoder.parameters(), lr=1e-2)
     z = torch.randn(4, 512)

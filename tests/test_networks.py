@@ -25,17 +25,17 @@ def parts(*overrides: str) -> tuple[nn.Module, nn.Module]:
     return nn.ModuleList([model.encoder, model.posterior_head]), model.decoder
 
 
-def test_conv_deep_count_is_document_000s_without_its_last_batch_norm():
+def test_conv_deep_count_is_that_of_ece_175b_without_its_last_batch_norm():
     encoder, decoder = parts("model=conv_deep", "data=chest_xray")
     assert trainable(encoder) + trainable(decoder) == 27_104_769
 
 
-def test_conv_dropout_count_is_document_001s():
+def test_conv_dropout_count_is_that_of_nikhade():
     encoder, decoder = parts("model=conv_dropout", "data=mnist", "data.image_size=32")
     assert trainable(encoder) + trainable(decoder) == 165_409
 
 
-def test_lstm_count_is_document_002s():
+def test_lstm_count_is_that_of_kivril():
     encoder, decoder = parts("model=lstm", "data=mnist")
     assert trainable(encoder) + trainable(decoder) == 175_665
 
@@ -43,13 +43,13 @@ def test_lstm_count_is_document_002s():
 @pytest.mark.parametrize("latents", [2, 16])
 def test_conv_shallow_count_follows_from_two_valid_convolutions(latents):
     encoder, decoder = parts("model=conv_shallow", "data=fashion_mnist", f"model.latent_dim={latents}")
-    # Two valid 3x3 convolutions leave 24 x 24; document 003's c (d - (k - 1))^2 counts one of them (26 x 26).
+    # Two valid 3x3 convolutions leave 24 x 24; Yin & Wang 2023's c (d - (k - 1))^2 counts one of them (26 x 26).
     flat = 32 * 24**2
     assert trainable(encoder) == (16 * 9 + 16) + (32 * 16 * 9 + 32) + 2 * (flat * latents + latents)
     assert trainable(decoder) == (latents * flat + flat) + (32 * 16 * 9 + 16) + (16 * 9 + 1)
 
 
-def test_conv_wide_counts_are_document_004s():
+def test_conv_wide_counts_are_those_of_nikure():
     encoder, decoder = parts("model=conv_wide", "data=mnist")
     assert with_statistics(encoder) == 7_207_608
     assert with_statistics(decoder) == 15_992_321
@@ -57,7 +57,7 @@ def test_conv_wide_counts_are_document_004s():
     assert statistics == 108_072
 
 
-def test_conv_tiny_count_is_document_004s_base():
+def test_conv_tiny_count_is_that_of_nikures_base():
     encoder, decoder = parts("model=conv_tiny", "data=mnist")
     assert with_statistics(encoder) + with_statistics(decoder) == 26_345
 

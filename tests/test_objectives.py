@@ -107,7 +107,7 @@ def test_rate_is_the_monte_carlo_kl():
     torch.testing.assert_close(analytic.sum(1), monte_carlo, atol=0.03, rtol=0)
 
 
-def test_rate_is_the_closed_form_and_not_document_003s():
+def test_rate_is_the_closed_form_and_not_that_of_yin_and_wang():
     mean, scale = torch.tensor([[0.5, -2.0]]), torch.tensor([[0.3, 1.7]])
     rate = rate_per_latent(Independent(Normal(mean, scale), 1), StandardNormal(2)())
     torch.testing.assert_close(rate, 0.5 * (mean**2 + scale**2 - 1) - scale.log())

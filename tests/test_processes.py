@@ -1,4 +1,4 @@
-"""Commands as processes: started anew, or forked from a warm server. Both ways, to a caller they are the same."""
+"""Commands as processes, started in a new interpreter or forked from a warm server: both behave alike."""
 
 import json
 import os
@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from src.system.processes import Cold, Starter, Warm
+from src.system.processes import Cold, Starter
+from src.system.warm import Warm
 from tests.helpers import ROOT, WARM
 
 SAY = "tests.say"
@@ -19,7 +20,7 @@ SAY = "tests.say"
 @pytest.fixture(scope="module")
 def warm():
     server = Warm(["colorsys"])
-    with open(os.devnull, "w") as nowhere:  # in this folder, whatever folder a test goes to
+    with open(os.devnull, "w") as nowhere:  # start the server in this folder, before a test changes it
         server.start(SAY, ["end", "return"], os.environ, nowhere).wait()
     yield server
     server.close()
@@ -31,7 +32,7 @@ def starter(request, warm) -> Starter:
 
 
 def said(starter: Starter, tmp_path: Path, *words: str, status: int = 0, **env: str) -> str:
-    """What ``tests.say`` prints."""
+    """Return the output of ``tests.say``."""
     with (tmp_path / "said.txt").open("w") as output:
         process = starter.start(SAY, words, {**os.environ, **env}, output)
     assert process.wait(60) == status
@@ -41,16 +42,16 @@ def said(starter: Starter, tmp_path: Path, *words: str, status: int = 0, **env: 
 
 def test_a_command_has_its_words_its_environment_its_folder_and_a_session_of_its_own(starter, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    told = json.loads(said(starter, tmp_path, "process", "a=1", "it's [odd]", COLOUR="grün", PYTHONPATH=str(ROOT)))
-    assert told["argv"] == [str(ROOT / "tests" / "say.py"), "process", "a=1", "it's [odd]"]
-    assert told["spec"] == SAY  # what Lightning starts again for further ranks
-    assert told["name"] == "__main__"
-    assert told["env"]["COLOUR"] == "grün"
-    assert "OPENBLAS_NUM_THREADS" not in told["env"]  # which the server has for itself
-    assert told["cwd"] == str(tmp_path)
-    assert told["session"] == told["pid"] != os.getsid(0)
-    assert told["stdin"] == ""
-    assert told["threads"] == 1
+    process = json.loads(said(starter, tmp_path, "process", "a=1", "it's [odd]", COLOUR="grün", PYTHONPATH=str(ROOT)))
+    assert process["argv"] == [str(ROOT / "tests" / "say.py"), "process", "a=1", "it's [odd]"]
+    assert process["spec"] == SAY  # Lightning starts further ranks with it
+    assert process["name"] == "__main__"
+    assert process["env"]["COLOUR"] == "grün"
+    assert "OPENBLAS_NUM_THREADS" not in process["env"]  # only the server has it
+    assert process["cwd"] == str(tmp_path)
+    assert process["session"] == process["pid"] != os.getsid(0)
+    assert process["stdin"] == ""
+    assert process["threads"] == 1
 
 
 @pytest.mark.parametrize(
@@ -73,11 +74,11 @@ def test_it_ends_as_any_command_does(starter, tmp_path, how, status, words):
         assert word in output
     assert ("at exit" in output) is (how != "signal")
     assert "the last word" in output or how == "signal"
-    if how == "forget":  # to close a file
+    if how == "forget":  # an unclosed file
         assert (tmp_path / "forgotten").read_text() == "abc"
 
 
-def test_it_is_waited_for_no_longer_than_asked(starter, tmp_path):
+def test_a_wait_with_a_timeout_ends(starter, tmp_path):
     with (tmp_path / "out").open("w") as output:
         process = starter.start(SAY, ["sleep"], os.environ, output)
     while "asleep" not in (tmp_path / "out").read_text():
@@ -85,7 +86,7 @@ def test_it_is_waited_for_no_longer_than_asked(starter, tmp_path):
     assert process.poll() is None
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(0.05)
-    os.killpg(process.pid, signal.SIGINT)  # heard at once
+    os.killpg(process.pid, signal.SIGINT)  # it takes effect at once
     assert process.wait(30) != 0
     assert "KeyboardInterrupt" in (tmp_path / "out").read_text()
 
@@ -120,10 +121,10 @@ def test_a_server_that_cannot_import_says_so(tmp_path, capfd):
     assert "No module named 'no_such_module'" in capfd.readouterr().err
 
 
-def test_nothing_outlives_who_started_it(tmp_path):
+def test_no_process_outlives_its_starter(tmp_path):
     code = f"""
 import os, sys, time
-from src.system.processes import Warm
+from src.system.warm import Warm
 warm = Warm(["json"])
 process = warm.start({SAY!r}, ["sleep"], os.environ, open({str(tmp_path / "out")!r}, "w"))
 print(process.pid, warm.pid, flush=True)
@@ -136,7 +137,7 @@ time.sleep(60)
 
 
 def ends(pid: int) -> bool:
-    """Whether a process ends within some seconds, reaped or not."""
+    """Return whether a process ends within 15 seconds, reaped or not."""
     until = time.monotonic() + 15
     while time.monotonic() < until:
         try:
@@ -148,19 +149,19 @@ def ends(pid: int) -> bool:
     return False
 
 
-def test_the_warm_process_of_trainings_has_one_thread_and_has_looked_for_no_gpu(finished, tmp_path):
-    """What forked commands would inherit of both would be broken. ``finished`` may be another worker's."""
+def test_the_warm_server_of_trainings_has_one_thread_and_has_not_touched_cuda(finished, tmp_path):
+    """Neither threads nor CUDA survive a fork. ``finished`` may be another worker's."""
     assert json.loads(said(WARM, tmp_path, "process", OMP_NUM_THREADS="dynamic"))["torch threads"] > 0
-    told = json.loads(said(WARM, tmp_path, "process", OMP_NUM_THREADS="3"))
+    process = json.loads(said(WARM, tmp_path, "process", OMP_NUM_THREADS="3"))
     assert len(list(Path(f"/proc/{WARM.pid}/task").iterdir())) == 1
-    assert told["torch threads"] == 3
-    assert told["blas threads"] in ([], [3])
-    assert told["looked for a gpu"] == []
-    assert not told["cuda started"]
+    assert process["torch threads"] == 3
+    assert process["blas threads"] in ([], [3])
+    assert process["looked for a gpu"] == []
+    assert not process["cuda started"]
 
 
 def test_several_threads_compute_in_a_forked_process_what_they_compute_in_a_new_one(tmp_path):
-    """Libraries read OMP_NUM_THREADS when they are loaded: before the fork, it was another number."""
+    """Libraries read OMP_NUM_THREADS when they are loaded, before the fork, from another environment."""
     warm, cold = (said(starter, tmp_path, "train", OMP_NUM_THREADS="2").split() for starter in (WARM, Cold()))
     assert int(warm[0]) > 1
     assert warm[1] == cold[1]

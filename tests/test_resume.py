@@ -382,7 +382,7 @@ def test_a_record_is_read_as_it_was_written(tmp_path):
 def test_a_folder_that_was_removed_while_its_run_went_on_is_no_error(tmp_path):
     """Looked for when the program ends."""
     check = Check("train")
-    check._take(tmp_path / "run")
+    check._claim_folder(tmp_path / "run")
     (tmp_path / "run" / ".lock").unlink()
     (tmp_path / "run").rmdir()
     check._remove_empty(tmp_path / "run")

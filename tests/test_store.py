@@ -21,7 +21,8 @@ from src.data import cache as caches
 from src.data import decoding, store
 from src.data.store import Store, open_store
 from src.runs.record import describe_data
-from src.system.errors import UserError, explain
+from src.system.errors import UserError
+from src.system.explain import explain
 from src.system.processes import Process
 from tests.helpers import WARM, data, folder_data, sides
 

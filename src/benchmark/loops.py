@@ -16,7 +16,8 @@ from hydra_plugins.slots_launcher import TRAINING
 from src.benchmark.gate import Round
 from src.system.errors import UserError
 from src.system.files import quoted
-from src.system.processes import Process, Starter, forking
+from src.system.processes import Process, Starter
+from src.system.warm import forking
 
 PATIENCE = 900.0  # seconds a loop may take to start, or for a round
 POLL_EVERY = 0.2  # seconds

@@ -15,6 +15,7 @@ from src.data.store import OnBadImage, open_store
 from src.system.errors import UserError
 from src.system.files import readable
 from src.system.keys import require
+from src.system.places import no_folder
 from src.system.signals import time_limit
 
 NAMED = 3  # undecodable files that the data line names
@@ -90,9 +91,8 @@ class FolderDataModule(ImageDataModule):
     def _layout(self) -> tuple[Layout, list[str]]:
         """Return the files with splits and classes, and notes on the folder."""
         root = readable(self.root)
-        if not self.root.is_dir():
-            what = f"{root} is a file" if self.root.exists() else f"there is no folder {root}"
-            raise UserError(f"{self.name}: {what}. {self.where_to_get}")
+        if obstacle := no_folder(self.root):
+            raise UserError(f"{self.name}: {obstacle}. {self.where_to_get}")
         files, notes = list_images(self.root)
         if not files:
             found = f" ({'; '.join(notes)})" if notes else ""

@@ -24,7 +24,7 @@ ACTIVE, PASSIVE = "#0072B2", "#BBBBBB"
 AGREES = 0.05  # Kolmogorov-Smirnov distance, and share of misplaced codes beyond chance, that count as agreement
 LEVEL = 1.63  # KS distance times the root of N that one normal sample in a hundred exceeds
 ENOUGH = 200  # codes; with fewer, the title does not judge their agreement
-BINS = 50  # document 003
+BINS = 50  # Yin & Wang 2023
 LABEL = (0.12, 0.035)  # width and height of a class name in a scatter plot, in parts of the plot
 
 

@@ -55,7 +55,7 @@ def reconstructions(predictor: Predictor, count: int = 32) -> Figure:
 
 
 def samples(predictor: Predictor) -> Figure:
-    """Draw 100 means of p(x|z), z from the prior, as 10 x 10 (document 002)."""
+    """Draw 100 means of p(x|z), z from the prior, as 10 x 10 (Kıvrıl 2021)."""
     images = torch.cat([*predictor.generate(100)])
     return grids.picture(grids.grid(images, 10), "Samples: means of p(x|z), z from the prior")
 
@@ -103,9 +103,9 @@ def scatter(predictor: Predictor) -> Figure:
 
 
 def histogram(predictor: Predictor) -> Figure:
-    """Draw codes of the two latents with the largest rate as a 2-D histogram beside the standard normal (document 003).
+    """Draw codes of the two latents with the largest rate as a 2-D histogram beside the standard normal.
 
-    The document picks latents by the variance of sampled codes, which is 1 for a collapsed latent too; the rate is 0.
+    Yin & Wang (2023) pick latents by the variance of sampled codes, which is 1 for a collapsed latent too; the rate is 0.
     """
     pair = best_latents(predictor, 2)
     if len(pair) < 2:

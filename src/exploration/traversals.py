@@ -11,7 +11,7 @@ from src.exploration.overview import NotApplicable, best_latents, originals_of
 from src.metrics import posterior
 from src.models.predictor import Predictor
 
-QUANTILES = torch.linspace(0.05, 0.95, 7)  # document 003
+QUANTILES = torch.linspace(0.05, 0.95, 7)  # Yin & Wang 2023
 SIDE = 20  # pictures along a side of the manifold
 ROWS, DIRECTIONS = 10, 8  # latents in the figure of traversals, rows in that of directions
 WEAK = 0.5  # nats of the largest rate below which no latent alone shows much
@@ -48,7 +48,7 @@ def directions(predictor: Predictor) -> Figure:
 
 
 def traversals(predictor: Predictor) -> Figure:
-    """Draw 1 x 7 pictures along each latent with a large rate, the others at their mean (document 003: at 0)."""
+    """Draw 1 x 7 pictures along each latent with a large rate, the others at their mean (Yin & Wang 2023: at 0)."""
     chosen = best_latents(predictor, ROWS)
     steps = Normal(0.0, 1.0).icdf(QUANTILES)
     z = _mean_code(predictor).repeat(len(chosen), len(steps), 1)
@@ -61,7 +61,7 @@ def traversals(predictor: Predictor) -> Figure:
 
 
 def plane(predictor: Predictor) -> Figure:
-    """Draw 7 x 7 pictures along two latents with a large rate, the others at their mean (document 003: at 0)."""
+    """Draw 7 x 7 pictures along two latents with a large rate, the others at their mean (Yin & Wang 2023: at 0)."""
     pair = best_latents(predictor, 2)
     if len(pair) < 2:
         raise NotApplicable("a plane needs 2 latents")

@@ -9,7 +9,7 @@ class ExampleMean(Metric):
     """The mean over all images of a vector of ``features`` numbers an image.
 
     Sums and counts are kept in float64 and added over processes, so every image has the same weight, also in a last,
-    smaller batch (document 002 divides by batches times batch size instead).
+    smaller batch (Kıvrıl 2021 divides by batches times batch size instead).
     """
 
     full_state_update = False

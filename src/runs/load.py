@@ -1,7 +1,7 @@
-"""A run read back: its config, its data, its model, from the run folder alone and without trusting it.
+"""Read a run back from its folder alone: config, data and model.
 
-A run folder may come from elsewhere. Checkpoints are read with ``weights_only=True``. Of the config only ``data`` and
-``model`` are built, and not by Hydra, which would call anything: see :func:`_build`.
+A run folder may come from elsewhere and is not trusted. Checkpoints are read with ``weights_only=True``. Only ``data``
+and ``model`` of the config are built, and not by Hydra, which would call anything: see :func:`_build`.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from src.runs.checkpoints import fingerprint_in, hash_of, read_checkpoint, weigh
 from src.runs.folder import RunFolder, flatten, git_commit
 from src.runs.metrics_file import read_record
 from src.runs.trust import read_saved_config, resolved
-from src.system.contents import OURS
+from src.system.contents import RUN_CONTENTS
 from src.system.errors import UserError, memory_full, one_line
 from src.system.files import refuse_links_out
 from src.system.keys import READER, check, kind_of
@@ -33,12 +33,12 @@ from src.training.acceleration import lay_out
 log = logging.getLogger(__name__)
 
 PACKAGES = ("src", "torch", "torchvision", "lightning", "torchmetrics")
-BUILT = {"data": ImageDataModule, "model": BaseVAE}  # the parts of a config that are built here
+BUILT = {"data": ImageDataModule, "model": BaseVAE}  # the parts of a config that are built
 GET_CLASS = "hydra.utils.get_class"  # how conf/data/mnist.yaml names a data set class without building it
 
 
 class LoadedRun(NamedTuple):
-    """A run folder's content, ready for use."""
+    """The content of a run folder, ready for use."""
 
     folder: RunFolder
     datamodule: ImageDataModule
@@ -62,70 +62,51 @@ def load_run(
     Args:
         path: the folder.
         checkpoint: ``best`` or ``last``.
-        data_root: where the images are now; None leaves what the run says.
-        cache_dir: where decoded images are kept, whatever the run says.
-        other_data: go on where the images or splits are not those that the run was trained on.
+        data_root: folder of the images on this machine; None takes the run's.
+        cache_dir: folder of decoded images; it replaces the run's.
+        other_data: accept images or splits other than those of the training.
 
     Raises:
         UserError: the folder is incomplete, foreign, of another version of the code, or its data are not here.
     """
-    if not Path(path).is_dir() or not str(path):
-        what = "is a file: name the run folder around it" if Path(path).is_file() else "is no folder"
-        raise UserError(f"run={path} {what}; run= must name the folder that a training left")
+    check("run", str(path), READER["run"])
     folder = RunFolder(path)
     file = _checkpoint_file(folder, checkpoint)
     config = _read_config(folder)
     record = read_record(folder.metrics)
-    commit = record.get("git_commit")
-    if commit is not None and commit == git_commit():
-        advice = f"{folder.config} was changed since, or {folder.path} put together from several"
-    else:
-        advice = f"{folder.path} was written by another version of the code" + (f": commit {commit}" if commit else "")
-
-    data = config["data"]
-    for key, value in (("root", data_root), ("cache_dir", cache_dir)):
-        if key in data and value is not None:
-            data[key] = value
-        elif key == "root" and value is not None:
-            raise UserError(f"data.root={value}: the images of this run ({data.get('name')}) are in no folder")
-    datamodule = _built(folder, "data", data, advice)
+    advice = _advice(folder, record)
+    datamodule = _built(folder, "data", _data_here(config["data"], data_root, cache_dir), advice)
     if hasattr(datamodule, "download"):
-        datamodule.download = False  # wherever the folder comes from, nothing is fetched to wherever it says
+        datamodule.download = False  # a foreign folder must not decide what is written where
     model = _built(folder, "model", config["model"] | {"image_shape": datamodule.image_shape}, advice)
-
     held = read_checkpoint(file)
-    weights = weights_of(file, held, model, f"Its config is not the one it was trained with, or {advice}")
-    if broken := [name for name, w in weights.items() if not w.isfinite().all()]:
-        raise UserError(f"the weights {broken[0]} in {file} are not finite: the training diverged")
-    model.load_state_dict(weights)
-    hashed = _checked_hash(file, record)
-    then = record.get("data", {}).get("fingerprint") or fingerprint_in(held, datamodule)
-    _check_fingerprint(folder, then, datamodule, other_data)
-    epochs = _epochs(folder.last, held)
+    model.load_state_dict(_finite_weights(file, held, model, advice))
+    file_hash = _checked_hash(file, record)
+    _check_fingerprint(folder, record.get("data", {}).get("fingerprint"), held, datamodule, other_data)
     seed = config["seed"] if isinstance(config.get("seed"), int) else 0
-    return LoadedRun(folder, datamodule, model.eval(), seed, file, hashed, epochs, record)
+    return LoadedRun(folder, datamodule, model.eval(), seed, file, file_hash, _epochs(folder.last, held), record)
 
 
 def predictor_of(run: LoadedRun, split: str, seed: int | None, device: str, cache_dir: str) -> Predictor:
-    """The model and data of a run, ready to be judged.
+    """Return the predictor of a run: its model on a device, and the images of a split.
 
     Args:
         run: the run.
         split: ``val`` or ``test``.
-        seed: of all that is drawn; None takes the run's own.
+        seed: seed of everything random; None takes the run's.
         device: ``auto``, ``cpu`` or ``cuda``.
-        cache_dir: where feature networks are kept.
+        cache_dir: folder of feature networks.
 
     Raises:
         UserError: there is no such split or device.
     """
     for key, value in (("split", split), ("seed", seed), ("device", device)):
         check(key, value, READER[key])
-    here = torch.cuda.is_available()
-    if device == "cuda" and not here:
+    has_gpu = torch.cuda.is_available()
+    if device == "cuda" and not has_gpu:
         raise UserError(f"device={device}: choose cpu, there is no GPU here")
-    on_gpu = here and device != "cpu"
-    torch.backends.cudnn.allow_tf32 = False  # what is judged is computed in float32, see in_float32
+    on_gpu = has_gpu and device != "cpu"
+    torch.backends.cudnn.allow_tf32 = False  # predictions are computed in float32, see in_float32
     return Predictor(
         model=lay_out(run.model, "32-true", on_gpu).to("cuda" if on_gpu else "cpu"),
         datamodule=run.datamodule,
@@ -143,26 +124,22 @@ def predictor_of(run: LoadedRun, split: str, seed: int | None, device: str, cach
 def _checkpoint_file(folder: RunFolder, name: str) -> Path:
     check("checkpoint", name, READER["checkpoint"])
     files = {"best": folder.best, "last": folder.last}
-    if not folder.config.is_file():
-        inside = sorted(p.parent.parent for p in folder.path.glob("**/.hydra/config.yaml"))
-        hint = f": it holds runs, name one of them, such as run={inside[-1]}" if inside else ""
-        raise UserError(f"{folder.path} is no run folder, it has no .hydra/config.yaml{hint}")
     if not files[name].is_file():
         other = next((f"; checkpoint={n} is there" for n, f in files.items() if f.is_file()), "")
         raise UserError(f"the run {folder.path} is incomplete: it has no checkpoints/{files[name].name}{other}")
-    refuse_links_out(folder.path, OURS)
+    refuse_links_out(folder.path, RUN_CONTENTS)
     return files[name]
 
 
 def _read_config(folder: RunFolder) -> dict[str, Any]:
-    """The run's config, resolved, once its targets are seen to be ones that a run may name."""
+    """Return the run's config, resolved, after checking the targets that it names and its values."""
     saved = read_saved_config(folder.config)
     saved.run_dir = str(folder.path)
     tree = resolved(saved, folder.config)
     for key in BUILT:
         if not isinstance(tree.get(key), dict) or "_target_" not in tree[key]:
             raise UserError(f"{folder.config} is not the config of a run: it has no {key}._target_")
-    for key, name in (found for part in BUILT for found in _targets(tree[part], f"{part}.")):  # the rest is not built
+    for key, name in (found for part in BUILT for found in _targets(tree[part], f"{part}.")):
         if not isinstance(name, str) or name.split(".")[0] not in PACKAGES:
             raise _refusal(folder, key, name)
     for key, value in flatten({part: tree[part] for part in BUILT}):
@@ -172,7 +149,7 @@ def _read_config(folder: RunFolder) -> dict[str, Any]:
 
 
 def _targets(tree: Any, at: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted key and value of everything that Hydra would import and call."""
+    """Yield dotted key and value of everything that Hydra would import and call."""
     if isinstance(tree, dict):
         for key, value in tree.items():
             if key == "_target_" and value == GET_CLASS:
@@ -185,8 +162,31 @@ def _targets(tree: Any, at: str = "") -> Iterator[tuple[str, Any]]:
             yield from _targets(value, f"{at}{position}.")
 
 
+def _advice(folder: RunFolder, record: dict[str, Any]) -> str:
+    """Say why the config, the checkpoint and the code may not fit together."""
+    commit = record.get("git_commit")
+    if commit is not None and commit == git_commit():
+        return f"{folder.config} was changed since, or {folder.path} put together from several"
+    return f"{folder.path} was written by another version of the code" + (f": commit {commit}" if commit else "")
+
+
+def _data_here(data: dict[str, Any], root: str | None, cache_dir: str) -> dict[str, Any]:
+    """Return the data node of a config with the folders of this machine."""
+    if root is not None and "root" not in data:
+        raise UserError(f"data.root={root}: the images of this run ({data.get('name')}) are in no folder")
+    here = {"root": root, "cache_dir": cache_dir}
+    return data | {key: value for key, value in here.items() if key in data and value is not None}
+
+
+def _finite_weights(file: Path, held: dict[str, Any], model: BaseVAE, advice: str) -> dict[str, torch.Tensor]:
+    weights = weights_of(file, held, model, f"Its config is not the one it was trained with, or {advice}")
+    if broken := [name for name, weight in weights.items() if not weight.isfinite().all()]:
+        raise UserError(f"the weights {broken[0]} in {file} are not finite: the training diverged")
+    return weights
+
+
 def _epochs(last: Path, held: dict[str, Any]) -> list[dict[str, float]]:
-    """The history in the last checkpoint, or where that cannot be read in the one that is ``held``."""
+    """Return the history of the last checkpoint, or of the one that is ``held`` if the last cannot be read."""
     found: Any = held
     with contextlib.suppress(UserError):
         found = read_checkpoint(last)
@@ -195,52 +195,56 @@ def _epochs(last: Path, held: dict[str, Any]) -> list[dict[str, float]]:
     return [epoch for epoch in found if isinstance(epoch, dict)] if isinstance(found, list) else []
 
 
-def _check_fingerprint(folder: RunFolder, then: Any, datamodule: ImageDataModule, other: bool) -> None:
-    if then is None:
+def _check_fingerprint(
+    folder: RunFolder, recorded: Any, held: dict[str, Any], datamodule: ImageDataModule, other_data: bool
+) -> None:
+    """Compare the data with those of the training: as recorded in metrics.json, else in the checkpoint."""
+    trained_on = recorded or fingerprint_in(held, datamodule)
+    if trained_on is None:
         log.warning("%s records no data fingerprint: data not checked", folder.path)
-    elif then != datamodule.fingerprint and not other:
+    elif trained_on != datamodule.fingerprint and not other_data:
         raise UserError(
             f"the images or splits of {datamodule.name} are not those that {folder.path} was trained on (fingerprint "
-            f"{datamodule.fingerprint[:8]}, then {str(then)[:8]}): its test images may be ones it has trained on. "
-            "Set data.root to the right folder, or other_data=true to go on"
+            f"{datamodule.fingerprint[:8]}, then {str(trained_on)[:8]}): its test images may be ones it has trained "
+            "on. Set data.root to the right folder, or other_data=true to go on"
         )
 
 
 def _checked_hash(file: Path, record: dict[str, Any]) -> str:
-    """The hash of a checkpoint, once it is seen to be the one that its training has recorded, if it has."""
-    hashed, expected = hash_of(file), record.get("checkpoints", {}).get(file.name)
-    if expected not in (None, hashed):
+    """Return the hash of a checkpoint after comparing it with the recorded one, if there is a record."""
+    file_hash, recorded = hash_of(file), record.get("checkpoints", {}).get(file.name)
+    if recorded not in (None, file_hash):
         raise UserError(
-            f"{file} is not the file that its training ended with (hash {hashed[:8]}, then {str(expected)[:8]}): it is "
-            "damaged or exchanged; bring it back, or take metrics.json away if that is meant to be"
+            f"{file} is not the file that its training ended with (hash {file_hash[:8]}, then {str(recorded)[:8]}): it "
+            "is damaged or exchanged; restore it, or remove metrics.json if that is intended"
         )
-    return hashed
+    return file_hash
 
 
 # ---- what the config names -----------------------------------------------------------------------------------------
 
 
 def _built(folder: RunFolder, key: str, node: dict[str, Any], advice: str) -> Any:
-    """The data or the model of a config."""
+    """Build the data or the model of a config."""
     try:
-        thing = _build(folder, key, node)
+        built = _build(folder, key, node)
     except UserError:
         raise
-    except Exception as error:  # whatever values that no run has make a constructor raise
+    except Exception as error:  # a constructor may raise anything for values that no run has
         if memory_full(error):
             raise
         raise UserError(f"the {key} of {folder.config} cannot be built ({one_line(error)}): {advice}") from error
-    if not isinstance(thing, BUILT[key]):
+    if not isinstance(built, BUILT[key]):
         raise _refusal(folder, f"{key}._target_", node["_target_"])
-    return thing
+    return built
 
 
 def _build(folder: RunFolder, key: str, node: Any) -> Any:
-    """What ``node`` describes, as Hydra would build it, but for what it may name.
+    """Build what ``node`` describes as Hydra would, with fewer targets allowed.
 
-    The package of a name is not enough: ``torch.os.system`` begins with torch. A target must be a class, made in
-    ``src`` or ``torch.nn``, and a module or a data module: to construct one runs no code of the config's choice.
-    ``get_class`` may name a data set of torchvision.
+    To check the package of a target is not enough: ``torch.os.system`` begins with torch. A target must be a class that
+    is defined in ``src`` or ``torch.nn``, and a module or a data module: their constructors run no code that the config
+    chooses. ``get_class`` may name a data set of torchvision.
     """
     if isinstance(node, list):
         return [_build(folder, f"{key}.{i}", value) for i, value in enumerate(node)]
@@ -257,11 +261,11 @@ def _build(folder: RunFolder, key: str, node: Any) -> Any:
 
 
 def _allowed(folder: RunFolder, key: str, name: Any, places: tuple[str, ...], kinds: Any) -> type:
-    """The class of that name, if it was made in one of these places and is of one of these kinds."""
+    """Return the class of that name if it is defined in one of ``places`` and derives from one of ``kinds``."""
     try:
         module, _, kind_name = name.rpartition(".")
         kind = getattr(import_module(module), kind_name)
-    except Exception as error:  # whatever an import or a lookup raises
+    except Exception as error:  # an import or a lookup may raise anything
         if str(name).startswith("src.") and isinstance(error, ImportError | AttributeError):
             raise UserError(f"{folder.config} names {key}={name}, which this version of the code lacks") from error
         raise _refusal(folder, key, name) from error

@@ -1,4 +1,4 @@
-"""A run's saved config, which may come from elsewhere: read in bounded time and memory."""
+"""Read a run's saved config, which may come from elsewhere, in bounded time and memory."""
 
 import math
 from collections.abc import Iterator
@@ -12,47 +12,44 @@ from omegaconf.errors import OmegaConfBaseException
 from src.system.errors import UserError, one_line
 from src.system.signals import time_limit
 
-# Where modules that a run's config may name were once.
+# Earlier names of modules and classes in the parts of a config that are built or compared on a resume; callbacks and
+# loggers are neither.
 MOVED = {
     "src.models.base.Schedule": "src.training.recipe.Schedule",
     "src.likelihoods": "src.models.likelihoods",
-    "src.callbacks.guard": "src.training.guard",
-    "src.callbacks.memory": "src.training.history",
-    "src.callbacks.resume": "src.training.resume",
-    "src.callbacks.show": "src.training.dashboard",
 }
 LARGEST = 2**16  # bytes
 DEEPEST = 50  # levels
-LONGEST = 2**12  # times that a text could be repeated by values that take it from each other
-SECONDS = 10.0
+MOST_REPETITIONS = 2**12  # of a text, by values that refer to values that refer to it ...
+SECONDS = 10.0  # to resolve a config
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def _renamed(tree: Any) -> Any:
-    """The same with today's names of classes that have moved since a run was saved."""
+    """Return a config with the current names of classes that have moved since it was saved."""
     if isinstance(tree, dict):
-        return {key: _moved(value) if key == "_target_" else _renamed(value) for key, value in tree.items()}
+        return {key: _current_name(value) if key == "_target_" else _renamed(value) for key, value in tree.items()}
     return [_renamed(value) for value in tree] if isinstance(tree, list) else tree
 
 
-def _moved(name: Any) -> Any:
+def _current_name(name: Any) -> Any:
     old = next((old for old in MOVED if isinstance(name, str) and f"{name}.".startswith(f"{old}.")), None)
     return name if old is None else MOVED[old] + name.removeprefix(old)
 
 
 def read_saved_config(path: Path) -> DictConfig:
-    """The config that a run has saved, not resolved.
+    """Return the config that a run has saved, not resolved.
 
     Raises:
-        UserError: it is damaged, or nothing that a run saves: too large, too deep, or with YAML anchors or references
-            that stand for more than they say.
+        UserError: it is damaged, or a run cannot have saved it: it is too large, too deep, or has YAML anchors or
+            references that expand without bounds.
     """
     try:
         if not isinstance(tree := read_yaml(path), dict):
             raise ValueError("it holds no keys")
-        if math.prod(value.count("${") for value in _texts(tree) if "${" in value) > LONGEST:
-            raise ValueError("its values take too much from each other")
-        with time_limit(SECONDS, f"cannot read {path}: what its values refer to has no end"):
+        if math.prod(value.count("${") for value in _texts(tree) if "${" in value) > MOST_REPETITIONS:
+            raise ValueError("its values refer to each other too often")
+        with time_limit(SECONDS, f"cannot read {path}: its references do not end"):
             config = OmegaConf.create(_renamed(tree))
             _refuse_copies(config)
         return config
@@ -61,7 +58,7 @@ def read_saved_config(path: Path) -> DictConfig:
 
 
 def read_yaml(path: Path) -> Any:
-    """What a small YAML file holds, if that is no more than it says.
+    """Return the content of a small YAML file without anchors.
 
     Raises:
         yaml.YAMLError, OSError, ValueError, RecursionError: it cannot be read, is too large, too deep, or has anchors.
@@ -74,20 +71,20 @@ def read_yaml(path: Path) -> Any:
 
 
 def resolved(config: DictConfig, path: Path) -> dict[str, Any]:
-    """The plain values of a saved config, those that it takes from others filled in.
+    """Return the plain values of a saved config with all references resolved.
 
     Raises:
-        UserError: they cannot be, or not within seconds.
+        UserError: they cannot be resolved within ten seconds.
     """
     try:
-        with time_limit(SECONDS, f"cannot read {path}: what its values refer to has no end"):
+        with time_limit(SECONDS, f"cannot read {path}: its references do not end"):
             return OmegaConf.to_container(config, resolve=True)
     except (OmegaConfBaseException, AttributeError, TypeError, ValueError, RecursionError, MemoryError) as error:
         raise damaged(path, error) from error
 
 
 def saved_value(path: Path, key: str) -> Any:
-    """What a saved config says of one dotted key.
+    """Return the value of one dotted key of a saved config.
 
     Raises:
         UserError: the config is damaged, or has no such key.
@@ -103,12 +100,12 @@ def saved_value(path: Path, key: str) -> Any:
 
 
 def damaged(path: Path, error: BaseException) -> UserError:
-    """The error for a file of a run that cannot be read."""
+    """Return the error for a file of a run that cannot be read."""
     return UserError(f"cannot read {path} ({one_line(error)[:200]}): it is damaged or from elsewhere")
 
 
 def _check_events(text: str) -> None:
-    """Refuse what a run never writes and what a small file can make endless."""
+    """Refuse anchors and deep nesting, which a run never writes and a small file can use to exhaust memory."""
     depth = 0
     for event in yaml.parse(text, Loader=LOADER):
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
@@ -119,7 +116,7 @@ def _check_events(text: str) -> None:
 
 
 def _texts(tree: Any) -> Iterator[str]:
-    """The texts among the values of a tree."""
+    """Yield the texts among the values of a tree."""
     if isinstance(tree, str):
         yield tree
     elif isinstance(tree, dict | list):
@@ -128,12 +125,12 @@ def _texts(tree: Any) -> Iterator[str]:
 
 
 def _refuse_copies(node: Any) -> None:
-    """Raise a ValueError where a value is a copy of a node that holds references itself: such copies multiply."""
+    """Raise a ValueError if a value refers to a node that holds references itself: such copies multiply."""
     for name in range(len(node)) if isinstance(node, ListConfig) else list(node):
         inside = node._get_node(name)
         if inside._is_interpolation():
             target = inside._maybe_dereference_node(throw_on_resolution_failure=False)
             if isinstance(target, Container) and "${" in OmegaConf.to_yaml(target):
-                raise ValueError("it copies what refers to others")
+                raise ValueError("it has references to nodes with references")
         elif isinstance(inside, Container) and not inside._is_none() and not inside._is_missing():
             _refuse_copies(inside)

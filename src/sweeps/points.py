@@ -22,7 +22,7 @@ from src.runs.frozen import other_setting
 from src.sweeps.plan import Plan, plan_in, point_name
 from src.sweeps.reasons import reason
 from src.sweeps.status import Record, Status, compared, read_metrics
-from src.system.contents import BEFORE, LOG, METRICS, OURS, OUTPUT, POINT
+from src.system.contents import BEFORE, LOG, METRICS, OUTPUT, POINT, RUN_CONTENTS
 from src.system.errors import DISK_FULL, DIVERGED, UserError
 from src.system.files import quoted, refuse_links_out, remove_unfinished
 from src.system.locks import HELD, lock
@@ -105,7 +105,7 @@ class Point:
         self.busy = False
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            refuse_links_out(self.folder, OURS)
+            refuse_links_out(self.folder, RUN_CONTENTS)
             self._lock = lock(self.folder, patience=0.1)  # its process inherits it, and so holds it as long as it lives
         except UserError as error:
             return self._refuse(str(error))

@@ -3,7 +3,7 @@
 import re
 import signal
 
-from src.system.errors import LESS_MEMORY
+from src.system.explain import LESS_MEMORY
 
 LINES = 2000  # of its output, from the end, that are looked at
 RANK = re.compile(r"^\[rank\d+\]: ?")  # torch puts it before each line of a DDP process

@@ -1,4 +1,4 @@
-"""What all commands share: Hydra composes their config, it is checked before torch is imported, errors are one line."""
+"""What all commands share: Hydra composes the config, it is checked before torch is imported, errors are one line."""
 
 import atexit
 import contextlib
@@ -21,9 +21,10 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from src.system.configs import check_config, check_sweep, expand_home
-from src.system.contents import LOCK, OURS
-from src.system.errors import UserError, explain
+from src.system.configs import check_config, check_root, check_sweep, expand_home
+from src.system.contents import LOCK, RUN_CONTENTS
+from src.system.errors import UserError
+from src.system.explain import explain
 from src.system.files import readable, refuse_links_out
 from src.system.help import help_of
 from src.system.locks import lock_for_training
@@ -39,8 +40,8 @@ CONF = Path(__file__).parents[2] / "conf"
 def command(config: str, folder: str = "") -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
     """Decorate an entry point: call it with what ``conf/<folder>/<config>.yaml`` and the overrides compose.
 
-    An error that the user can mend is one line on the terminal (and in the log, where there is one) and an exit status
-    that is not 0. Any other is ours and shows its traceback; HYDRA_FULL_ERROR=1 shows that of every error.
+    An error that the user can fix is printed (and logged, if there is a log) as one line, with a non-zero exit status.
+    Any other error is a fault of this project and shows its traceback; HYDRA_FULL_ERROR=1 shows every traceback.
     """
 
     def decorate(task: Callable[[DictConfig], Any]) -> Callable[[], None]:
@@ -48,12 +49,13 @@ def command(config: str, folder: str = "") -> Callable[[Callable[[DictConfig], A
         def main() -> None:
             try:
                 interrupt_on(signal.SIGTERM, signal.SIGHUP)
-                logging.raiseExceptions = False  # a log that cannot be written says so with a traceback for each line
+                logging.raiseExceptions = False  # else each line that cannot be logged prints a traceback
                 check_options(sys.argv[1:])
                 if config != "train" and get_args_parser().parse_args(sys.argv[1:]).help:
                     print(help_of(CONF / folder / f"{config}.yaml", sys.modules[task.__module__].__doc__))
                     return
-                # Hydra's own report has up to fifteen lines, and there is no door to it; without it we get its errors.
+                # Hydra prints its errors in up to fifteen lines and has no option to raise them instead:
+                # https://github.com/facebookresearch/hydra/issues/2590
                 hydra_internals.run_and_report = lambda call: call()
                 hydra.main(version_base="1.3", config_path=str(CONF / folder), config_name=config)(task)()
             except KeyboardInterrupt as stop:
@@ -70,18 +72,18 @@ def command(config: str, folder: str = "") -> Callable[[Callable[[DictConfig], A
 
 
 def announce(what: str, library: str = "lightning") -> None:
-    """Say what is begun, before the imports that take seconds; a rank that another process has started says nothing.
+    """Log what the command begins to do, before imports that take seconds; only the first rank logs.
 
     Args:
-        what: that.
-        library: the slowest of what is imported.
+        what: the line to log.
+        library: the slowest import; a key of ``LOADED``.
     """
     if "LOCAL_RANK" not in os.environ:
         log.info("%s%s", what, "" if library in sys.modules else f"; loading {LOADED[library]} ...")
 
 
 def print_error(line: str) -> None:
-    """A line for people, where no log stands yet."""
+    """Print one line to stderr, for errors before there is a log."""
     print(line.replace("\n", "\\n"), file=sys.stderr)
 
 
@@ -103,44 +105,45 @@ def _exit_status(error: BaseException | None) -> int:
 
 
 class Check(Callback):
-    """Checks a composed config before Hydra makes a folder for it, and says why a run has failed.
+    """Check a composed config before Hydra makes a folder for it, and report why a run has failed.
 
     Args:
-        command: whose keys they are, see :data:`src.system.keys.KEYS`.
+        command: a key of :data:`src.system.keys.KEYS`.
     """
 
     def __init__(self, command: str) -> None:
         self.command = command
-        self._before: set[Path] | None = None  # what the run's folder held, None where there was none
-        self._lock: IO[str] | None = None  # of the run's folder, for as long as this process lives
+        self._before: set[Path] | None = None  # content of the run's folder; None if it did not exist
+        self._lock: IO[str] | None = None  # on the run's folder, until this process ends
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """One run."""
+        """Check the config of one run, and lock its folder for a training."""
         with self._ending_on_errors():
             check_config(config, self.command)
             expand_home(config, self.command)
-            if self.command == "train":  # the others write into a run's folder, or into one of their own
-                HydraConfig.instance().set_config(config)  # the folder's name may ask for what Hydra has chosen
-                self._take(Path(config.hydra.run.dir))
+            if self.command == "train":  # other commands write into an existing run's folder
+                HydraConfig.instance().set_config(config)  # the folder's name may refer to it
+                check_root(config)
+                self._claim_folder(Path(config.hydra.run.dir))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """A sweep: what is fixed, and each value of what is swept."""
+        """Check a sweep: the fixed keys and every swept value."""
         with self._ending_on_errors():
             check_sweep(config, self.command)
             expand_home(config, self.command)
 
-    def _take(self, folder: Path) -> None:
-        """Make the run's folder and keep other trainings out of it, before there is a log: that of another is not ours.
+    def _claim_folder(self, folder: Path) -> None:
+        """Make the run's folder and lock it, before Hydra opens a log there: another training may be writing one.
 
         Raises:
-            UserError: another training is in it, a link in it leads out, or it cannot be used.
+            UserError: another training uses it, a link in it leads out, or it cannot be used.
         """
         try:
             self._before = set(folder.absolute().iterdir()) if folder.is_dir() else None
             folder.mkdir(parents=True, exist_ok=True)
             if not os.access(folder, os.W_OK):
                 raise PermissionError(errno.EACCES, "it cannot be written to")
-            refuse_links_out(folder, OURS)
+            refuse_links_out(folder, RUN_CONTENTS)
             self._lock = lock_for_training(folder)
             atexit.register(self._remove_empty, folder.absolute())
         except OSError as error:
@@ -149,23 +152,24 @@ class Check(Callback):
             ) from error
 
     def on_run_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """An error that the user can mend is one line."""
+        """Report an error that the user can fix in one line."""
         error = job_return._return_value
         if job_return.status is not JobStatus.FAILED or (line := self._explain(error)) is None:
-            return  # Hydra raises the error, and it comes to :func:`command`
-        (log.error if logging.root.handlers else print_error)(readable(f"error: {line}"))  # logging may be turned off
+            return  # Hydra raises the error, and :func:`command` handles it
+        # The user may have turned logging off.
+        (log.error if logging.root.handlers else print_error)(readable(f"error: {line}"))
         sys.exit(_exit_status(error))
 
     def _remove_empty(self, folder: Path) -> None:
-        """Remove what a run has made that never began: its log alone; of what was there before, nothing."""
-        if not folder.is_dir():  # somebody has removed it
+        """Remove the log, and the folder if it is new, of a run that failed before it wrote anything else."""
+        if not folder.is_dir():  # it has been removed meanwhile
             return
         made = set(folder.iterdir()) - (self._before or set())
         if {path.suffix for path in made if path.name != LOCK} == {".log"}:
             for path in made:
                 path.unlink()
             if self._before is None:
-                with contextlib.suppress(OSError):  # another process has begun to use it
+                with contextlib.suppress(OSError):  # another process uses it
                     folder.rmdir()
 
     def _explain(self, error: Exception) -> str | None:
@@ -173,7 +177,10 @@ class Check(Callback):
 
     @contextlib.contextmanager
     def _ending_on_errors(self) -> Iterator[None]:
-        """End the program on any error: Hydra would make a warning of it, and go on without what was to be done."""
+        """End the program on any error: Hydra turns exceptions of callbacks into warnings and continues.
+
+        See ``Callbacks._notify`` in https://github.com/facebookresearch/hydra/pull/1441.
+        """
         try:
             yield
         except Exception as error:

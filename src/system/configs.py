@@ -1,4 +1,4 @@
-"""A composed config, and the values that a sweep will put into it, held against :mod:`src.system.keys`."""
+"""Check a composed config, and the values of a sweep, against :mod:`src.system.keys`."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,27 +16,27 @@ from src.system.errors import UserError
 from src.system.keys import KEYS, check, groups_of, kind_of, pattern_of, takes_paths
 from src.system.kinds import Anything, Kind, nearest, spelled
 from src.system.machine import check_precision, check_processes
+from src.system.places import no_folder
 
-# What a training reads of its config by name, so that it cannot be deleted.
+# Keys that a training reads by name and that therefore cannot be deleted.
 NEEDED = (
     *("model", "model._target_", "data", "data._target_", "data.name", "optimizer", "optimizer._target_"),
     *("trainer", "trainer._target_", "trainer.precision", "trainer.accelerator", "trainer.devices"),
     *("trainer.max_epochs", "model.latent_dim", "data.image_size", "data.channels", "data.batch_size"),
     *("seed", "tags", "compile", "compare_by", "test", "ckpt_path", "run_dir"),
 )
-MEANT = {"run": "outputs/... (the folder that a training left)", "sweep": "outputs/... (a folder of runs)"}
 MAY_BE_NULL = ("schedule", "callbacks", "logger", "hydra.launcher", "hydra.sweeper")
 
 
 def check_config(config: DictConfig, command: str) -> None:
-    """See that a composed config has the keys of its command and no others, and that every value is one they can have.
+    """Check that a composed config has the keys of its command and no others, with values that they can have.
 
     Args:
-        config: with its ``hydra`` node.
+        config: the config with its ``hydra`` node.
         command: a key of :data:`src.system.keys.KEYS`.
 
     Raises:
-        UserError: the first that is not, those that were typed first.
+        UserError: for the first key or value that is wrong; keys on the command line come first.
     """
     keys = KEYS[command]
     words = OmegaConf.to_container(config.hydra.overrides, resolve=False)
@@ -54,9 +54,11 @@ def check_config(config: DictConfig, command: str) -> None:
         if OmegaConf.is_missing(node, name):
             if key in swept:
                 continue
-            where = config.data.get("where_to_get") if key == "data.root" else f"set it: {key}={MEANT.get(key, '...')}"
+            where = (
+                config.data.get("where_to_get") if key == "data.root" else f"set it: {key}=... ({keys[pattern].words})"
+            )
             raise UserError(f"{key} has no value: {where}")
-        # What a file takes from another key is checked there, or known only when it runs.
+        # A value that a file takes from another key is checked there, or known only in the run.
         if key in lines or not OmegaConf.is_interpolation(node, name):
             _check_value(key, node, name, keys[pattern], lines.get(key))
     if command == "train":
@@ -70,14 +72,33 @@ def _check_value(key: str, node: DictConfig, name: str, kind: Kind, line: str | 
     try:
         value = _plain(node[name])
     except OmegaConfBaseException as error:
-        if "HydraConfig was not set" in str(error):  # such as ${run_dir}: known when it runs
+        if "HydraConfig was not set" in str(error):  # such as ${run_dir}, which is known only in the run
             return
         raise UserError(f"{line or key}: {str(error).splitlines()[0]}") from error
     check(key, value, kind, line)
 
 
+def check_root(config: DictConfig, root: str | None = None) -> None:
+    """See that ``data.root`` is a folder where the images are not downloaded into it.
+
+    Args:
+        config: that of a training.
+        root: checked in place of the config's own.
+
+    Raises:
+        UserError: there is no such folder; the message says where to get the images.
+    """
+    data = config.data
+    root = root or (None if OmegaConf.is_missing(data, "root") else data.get("root"))
+    if root is None or data.get("download") or not data._target_.startswith("src."):
+        return
+    if obstacle := no_folder(Path(root).expanduser()):
+        where = data.get("where_to_get") or "Set data.root to the folder that holds the images"
+        raise UserError(f"{data.name}: {obstacle}. {where}")
+
+
 def expand_home(config: DictConfig, command: str) -> None:
-    """Replace ``~`` at the beginning of paths: the shell leaves it, where a key stands before it."""
+    """Replace ``~`` at the beginning of paths, which the shell leaves after ``key=``."""
     keys = KEYS[command]
     for key, node, name in _leaves(config, keys):
         value = _own(node, name)
@@ -87,7 +108,7 @@ def expand_home(config: DictConfig, command: str) -> None:
 
 
 def _check_modes(config: DictConfig) -> None:
-    """What watches a metric watches it in the direction in which that gets better."""
+    """Check that callbacks and schedules monitor metrics in the direction in which these improve."""
     watchers = {f"callbacks.{name}": "mode" for name in OmegaConf.select(config, "callbacks") or {}}
     for at, place in (watchers | {"schedule": "factory.mode"}).items():
         node = OmegaConf.select(config, at)
@@ -98,18 +119,18 @@ def _check_modes(config: DictConfig) -> None:
         mode = OmegaConf.select(node, place)
         target = str(node.get("_target_"))
         if mode is None and target.startswith(("lightning.", "pytorch_lightning.")):
-            mode = "min"  # what Lightning's own callbacks take
-        # A callback of the user's own may know no modes, and a schedule may call other things so.
-        ours = target.startswith("src.") and _has(config, f"{at}.{place}")
-        if mode in ("min", "max") or (mode is None and ours):
+            mode = "min"  # the default of Lightning's callbacks
+        # The mode of a user's own callback or of a schedule may mean something else.
+        needs_mode = target.startswith("src.") and _has(config, f"{at}.{place}")
+        if mode in ("min", "max") or (mode is None and needs_mode):
             mode_of(metric, mode, f"{at}.{place}")
 
 
 def check_sweep(config: DictConfig, command: str) -> None:
-    """The same of a sweep: of what is fixed, and of each value that is swept.
+    """Check a sweep: its fixed keys and every value that is swept.
 
     Raises:
-        UserError: the first that is not.
+        UserError: for the first key or value that is wrong.
     """
     if command != "train":
         raise UserError(f"{command} does one thing at a time: leave out -m")
@@ -120,6 +141,8 @@ def check_sweep(config: DictConfig, command: str) -> None:
     swept = [override for override in parsed(words) if override.is_sweep_override()]
     keys = KEYS[command]
     groups_swept = any(_options(config, override) for override in swept)
+    if not groups_swept:
+        check_root(config)
     for override in swept:
         key = override.key_or_group
         if key == "sweep":
@@ -136,22 +159,29 @@ def check_sweep(config: DictConfig, command: str) -> None:
         if not (_has(config, key) or override.is_add() or (groups_swept and kind is not None)):
             raise Names(config).unknown(key, override.input_line)
         for value in values if kind is not None else ():
-            if not (isinstance(value, str) and "${" in value):  # of another key, in each point
+            if not (isinstance(value, str) and "${" in value):  # known only in each point
                 check(key, value, kind)
-                if key == "trainer.precision" and OmegaConf.select(config, "trainer.accelerator") == "cpu":
-                    check_precision(value)
+                _check_against_others(config, key, value, groups_swept)
+
+
+def _check_against_others(config: DictConfig, key: str, value: Any, groups_swept: bool) -> None:
+    """Check a swept value that is right or wrong depending on other keys."""
+    if key == "data.root" and not groups_swept:
+        check_root(config, value)
+    if key == "trainer.precision" and OmegaConf.select(config, "trainer.accelerator") == "cpu":
+        check_precision(value)
 
 
 def _check_names(config: DictConfig, keys: dict[str, Kind], typed: Iterable[Override]) -> None:
-    top = {key.split(".")[0] for key in keys} | {"hydra"}
+    known = {key.split(".")[0] for key in keys} | {"hydra"}
     names = Names(config)
-    for override in typed:  # a file of the user's own may hold keys of its own
+    for override in typed:  # the user's own files may hold other keys
         key = override.key_or_group
-        mine = not key.startswith("hydra") and not _options(config, override)
-        if mine and not override.is_delete() and key.split(".")[0] not in top:
+        task_key = not key.startswith("hydra") and not _options(config, override)
+        if task_key and not override.is_delete() and key.split(".")[0] not in known:
             raise names.unknown(key, override.input_line)
         ours = str(OmegaConf.select(config, f"{key.rpartition('.')[0]}._target_") or "src.").startswith("src.")
-        if mine and ours and override.is_add() and kind_of(key, keys) is None and not _is_group(config, key):
+        if task_key and ours and override.is_add() and kind_of(key, keys) is None and not _is_group(config, key):
             raise names.unknown(key, override.input_line)
     for group in groups_of(keys):
         node = OmegaConf.select(config, group)
@@ -167,11 +197,11 @@ def _check_names(config: DictConfig, keys: dict[str, Kind], typed: Iterable[Over
 
 
 class Names:
-    """The keys that a composed config has, to find the one that was probably meant.
+    """The keys of a composed config, to find the one that was probably meant.
 
     Args:
-        config: with its ``hydra`` node.
-        undecided: groups of which no choice is known.
+        config: the config with its ``hydra`` node.
+        undecided: groups whose choice is not known.
     """
 
     def __init__(self, config: DictConfig, undecided: Sequence[str] = ()) -> None:
@@ -182,7 +212,7 @@ class Names:
         self._keys = [*self._choices, *keys]
 
     def unknown(self, key: str, typed: str) -> UserError:
-        """The error for a key that there is not; ``typed`` is the override that names it."""
+        """Return the error for a key that does not exist; ``typed`` is the override that names it."""
         _, equals, value = typed.lstrip("+~").partition("=")
         if key.startswith("hydra."):
             return UserError(f"{key} is no key; --cfg hydra lists those that there are")
@@ -195,12 +225,12 @@ class Names:
         return UserError(f"{key} is no key{of}; --help lists those that there are")
 
     def choice_for(self, node: str, value: str) -> str:
-        """A hint for a node that was set to ``value``, where a group chooses what stands there."""
+        """Return a hint for a node that was set to ``value`` instead of choosing from its group."""
         group = next((name for name in self._choices if name.endswith(f"@{node}")), None)
         return f"; did you mean {group}={value}?" if group and value != "null" else ""
 
     def _nearest(self, key: str) -> str | None:
-        """One that ends in ``key``, stands beside it and is spelled nearly so, or is spelled nearly so anywhere."""
+        """Return a key that ends in ``key``, or has a similar name in the same node, or a similar name anywhere."""
         others = [name for name in self._keys if name != key and not name.startswith(f"{key}.")]
         parent, dot, last = key.rpartition(".")
         ends = [name for name in others if name.endswith(f".{key}") or name.startswith(f"{key}@")]
@@ -216,7 +246,7 @@ class Names:
 
 
 def unknown_choice(group: str, choice: str, options: list[str]) -> UserError:
-    """The error for a choice that a config group does not have."""
+    """Return the error for a choice that a config group does not have."""
     near = nearest(choice, options)
     return UserError(
         f"{group}={choice}: choose one of {', '.join(options)}" + (f"; did you mean {near}?" if near else "")
@@ -224,14 +254,14 @@ def unknown_choice(group: str, choice: str, options: list[str]) -> UserError:
 
 
 def parsed(words: Iterable[str]) -> list[Override]:
-    """Overrides, parsed; with the choices of their groups where Hydra is at work, as ``glob(*)`` asks for them."""
+    """Parse overrides; while Hydra runs, with the choices of groups, which ``glob(*)`` needs."""
     hydra = GlobalHydra.instance()
     loader = hydra.config_loader() if hydra.is_initialized() else None
     return OverridesParser.create(loader).parse_overrides(list(words))
 
 
 def _values(override: Override) -> Iterator[Any]:
-    """The values that a swept key will take; of an interval its ends."""
+    """Yield the values of a swept key; of an interval its ends."""
     sweep = override.value()
     if isinstance(sweep, IntervalSweep):
         whole = "int" in sweep.tags
@@ -248,14 +278,14 @@ def _unquoted(value: Any) -> Any:
 
 
 def _options(config: DictConfig, override: Override) -> list[str]:
-    """The choices of the config group that an override names; empty where its key is no group."""
+    """Return the choices of the config group that an override names; empty if its key is not a group."""
     sources = [source for source in config.hydra.runtime.config_sources if source.schema == "file"]
     folders = [Path(source.path) / override.key_or_group for source in sources]
     return sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
 
 
 def _nodes(config: DictConfig, at: str = "") -> Iterator[tuple[str, DictConfig, str]]:
-    """Dotted key of each node, the node around it, and its name there."""
+    """Yield the dotted key of each node, its parent node, and its name there."""
     for name in config:
         yield f"{at}{name}", config, name
         if isinstance(inside := _own(config, name), DictConfig):
@@ -263,7 +293,7 @@ def _nodes(config: DictConfig, at: str = "") -> Iterator[tuple[str, DictConfig, 
 
 
 def _leaves(config: DictConfig, keys: dict[str, Kind]) -> Iterator[tuple[str, DictConfig, str]]:
-    """Those of :func:`_nodes` that hold no others, or are not meant to."""
+    """Yield those of :func:`_nodes` that are values, or should be."""
     for key, node, name in _nodes(config):
         value = not isinstance(kind_of(key, keys), Anything | None)
         if value or not isinstance(_own(node, name), DictConfig):
@@ -275,7 +305,7 @@ def _plain(value: Any) -> Any:
 
 
 def _has(config: DictConfig, key: str) -> bool:
-    """Whether the config has this key, whatever its value."""
+    """Return whether the config has this key, whatever its value."""
     node: Any = config
     for name in key.split("."):
         if not isinstance(node, DictConfig) or name not in node.keys():  # noqa: SIM118 (`in` misses what is null)
@@ -285,7 +315,7 @@ def _has(config: DictConfig, key: str) -> bool:
 
 
 def _own(node: DictConfig, name: str) -> Any:
-    """What stands there itself; None for what is missing or taken from another key."""
+    """Return the node's own value; None if it is missing or an interpolation."""
     return None if OmegaConf.is_missing(node, name) or OmegaConf.is_interpolation(node, name) else node[name]
 
 

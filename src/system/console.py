@@ -1,4 +1,4 @@
-"""The terminal: less of the libraries' noise, and progress bars."""
+"""Terminal output: fewer messages of libraries, and progress bars."""
 
 import logging
 import threading
@@ -14,19 +14,16 @@ T = TypeVar("T")
 
 QUIET = (
     ".*LeafSpec.*",  # a deprecation inside Lightning
-    ".*does not have many workers.*",  # batches are gathered from one tensor: workers would only copy
+    ".*does not have many workers.*",  # batches are gathered from one tensor, so workers would only copy
     ".*exists and is not empty.*",  # a resumed run's checkpoints folder
-    ".*is smaller than the logging interval.*",  # epochs are logged whatever their length
-    ".*TF32 acceleration on top of oneDNN.*",  # of Intel GPUs, said when oneDNN is turned off
-    ".*not supported by the model summary.*",  # it only estimates megabytes
+    ".*is smaller than the logging interval.*",  # every epoch is logged
+    ".*TF32 acceleration on top of oneDNN.*",  # about Intel GPUs, printed when oneDNN is turned off
+    ".*not supported by the model summary.*",  # the summary only estimates megabytes
 )
 
 
 def hush_libraries() -> None:
-    """Drop adverts and warnings that say nothing about the run.
-
-    Lightning advertises its makers' products through its rank-zero loggers.
-    """
+    """Silence adverts and warnings that say nothing about the run; Lightning advertises in its rank-zero loggers."""
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in QUIET:
@@ -35,13 +32,13 @@ def hush_libraries() -> None:
 
 
 def _hush_full_disk(raised: threading.ExceptHookArgs) -> None:
-    """TensorBoard's writing thread leaves its error to the main thread too, which says what is full."""
+    """Print no traceback in TensorBoard's writer thread: the main thread gets the error too and reports it."""
     if raised.exc_value is None or disk_full(raised.exc_value) is None:
         threading.__excepthook__(raised)
 
 
 class AboveBars(logging.StreamHandler):
-    """Writes to the terminal above the progress bars that stand there."""
+    """Write log lines above the progress bars on the terminal."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line."""
@@ -50,15 +47,15 @@ class AboveBars(logging.StreamHandler):
 
 
 def progress(items: Iterable[T], what: str, total: int | None = None, done: int = 0) -> Iterable[T]:
-    """The items, with a progress bar where there is a terminal to show it; ``total`` where they have no length.
+    """Iterate over the items with a progress bar if there is a terminal.
 
-    The bar begins after ``done`` of the total.
+    ``total`` is for items without a length; the bar begins after ``done`` of it.
     """
     return tqdm(items, what, total, leave=False, disable=None, initial=done)
 
 
 def duration(seconds: float) -> str:
-    """``40 s``, ``12 min`` or ``3 h 20 min``."""
+    """Format seconds as ``40 s``, ``12 min`` or ``3 h 20 min``."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

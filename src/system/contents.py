@@ -1,15 +1,15 @@
-"""What lies in a run's folder, by name."""
+"""The names of the files and folders in a run's folder."""
 
 METRICS = "metrics.json"
-BEFORE = "metrics.before.json"  # of an earlier end of a run that goes on
+BEFORE = "metrics.before.json"  # from before a finished run was resumed
 LOG = "train.log"
-OUTPUT = "output.log"  # what a sweep's point has printed
-POINT = "point.json"  # how a sweep's point stands
+OUTPUT = "output.log"  # what a point of a sweep has printed
+POINT = "point.json"  # the status of a point of a sweep
 LOCK = ".lock"
-PLAN = "sweep.json"  # in a sweep's folder: what was asked for
+PLAN = "sweep.json"  # in a sweep's folder: its command, what is swept and what is fixed
 METRICS_LOCK = ".metrics.lock"
-# All that commands write there, or remove.
-OURS = (
+# Everything that commands write there or remove.
+RUN_CONTENTS = (
     *(".hydra", "checkpoints", "embedding", "figures", "tensorboard"),
     *(METRICS, BEFORE, LOG, OUTPUT, POINT, LOCK, METRICS_LOCK),
 )

@@ -1,4 +1,4 @@
-"""Files that are written whole, or not at all; and their paths on a command line."""
+"""Write files completely or not at all, and format their paths for a command line."""
 
 import os
 import re
@@ -10,14 +10,14 @@ from pathlib import Path
 from src.system.errors import UserError, one_line
 
 UNFINISHED = ".part"
-MOST_FILES = 100_000  # of a run
+MOST_FILES = 100_000  # in a run's folder
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A new temporary file beside ``path``, to be written to; it takes the name when the block ends without an error.
+    """Yield a new temporary file beside ``path``; rename it to ``path`` when the block ends without an error.
 
-    The temporary name cannot be foreseen, so nothing that lies in the folder is followed or overwritten.
+    The temporary name is random, so no link or file in the folder is followed or overwritten.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -32,7 +32,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     except OSError as error:
-        # A failed write names no file, and nobody knows the temporary one. A socket's timeout is of another kind.
+        # A failed write names no file or the temporary one. A socket's timeout is an OSError without errno.
         if error.errno is not None and error.filename in (None, name):
             error.filename = str(path)
         raise
@@ -41,10 +41,10 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def refuse_links_out(folder: Path, parts: Iterable[str]) -> None:
-    """See that nothing below some parts of a folder leads out of it: what is written or removed there is inside.
+    """Check that no link below some parts of a folder leads out of it, so that writing and removing stays inside.
 
     Raises:
-        UserError: a link does, or there is no end to what is there.
+        UserError: a link does, or there are too many files to check.
     """
     inside, seen = folder.resolve(), 0
     for part in parts:
@@ -56,40 +56,40 @@ def refuse_links_out(folder: Path, parts: Iterable[str]) -> None:
                     raise UserError(f"{path} leads out of {folder}: take that link away")
                 if path.is_dir() and not path.is_symlink():
                     waiting += path.iterdir()
-            except (OSError, RuntimeError) as error:  # a link to itself or to nothing; a folder that cannot be listed
+            except (OSError, RuntimeError) as error:  # a circular or broken link, or an unreadable folder
                 raise UserError(f"{path} cannot be followed ({one_line(error)}): take it away") from error
             if (seen := seen + 1) > MOST_FILES:
                 raise UserError(f"{folder} holds more than {MOST_FILES:,} files: it is none that a run has left")
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what processes that were killed have left of whole files in a folder that nobody else writes to."""
+    """Remove the temporary files of killed processes from a folder that no other process writes to."""
     for path in folder.glob(f".*{UNFINISHED}"):
         path.unlink(missing_ok=True)
 
 
 def as_typed(path: Path) -> str:
-    """A path as it is typed on a command line, in quotes where it needs them."""
+    """Format a path for a command line, with quotes if it needs them."""
     return str(path) if re.fullmatch(r"[\w./+-]+", str(path)) else f'"{quoted(path)}"'
 
 
 def quoted(path: Path) -> str:
-    """A path as the value of an override: Hydra reads a backslash as one, but before a quote."""
+    """Format a path as the value of an override; Hydra only treats backslashes before a quote as escapes."""
     escaped = re.sub(r"(\\*)(\'|$)", lambda m: 2 * m[1] + (r"\'" if m[2] else ""), str(path))
     return f"'{escaped}'"
 
 
 def readable(name: str | Path) -> str:
-    """A file's name for people and UTF-8 files: bytes that are no UTF-8 as ``\\xff``.
+    """Return a file's name with bytes that are not UTF-8 as ``\\xff``.
 
-    Names need not be UTF-8; Python keeps such bytes as lone surrogates, which can be neither printed nor written.
+    Python keeps such bytes as lone surrogates, which can be neither printed nor written.
     """
     text = str(name)
     return text if text.isascii() else text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _umask() -> int:
-    """The permissions that this process withholds from new files."""
+    """Return the permissions that this process withholds from new files."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

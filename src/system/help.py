@@ -1,6 +1,6 @@
-"""``--help`` of the commands that read: their own keys, each with what its comment in the config file says.
+"""``--help`` of the commands that read a run: their own keys, each with its comment in the config file.
 
-Hydra's own would list the groups of a training, which they cannot use, and no meaning of any key.
+Hydra's own help lists the groups of a training, which these commands cannot use, and no meaning of any key.
 """
 
 import re
@@ -13,29 +13,29 @@ import yaml
 
 KEY = re.compile(r"( *)(\w+):[^#]*(?:# *(.*))?")
 NOT_KEYS = ("defaults", "hydra")
-WIDEST = 40  # characters that a key and its value take before what is said of them
+WIDEST = 40  # characters of a key and its value, before the comment moves to the next line
 
 
 def help_of(path: Path, about: str) -> str:
-    """What a command is for, and its keys with their defaults.
+    """Return the help text of a command: its purpose, and its keys with their defaults.
 
     Args:
         path: its config file.
-        about: the command in words.
+        about: its purpose.
     """
     rows = list(_keys(path))
     column = min(WIDEST, max(len(key) for key, _ in rows)) + 4
     width = max(40, shutil.get_terminal_size((120, 24)).columns - column - 1)
-    lines = [about.replace("``", "").strip(), "", "Keys, with what they are where they are not typed:"]
-    for key, said in rows:
+    lines = [about.replace("``", "").strip(), "", "Keys and their defaults:"]
+    for key, comment in rows:
         below = "\n" + " " * column
         gap = " " * (column - len(key) - 2) if len(key) < column - 2 else below
-        lines.append(f"  {key}{gap}{below.join(textwrap.wrap(said, width))}".rstrip())
+        lines.append(f"  {key}{gap}{below.join(textwrap.wrap(comment, width))}".rstrip())
     return "\n".join([*lines, "", "--hydra-help lists Hydra's own options."])
 
 
 def _keys(path: Path) -> Iterator[tuple[str, str]]:
-    """``key=value`` and what is said of it: of the files that a config takes its defaults from, then its own."""
+    """Yield ``key=value`` and its comment, first from the files in the defaults list of a config, then its own."""
     text = path.read_text(encoding="utf-8")
     tree = yaml.safe_load(text)
     for other in (name for name in tree.get("defaults", []) if isinstance(name, str) and name != "_self_"):
@@ -47,7 +47,7 @@ def _keys(path: Path) -> Iterator[tuple[str, str]]:
             indent, name, comment = found.groups()
             at = (*at[: len(indent) // 2], name)
             meanings[at] = comment or ""
-        elif at and line.lstrip().startswith("#"):  # it goes on
+        elif at and line.lstrip().startswith("#"):  # continues the comment above
             meanings[at] += " " + line.lstrip("# ")
     for key, value in _leaves(tree):
         if key[0] not in NOT_KEYS:
@@ -63,7 +63,7 @@ def _leaves(tree: dict, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str
 
 
 def _typed(value: object) -> str:
-    """A value as it is typed; ``...`` where there is none, and one must be."""
+    """Format a value as it is typed; ``...`` for a mandatory value."""
     if isinstance(value, list):
         return f"[{','.join(map(str, value))}]"
     words = {"None": "null", "True": "true", "False": "false", "???": "..."}

@@ -1,6 +1,6 @@
-"""What every key of ``conf/`` must be: one table a command, asked while the config is composed and by constructors.
+"""What the value of every key of ``conf/`` must be: one table per command, used by the command line and constructors.
 
-Nothing here imports torch, so a bad value is answered before that takes its seconds.
+Nothing here imports torch, so a bad value is reported before that import takes seconds.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,13 +22,19 @@ from src.system.kinds import (
     OneGroup,
     Text,
     Whole,
+    hint_of,
     one_or_each,
     or_null,
     spelled,
 )
+from src.system.places import Place, no_file, no_folder, no_match, no_run
 
 TARGET = Text("the dotted name of a class", r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
-PATH = Text("a path")
+PATH = Place()
+FOLDER = Place("a folder", obstacle=no_folder)
+RUN_FOLDER = Place("the folder that a training left", obstacle=no_run)
+CHECKPOINT = Place("a checkpoint", obstacle=no_file)
+OWN_IMAGES = Place("a picture, a folder or a glob such as 'scans/*.png'", obstacle=no_match)
 SEED = Whole(0, 2**32 - 1)
 PART = Number(above=0, below=1)
 SHARE = Either((Whole(0), Number(at_least=0, at_most=1), Nothing()), "a share from 0.0 to 1.0, or how many")
@@ -42,19 +48,19 @@ DEVICE = Choice(("auto", "cpu", "cuda"))
 
 
 def some_of(*names: str, at_least: int = 1) -> Either:
-    """``all``, one name, or a list of names."""
+    """Return the kind of ``all``, one name, or a list of names."""
     some = (Choice(("all", *names)), ListOf(Choice(names), at_least=at_least))
     return Either(some, f"all, one or a list [in,brackets] of {', '.join(names)}")
 
 
-# In the order in which a config is looked at. `*` stands for any text: what no line above it names.
+# In the order of the checks. `*` matches any text that no line above it matches.
 TRAIN: dict[str, Kind] = {
     "seed": or_null(SEED),
     "tags": ListOf(Either((Text(), Number(), FLAG), "a word or a number")),
     "compile": Choice((True, False, "auto")),
     "compare_by": Choice(COMPARABLE),
     "test": FLAG,
-    "ckpt_path": or_null(PATH),
+    "ckpt_path": or_null(Choice(("last",)), CHECKPOINT),
     "run_dir": PATH,
     # the model
     "model._target_": TARGET,
@@ -101,7 +107,7 @@ TRAIN: dict[str, Kind] = {
     "data.on_bad_image": Choice(("raise", "skip")),
     "data.group_pattern": or_null(OneGroup()),
     "data.published": ListOf(Choice(("train", "val", "test"))),
-    # how it is trained
+    # the training
     "optimizer._target_": TARGET,
     "optimizer._partial_": FLAG,
     "optimizer.lr": Number(at_least=0),
@@ -150,11 +156,11 @@ TRAIN: dict[str, Kind] = {
     "trainer.num_sanity_val_steps": or_null(Whole(-1)),
     "trainer.enable_model_summary": or_null(FLAG),
     "trainer.use_distributed_sampler": Choice((False,)),
-    # Lightning would put samplers of its own in place of the one that makes our batches.
+    # Lightning would replace the sampler that makes the batches.
     "trainer.overfit_batches": Either((Choice((0, 0.0)),), "0, or in its place trainer.limit_train_batches"),
     "trainer.default_root_dir": PATH,
     "trainer.*": Anything(),
-    # what watches it
+    # callbacks and loggers
     "callbacks.*._target_": TARGET,
     "callbacks.guard.read_every": or_null(Whole(1)),
     "callbacks.noise.seed": or_null(SEED),
@@ -178,7 +184,7 @@ TRAIN: dict[str, Kind] = {
     "logger.*.version": or_null(Text(pattern="(?s).*"), Whole(0)),
     "logger.*.default_hp_metric": FLAG,
     "logger.*": Anything(),
-    # where it is put, and how a sweep is run
+    # the run's folder and sweeps
     "hydra.run.dir": PATH,
     "hydra.sweep.dir": PATH,
     "hydra.job.chdir": or_null(FLAG),
@@ -193,12 +199,12 @@ TRAIN: dict[str, Kind] = {
     "hydra.sweeper.seed": SEED,
 }
 READER: dict[str, Kind] = {
-    "run": PATH,
+    "run": RUN_FOLDER,
     "checkpoint": Choice(("best", "last")),
     "split": SPLIT,
     "seed": or_null(SEED),
     "device": DEVICE,
-    "data.root": or_null(PATH),
+    "data.root": or_null(FOLDER),
     "other_data": FLAG,
     "cache_dir": PATH,
 }
@@ -225,12 +231,14 @@ KEYS: dict[str, dict[str, Kind]] = {
     "explore": READER
     | {
         "figures": some_of(*PICTURES, at_least=0),
-        "images": or_null(PATH, ListOf(PATH, at_least=1)),
+        "images": Either(
+            (OWN_IMAGES, ListOf(OWN_IMAGES, at_least=1), Nothing()), f"{OWN_IMAGES.words}, or a list of these"
+        ),
         "invert": FLAG,
         "noise": or_null(Number(above=0, at_most=10)),
         "embed": or_null(Choice(("npz", "csv", True, False))),
     },
-    "report": {"sweep": PATH},
+    "report": {"sweep": Place("the folder of a multirun, or any that holds run folders", obstacle=no_folder)},
     "benchmark": {
         "experiments": Either((Text(), ListOf(Text(), at_least=1)), "a list of experiments"),
         "rounds": Whole(1),
@@ -244,23 +252,23 @@ KEYS: dict[str, dict[str, Kind]] = {
 
 
 def pattern_of(key: str, keys: Mapping[str, Kind]) -> str | None:
-    """The line of a table that speaks of a dotted key: its own, else the first pattern that it matches."""
+    """Return the entry of a table for a dotted key: the key itself, else the first pattern that matches it."""
     return key if key in keys else next((pattern for pattern in keys if fnmatchcase(key, pattern)), None)
 
 
 def kind_of(key: str, keys: Mapping[str, Kind] = TRAIN) -> Kind | None:
-    """What the value of a dotted key must be; None for a key that the table does not know."""
+    """Return what the value of a dotted key must be; None for a key that is not in the table."""
     pattern = pattern_of(key, keys)
     return None if pattern is None else keys[pattern]
 
 
 def takes_paths(kind: Kind | None) -> bool:
-    """Whether a text of this kind is a path."""
-    return kind is PATH or (isinstance(kind, Either) and PATH in kind.kinds)
+    """Return whether a text of this kind is a path."""
+    return any(isinstance(one, Place) for one in (kind.kinds if isinstance(kind, Either) else (kind,)))
 
 
 def groups_of(keys: Mapping[str, Kind]) -> Iterator[str]:
-    """The dotted names under which there are keys, not values: ``model``, ``trainer``, ``model.likelihood``, ..."""
+    """Yield the dotted names that hold keys, not values: ``model``, ``trainer``, ``model.likelihood``, ..."""
     seen = set()
     for pattern in keys:
         parts = pattern.split(".")[:-1]
@@ -272,24 +280,24 @@ def groups_of(keys: Mapping[str, Kind]) -> Iterator[str]:
 
 
 def check(key: str, value: Any, kind: Kind, typed: str | None = None) -> None:
-    """Raise a :class:`UserError` unless ``value`` is of this kind; the line names the key and what it must be.
+    """Raise a :class:`UserError` that says what the value must be unless ``value`` is of this kind.
 
-    ``typed`` is the override that set it, where one did.
+    ``typed`` is the override that set the value, if there is one.
     """
     if kind.takes(value):
         return
-    near = getattr(kind, "nearest", lambda _: None)(value)
-    said = f"give {kind.words}" + (f"; did you mean {near}?" if near else "")
+    hint = hint_of(kind, value)
+    advice = f"give {kind.words}" + (f"; {hint}" if hint else "")
     if isinstance(kind, Text) and value is not None and not isinstance(value, str | list | dict):
-        said += f" (a text that looks like something else needs quotes: '{key}=\"{spelled(value)}\"')"
-    raise UserError(f"{typed or f'{key}={spelled(value)}'}: {said}")
+        advice += f" (a text that looks like something else needs quotes: '{key}=\"{spelled(value)}\"')"
+    raise UserError(f"{typed or f'{key}={spelled(value)}'}: {advice}")
 
 
 def require(group: str, **values: Any) -> None:
-    """See that the arguments of a constructor are what their keys in ``conf/<group>`` must be.
+    """Check the arguments of a constructor against the kinds of their keys in ``conf/<group>``.
 
     Raises:
-        UserError: the first that is not.
+        UserError: for the first that is of another kind.
     """
     for name, value in values.items():
         check(f"{group}.{name}", value, kind_of(f"{group}.{name}"))

@@ -1,4 +1,4 @@
-"""What a value of a config can be: kinds of values, each of which says in words what it takes."""
+"""Kinds of config values; each says in words which values it takes."""
 
 import math
 import re
@@ -9,21 +9,21 @@ from typing import Any, Protocol
 
 
 class Kind(Protocol):
-    """A kind of value."""
+    """A kind of value; ``hint`` is optional, see :func:`hint_of`."""
 
     words: str
 
     def takes(self, value: Any) -> bool:
-        """Whether ``value`` (plain, or lists of plain ones) is of this kind."""
+        """Return whether ``value`` (a plain value or a list of them) is of this kind."""
 
 
 def is_whole(value: Any) -> bool:
-    """Whether ``value`` is an integer; True and False are none."""
+    """Return whether ``value`` is an integer and not a bool."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_number(value: Any) -> bool:
-    """Whether ``value`` is a finite number."""
+    """Return whether ``value`` is a finite number."""
     return is_whole(value) or (isinstance(value, float) and math.isfinite(value))
 
 
@@ -36,7 +36,7 @@ class Whole:
 
     @property
     def words(self) -> str:
-        """Such as "a whole number of at least 1"."""
+        """Return text such as "a whole number of at least 1"."""
         if self.at_least is not None and self.at_most is not None:
             return f"a whole number from {self.at_least} to {self.at_most}"
         return "a whole number" + (f" of at least {self.at_least}" if self.at_least is not None else "")
@@ -58,10 +58,10 @@ class Number:
 
     @property
     def words(self) -> str:
-        """Such as "a number above 0 and below 1"."""
+        """Return text such as "a number above 0 and below 1"."""
         bounds = (("of at least", self.at_least), ("above", self.above), ("up to", self.at_most), ("below", self.below))
-        told = " and ".join(f"{word} {bound:g}" for word, bound in bounds if bound is not None)
-        return f"a number {told}" if told else "a finite number"
+        limits = " and ".join(f"{word} {bound:g}" for word, bound in bounds if bound is not None)
+        return f"a number {limits}" if limits else "a finite number"
 
     def takes(self, value: Any) -> bool:
         """As :meth:`Kind.takes` says."""
@@ -76,11 +76,11 @@ class Number:
 
 @dataclass(frozen=True)
 class Choice:
-    """One of some words (or numbers, or truths).
+    """One of several words, numbers or bools.
 
     Attributes:
-        choices: those that are named.
-        also: other spellings of them, which are taken too.
+        choices: the values to choose from.
+        also: other spellings of them, which are accepted but not named in messages.
     """
 
     choices: tuple[Any, ...]
@@ -88,16 +88,17 @@ class Choice:
 
     @property
     def words(self) -> str:
-        """Such as "one of none, threshold, dynamic"."""
+        """Return text such as "one of none, threshold, dynamic"."""
         return f"one of {', '.join(map(spelled, self.choices))}"
 
     def takes(self, value: Any) -> bool:
         """As :meth:`Kind.takes` says."""
         return any(value == choice and type(value) is type(choice) for choice in (*self.choices, *self.also))
 
-    def nearest(self, value: Any) -> str | None:
-        """The choice that was probably meant."""
-        return nearest(spelled(value), [spelled(choice) for choice in self.choices])
+    def hint(self, value: Any) -> str:
+        """Name the choice that was probably meant."""
+        near = nearest(spelled(value), [spelled(choice) for choice in self.choices])
+        return f"did you mean {near}?" if near else ""
 
 
 FLAG = Choice((True, False))
@@ -108,7 +109,7 @@ class Text:
     """A word, a path or a name.
 
     Attributes:
-        pattern: of the whole text.
+        pattern: a regular expression that the whole text must match.
         words: what the text is.
     """
 
@@ -139,9 +140,9 @@ class ListOf:
     """A list of values of one kind.
 
     Attributes:
-        kind: of each.
-        length: how many there must be; None for any number.
-        at_least: how many there must be at least.
+        kind: the kind of each item.
+        length: the number of items; None for any number.
+        at_least: the smallest number of items.
     """
 
     kind: Kind
@@ -150,7 +151,7 @@ class ListOf:
 
     @property
     def words(self) -> str:
-        """Such as "a list of 2, each a number"."""
+        """Return text such as "a list of 2, each a number"."""
         count = f" of {self.length}" if self.length else f" of at least {self.at_least}" if self.at_least else ""
         return f"a list{count} in brackets, each {self.kind.words}"
 
@@ -160,14 +161,19 @@ class ListOf:
             return False
         return len(value) >= self.at_least and all(self.kind.takes(item) for item in value)
 
+    def hint(self, value: Any) -> str:
+        """Return the hint for the first item that is not of the kind."""
+        wrong = (item for item in value if not self.kind.takes(item)) if isinstance(value, list) else ()
+        return next((hint_of(self.kind, item) for item in wrong), "")
+
 
 @dataclass(frozen=True)
 class Either:
     """Any of several kinds.
 
     Attributes:
-        kinds: those.
-        said: what to say in place of their own words.
+        kinds: the alternatives.
+        said: replaces their own words in messages.
     """
 
     kinds: tuple[Kind, ...]
@@ -175,21 +181,21 @@ class Either:
 
     @property
     def words(self) -> str:
-        """Such as "a number or null"."""
+        """Return text such as "a number or null"."""
         return self.said or ", or ".join(kind.words for kind in self.kinds)
 
     def takes(self, value: Any) -> bool:
         """As :meth:`Kind.takes` says."""
         return any(kind.takes(value) for kind in self.kinds)
 
-    def nearest(self, value: Any) -> str | None:
-        """The choice that was probably meant."""
-        return next((near for kind in self.kinds if (near := getattr(kind, "nearest", lambda _: None)(value))), None)
+    def hint(self, value: Any) -> str:
+        """Return the first hint that one of the kinds has."""
+        return next((hint for kind in self.kinds if (hint := hint_of(kind, value))), "")
 
 
 @dataclass(frozen=True)
 class Nothing:
-    """null."""
+    """The value null."""
 
     words: str = "null"
 
@@ -200,7 +206,7 @@ class Nothing:
 
 @dataclass(frozen=True)
 class Made:
-    """What Hydra makes of the class that a node names."""
+    """A node that names a class for Hydra to instantiate."""
 
     words: str = "a node with a _target_"
 
@@ -211,7 +217,7 @@ class Made:
 
 @dataclass(frozen=True)
 class Anything:
-    """Whatever the library that it is handed to takes."""
+    """Any value; the library that receives it checks it."""
 
     words: str = "anything"
 
@@ -221,17 +227,22 @@ class Anything:
 
 
 def or_null(*kinds: Kind) -> Either:
-    """These kinds, or null."""
+    """Return the kind of these values or null."""
     return Either((*kinds, Nothing()))
 
 
 def one_or_each(kind: Kind) -> Either:
-    """One value, or a list with one a stage."""
+    """Return the kind of one value, or a list with one value per stage."""
     return Either((kind, ListOf(kind, at_least=1)))
 
 
+def hint_of(kind: Kind, value: Any) -> str:
+    """Say what was probably meant by ``value`` or why it is not of this kind; empty where there is nothing to say."""
+    return getattr(kind, "hint", lambda _: "")(value)
+
+
 def spelled(value: Any) -> str:
-    """A value as it is typed on a command line."""
+    """Format a value as it is typed on a command line."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list):
@@ -242,5 +253,5 @@ def spelled(value: Any) -> str:
 
 
 def nearest(word: str, known: Sequence[str], likeness: float = 0.6) -> str | None:
-    """The known word that was probably meant; ``likeness`` is from 0 to 1, that of equal words."""
+    """Return the known word that was probably meant; ``likeness``, from 0 to 1, is how similar it must be."""
     return next(iter(get_close_matches(word, known, 1, likeness)), None)

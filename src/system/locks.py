@@ -1,4 +1,4 @@
-"""One process at a time works in a folder."""
+"""Let one process at a time work in a folder."""
 
 import contextlib
 import fcntl
@@ -15,30 +15,30 @@ from src.system.errors import UserError
 
 log = logging.getLogger(__name__)
 
-HELD = "IMAGE_VAE_LOCKED"  # names the folder that a process was started to work in, locked by its starter
-PATIENCE = 0.5  # seconds: who only looks whether a folder is locked holds its lock for an instant
+HELD = "IMAGE_VAE_LOCKED"  # environment variable: the folder that the parent has locked for this process
+PATIENCE = 0.5  # seconds; a process that only checks whether a folder is locked holds the lock for an instant
 
 
 def lock(folder: Path, name: str = LOCK, patience: float | None = PATIENCE) -> IO[str] | None:
-    """Lock a folder for as long as the file that is returned is open, here or in a process that has inherited it.
+    """Lock a folder until the returned file is closed, here and in every process that has inherited it.
 
-    None where the file system knows no locks.
+    Return None if the file system has no locks.
 
     Args:
-        folder: that.
-        name: of the file that is locked; others stand for other things to be done in the folder.
-        patience: seconds to wait for another process; None waits for as long as it takes.
+        folder: an existing folder.
+        name: the lock file; different names are independent locks.
+        patience: seconds to wait for another process; None waits without limit.
 
     Raises:
         BlockingIOError: another process has locked it.
-        OSError: the lock's file cannot be made.
+        OSError: the lock file cannot be made.
     """
     until = None if patience is None else time.monotonic() + patience
     while True:
-        file = open(folder / name, "a", opener=_follow_no_link)  # noqa: SIM115 (held by whoever asked)
+        file = open(folder / name, "a", opener=_follow_no_link)  # noqa: SIM115 (the caller closes it)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            with contextlib.suppress(FileNotFoundError):  # else it was removed meanwhile, and locks nothing
+            with contextlib.suppress(FileNotFoundError):  # else it was removed meanwhile and locks nothing
                 if os.fstat(file.fileno()).st_ino == os.stat(folder / name).st_ino:
                     return file
         except BlockingIOError:
@@ -47,39 +47,38 @@ def lock(folder: Path, name: str = LOCK, patience: float | None = PATIENCE) -> I
                 raise
         except OSError as error:
             file.close()
-            _say_that_there_are_none(error.strerror)
+            _warn_without_locks(error.strerror)
             return None
         file.close()
         time.sleep(0.05)
 
 
 def _follow_no_link(path: str, flags: int) -> int:
-    """Open what a folder holds itself: a file elsewhere must not come to be."""
+    """Open a file in the folder itself: a link must not create a file elsewhere."""
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 @functools.cache
-def _say_that_there_are_none(why: str) -> None:
-    """Once is enough."""
+def _warn_without_locks(why: str) -> None:
+    """Warn once."""
     log.warning("this file system has no locks (%s): see to it that two processes never work in one folder", why)
 
 
 @contextlib.contextmanager
 def turn(folder: Path, name: str, waiting: str | None = None) -> Iterator[bool]:
-    """Do what one process at a time does in a folder; the lock's file is gone afterwards.
+    """Hold a lock during the block and remove its file afterwards.
 
-    Yields whether no other process is at it: that cannot be known where the file system knows no locks, or where the
-    lock's file cannot be made.
+    Yield whether the lock is held; it is not if the file system has no locks or the lock file cannot be made.
 
     Args:
-        folder: that; it exists.
-        name: of the lock's file.
-        waiting: what is logged before waiting for another process; without it nobody waits.
+        folder: an existing folder.
+        name: the lock file.
+        waiting: logged before waiting for another process; None does not wait.
 
     Raises:
-        BlockingIOError: another process is at it, and ``waiting`` is None.
+        BlockingIOError: another process holds the lock, and ``waiting`` is None.
     """
-    held, ours = None, True
+    held, removable = None, True
     try:
         held = lock(folder, name, 0 if waiting is None else PATIENCE)
     except BlockingIOError:
@@ -87,25 +86,25 @@ def turn(folder: Path, name: str, waiting: str | None = None) -> Iterator[bool]:
             raise
         log.info(waiting)
         held = lock(folder, name, None)
-    except OSError:  # the folder is read-only, or another user's
-        ours = False
+    except OSError:  # the folder is read-only or belongs to another user
+        removable = False
     try:
         yield held is not None
     finally:
-        if ours:
+        if removable:
             with contextlib.suppress(OSError):
-                (folder / name).unlink()  # while it is held: who waits for it sees that, and makes a new one
+                (folder / name).unlink()  # while the lock is held: waiting processes notice it and make a new file
         if held is not None:
             held.close()
 
 
 def lock_for_training(folder: Path) -> IO[str] | None:
-    """Keep other trainings out of a run's folder for as long as the file that is returned is open.
+    """Lock a run's folder for a training until the returned file is closed.
 
-    None where the process that started this one has locked it, or the file system knows no locks.
+    Return None if the parent has locked it for this process, or if the file system has no locks.
 
     Raises:
-        UserError: another training is in it.
+        UserError: another training has locked it.
     """
     ranks = [os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")]
     if is_held_for_us(folder) or any(rank.isdecimal() and int(rank) > 0 for rank in ranks):
@@ -119,12 +118,12 @@ def lock_for_training(folder: Path) -> IO[str] | None:
 
 
 def is_held_for_us(folder: Path) -> bool:
-    """Whether the process that started this one has locked the folder for it."""
+    """Return whether the parent has locked the folder for this process."""
     return os.environ.get(HELD) == str(folder.resolve())
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a process works in ``folder``."""
+    """Return whether a process has locked ``folder``."""
     try:
         with open(folder / LOCK) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""What the machine can do, and how it is told to do it."""
+"""Properties of the machine, and settings of the process."""
 
 import ctypes
 import os
@@ -10,14 +10,14 @@ from typing import Any
 
 from src.system.errors import UserError
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # names and numbers of malloc.h
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # from malloc.h
 
 
 def keep_pages() -> bool:
-    """Tell the allocator to keep the pages it has; returns whether there is one that listens (glibc's).
+    """Tell glibc's allocator to keep freed pages; return whether it accepted that.
 
-    By itself glibc gives every block above 32 MB back to the kernel when it is freed, so each training step faults
-    its activations in again, page by page. Memory in use is the same; memory once used stays with the process.
+    By default glibc returns every freed block above 32 MB to the kernel, so that each training step page-faults its
+    activations in again. Peak memory is the same; memory once used stays with the process.
     """
     if sys.platform != "linux":
         return False
@@ -26,7 +26,7 @@ def keep_pages() -> bool:
 
 
 def multiplies_bfloat16() -> bool:
-    """Whether this processor has instructions for bfloat16 products; elsewhere they are emulated, and slower."""
+    """Return whether this processor has bfloat16 instructions; without them bfloat16 is emulated and slower."""
     try:
         flags = re.search(r"^(?:flags|Features)\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
@@ -35,15 +35,15 @@ def multiplies_bfloat16() -> bool:
 
 
 def processors() -> int:
-    """Processors that this process may use."""
+    """Return the number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check_processes(devices: Any) -> None:
-    """See that each process of a training on the CPU has a processor; the two of trainer=ddp may be tried anywhere.
+    """Check that each process of a CPU training has a processor; two processes are always allowed, for trainer=ddp.
 
     Args:
-        devices: ``trainer.devices``; of what is no number, Lightning says whether it can be.
+        devices: ``trainer.devices``; Lightning checks what is not a number.
 
     Raises:
         UserError: there are fewer processors.
@@ -54,10 +54,10 @@ def check_processes(devices: Any) -> None:
 
 
 def peak_memory() -> float:
-    """Largest memory use of this process so far, in MiB: of what it has touched.
+    """Return the peak resident memory of this process, in MiB.
 
-    A process forked from a warm one has not touched all the libraries' code: some 370 MiB less than one started anew.
-    Not Linux's ``ru_maxrss``: that of a new process begins at what the process had used that started it.
+    A process forked from a warm server counts some 370 MiB less than a new one: it has not touched all the libraries.
+    Linux's ``ru_maxrss`` is not used because it starts at the parent's value.
     """
     status = Path("/proc/self/status")
     if status.exists() and (found := re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(), re.MULTILINE)):
@@ -67,10 +67,11 @@ def peak_memory() -> float:
 
 
 def check_precision(precision: int | str) -> None:
-    """See that a CPU can train in a precision.
+    """Check that a CPU can train in a precision.
 
     Raises:
-        UserError: it is float16, in whose place Lightning would take bfloat16 there.
+        UserError: it is float16, which Lightning would replace by bfloat16
+            (https://github.com/Lightning-AI/pytorch-lightning/pull/10033).
     """
     if precision in (16, "16", "16-mixed"):
         raise UserError(f"trainer.precision={precision} is for GPUs: choose bf16-mixed or 32-true")

@@ -1,4 +1,4 @@
-"""What Hydra says of a command line that it cannot compose, in one line that says how to mend it."""
+"""Explain in one line why Hydra cannot compose a command line, and how to fix it."""
 
 import contextlib
 import os
@@ -13,15 +13,17 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
-from src.system.configs import MAY_BE_NULL, MEANT, Names, parsed, unknown_choice
-from src.system.errors import UserError, explain
+from src.system.configs import MAY_BE_NULL, Names, parsed, unknown_choice
+from src.system.errors import UserError
+from src.system.explain import explain
 from src.system.keys import KEYS, check, kind_of
 from src.system.kinds import nearest
 
+MEANT = ("run", "folder")  # keys that somebody who types a bare path wants to set
 NO_SUCH_KEY = re.compile(r"Could not (?:override|delete|append to) '([^']*)'|Key '([^']*)' is not in struct")
 NOT_THERE = re.compile(r"Could not delete from config. '([^']*)' does not exist|No match for '([^']*)' in the defaults")
-# What Hydra says, and what to do.
-TOLD = (
+# Patterns of Hydra's messages, and what to answer.
+ANSWERS = (
     (r"Multiple values for ([^.\s]+)\.", "{0} has a choice already: leave out the +"),
     (
         r"Could not delete '([^'=]+)=([^']*)'. No match",
@@ -37,10 +39,10 @@ MERGING = re.compile(r"Error merging override (\S+)")
 
 
 def check_options(words: Sequence[str]) -> None:
-    """See that what begins with a dash is an option of Hydra's, and that all else has a name.
+    """Check that every word with a leading dash is an option of Hydra, and that every override has a name.
 
     Raises:
-        UserError: it is none, or has none; or one of Hydra's own keys has a value that it cannot have.
+        UserError: one is not or has none, or one of Hydra's own keys has a wrong value.
     """
     parser = get_args_parser()
 
@@ -55,20 +57,20 @@ def check_options(words: Sequence[str]) -> None:
     overrides = parser.parse_args(list(words)).overrides
     for nameless in (o for o in overrides if not o.strip("+~ ") or o.lstrip("+~").startswith("=")):
         raise UserError(f"cannot read {nameless!r}: write key=value")
-    with contextlib.suppress(OverrideParseException):  # Hydra raises it again
-        for override in parsed(overrides):  # what Hydra reads before the config is checked as a whole
+    with contextlib.suppress(OverrideParseException):  # Hydra raises it again when it composes
+        for override in parsed(overrides):  # Hydra uses these before the whole config is checked
             key = override.key_or_group
             if key.startswith("hydra.") and (kind := kind_of(key)) is not None and not override.is_sweep_override():
                 check(key, override.value(), kind, override.input_line)
 
 
 def refusal(error: Exception, folder: Path, config: str, words: Sequence[str]) -> str | None:
-    """One line for an error that came up before, while or after a config was composed; None for one that is ours.
+    """Return one line for an error around the composition of a config; None for a fault of this project.
 
     Args:
         error: what was raised.
-        folder: of the command's config.
-        config: its name.
+        folder: the folder of the command's config.
+        config: the name of the config.
         words: the command line.
     """
     overrides = _overrides(words)
@@ -86,16 +88,16 @@ def refusal(error: Exception, folder: Path, config: str, words: Sequence[str]) -
 
 
 def _overrides(words: Sequence[str]) -> list[str]:
-    """The command line without Hydra's options and their values."""
+    """Return the command line without Hydra's options and their values."""
     parser = get_args_parser()
-    parser.error = lambda message: None  # it was answered before
+    parser.error = lambda message: None  # check_options has reported it
     return parser.parse_args(list(words)).overrides
 
 
 def _unreadable(override: str, folder: Path, config: str) -> str:
     key, equals, value = override.partition("=")
     if not equals or not key:
-        named = next((name for name in MEANT if name in KEYS[config]), None)  # what a bare path is meant to be
+        named = next((name for name in MEANT if name in KEYS[config]), None)
         if named is not None and (os.sep in override or Path(override).exists()):
             return f"cannot read {override!r}: write {named}={override}"
         return f"cannot read {override!r}: write key=value{_such_as(override, folder)}"
@@ -115,7 +117,7 @@ def _what_is_wrong(key: str, value: str) -> str:
 
 
 def _such_as(word: str, folder: Path) -> str:
-    """An override that begins or ends with a word that stands alone: ``, such as model=lstm``."""
+    """Complete a single word, a group or a choice, to an override: ``, such as model=lstm``."""
     choices = sorted(path for path in folder.glob("*/*.yaml") if word in (path.stem, path.parent.name))
     return f", such as {choices[0].parent.name}={choices[0].stem}" if choices else ""
 
@@ -129,7 +131,7 @@ def _missing(error: MissingConfigException, overrides: Sequence[str]) -> str:
 
 
 def _no_choice(folder: Path, overrides: Sequence[str]) -> str | None:
-    """A group was given null, a number, a list, ..., where it needs the name of a choice."""
+    """Explain that a group needs the name of a choice where it was given null, a number, a list, ..."""
     for group, _, value in (override.lstrip("+").partition("=") for override in overrides):
         options = sorted(path.stem for path in (folder / group.partition("@")[0]).glob("*.yaml"))
         word = re.fullmatch(r"[A-Za-z_][\w-]*(,[\w-]+)*|\w+\(.*\)", value) and value not in ("null", "true", "false")
@@ -141,9 +143,9 @@ def _no_choice(folder: Path, overrides: Sequence[str]) -> str | None:
 
 def _composition(error: HydraException, folder: Path, config: str, overrides: Sequence[str]) -> str:
     text = str(error)
-    for pattern, told in TOLD:
+    for pattern, answer in ANSWERS:
         if found := re.search(pattern, text):
-            return told.format(*found.groups())
+            return answer.format(*found.groups())
     if found := NO_SUCH_KEY.search(text) or NOT_THERE.search(text):
         key = next(filter(None, found.groups()), "")
         line = next((o for o in overrides if o.lstrip("+~").partition("=")[0] == key), key)
@@ -157,7 +159,7 @@ def _composition(error: HydraException, folder: Path, config: str, overrides: Se
 
 
 def _names(folder: Path, config: str, overrides: Sequence[str]) -> Names:
-    """The names that there are with the groups that were chosen, or with none where these cannot be composed."""
+    """Return the keys that exist with the chosen groups, or with the defaults if these cannot be composed."""
     groups = [path.name for path in folder.iterdir() if path.is_dir()]
     chosen = [o for o in overrides if o.lstrip("+").partition("=")[0].partition("@")[0] in groups]
     choices = [o for o in chosen if not re.search(r"[,(\[{]|=null$", o)]

@@ -1,4 +1,4 @@
-"""Signals: those that mean what Ctrl-C means, and the alarm that ends what takes too long."""
+"""Signals: those that are handled like Ctrl-C, and the alarm of a time limit."""
 
 import signal
 import threading
@@ -11,13 +11,13 @@ from src.system.errors import UserError
 
 
 def interrupt_on(*numbers: signal.Signals) -> dict[signal.Signals, Any]:
-    """Take these signals as Ctrl-C, but for those that are to be ignored (nohup); what they did before."""
-    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
-    return {number: signal.signal(number, _interrupt) for number in heard}
+    """Handle signals like Ctrl-C, except ignored ones (nohup); return the previous handlers."""
+    handled = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    return {number: signal.signal(number, _interrupt) for number in handled}
 
 
 def stop_interrupting() -> None:
-    """Leave signals to whoever listens next, such as a trainer that saves first."""
+    """Restore the default handlers, for a trainer that installs its own and saves first."""
     if threading.current_thread() is not threading.main_thread():
         return
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -30,19 +30,19 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def status_of(stop: KeyboardInterrupt) -> int:
-    """The exit status of what a signal has ended: as shells have it, 130 for Ctrl-C and 143 for SIGTERM."""
+    """Return the exit status after a signal, as shells define it: 130 for Ctrl-C and 143 for SIGTERM."""
     return 128 + (stop.args[0] if stop.args else signal.SIGINT)
 
 
 class _TooLong(BaseException):
-    """No exception that a library would take for one of its own."""
+    """Derives from BaseException so that no library catches it."""
 
 
 @contextmanager
 def time_limit(seconds: float, message: str) -> Iterator[None]:
-    """Raise a UserError where the block takes longer; in the main thread, as others hear no signals.
+    """Raise a UserError if the block takes longer; without effect outside the main thread, which gets no signals.
 
-    Python looks for signals between its own instructions, and so does a search for a regular expression.
+    Python handles signals between its instructions, and also during a search for a regular expression.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -52,11 +52,11 @@ def time_limit(seconds: float, message: str) -> Iterator[None]:
         raise _TooLong
 
     before = signal.signal(signal.SIGALRM, end)
-    left, again = signal.setitimer(signal.ITIMER_REAL, seconds)
+    remaining, interval = signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     except _TooLong:
         raise UserError(message) from None
     finally:
-        signal.setitimer(signal.ITIMER_REAL, left, again)
+        signal.setitimer(signal.ITIMER_REAL, remaining, interval)
         signal.signal(signal.SIGALRM, before)

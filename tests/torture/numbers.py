@@ -27,7 +27,7 @@ from src.data.splits import ImagePool
 from src.runs import build, record
 from src.runs.fit import tested
 from src.system.console import hush_libraries
-from src.system.errors import explain
+from src.system.explain import explain
 from tests.helpers import composed
 from tests.torture.commands import LIMIT, Running, Settings, at_once
 from tests.torture.table import Case, Table
