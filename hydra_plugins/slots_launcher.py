@@ -77,7 +77,7 @@ class SlotsLauncher(Launcher):
         except KeyboardInterrupt as stop:
             with contextlib.suppress(OSError):  # the terminal may be gone
                 print("error: interrupted; the same command goes on where this one stopped", file=sys.stderr)
-                print(f"What there is so far: python -m src.report sweep={sweep}", file=sys.stderr)
+                print(f"What there is so far: python -m src.report folder={sweep}", file=sys.stderr)
             sys.exit(status_of(stop))
         return [_returned(different[point.folder]) for point in points]
 

@@ -29,14 +29,13 @@ GROUPS = ("data", "optimizer", "schedule", "trainer", "callbacks", "logger")
 
 def answer(*words: str, of: str = "train") -> str | None:
     """What a command says of a mistake; None where it has nothing to say."""
-    folder = CONF / "report" if of == "report" else CONF
     try:
         check_options(words)
-        with initialize_config_dir(str(folder), version_base="1.3"):
+        with initialize_config_dir(str(CONF), version_base="1.3"):
             config = compose(of, overrides=[w for w in words if not w.startswith("-")], return_hydra_config=True)
         check_config(config, of)
     except Exception as error:
-        return refusal(error, folder, of, words)
+        return refusal(error, CONF, of, words)
     return None
 
 
@@ -78,7 +77,7 @@ def test_every_key_of_every_config_has_a_kind_and_a_value_of_it():
             known = not isinstance(keys.kind_of(key), Anything | None) or key.startswith("hydra")
             assert known, f"src/system/keys.py does not know {key}"
     assert [answer("run=x", of=of) for of in ("evaluate", "explore")] == [None, None]
-    assert [answer(of="benchmark"), answer("sweep=x", of="report")] == [None, None]
+    assert [answer(of="benchmark"), answer("folder=x", of="report")] == [None, None]
 
 
 def leaves(config, at=""):
@@ -315,7 +314,10 @@ def test_an_override_with_spaces_around_its_sign_is_named():
         ("explore", "run=x noise=-1", "noise=-1: give a number above 0 and up to 10, or null"),
         ("explore", "run=x embed=xls", "embed=xls: give one of npz, csv"),
         ("explore", "run=x checkpoint=first", "checkpoint=first: give one of best, last"),
-        ("report", "", "sweep has no value"),
+        ("report", "", "folder has no value: set it: folder=outputs"),
+        ("report", "sweep=outputs/x", "sweep is no key: did you mean folder=outputs/x?"),
+        ("report", "sweep=dropout", "sweep is no key: did you mean folder=dropout?"),
+        ("evaluate", "run=x model=3", "model is no key"),
         ("benchmark", "parts=[stepz]", "give all, one or a list [in,brackets] of steps"),
         ("benchmark", "steps.rounds=0", "steps.rounds=0: give a whole number of at least 1"),
         ("benchmark", "steps.seconds=.inf", "steps.seconds=.inf: give a number above 0"),
@@ -422,15 +424,15 @@ def test_no_command_imports_torch_before_its_config_is_checked():
 
 
 def test_the_commands_that_read_explain_their_own_keys_and_list_no_others():
-    for of, folder in (("evaluate", CONF), ("explore", CONF), ("report", CONF / "report")):
+    for of in ("evaluate", "explore", "report"):
         done = cli("--help", module=f"src.{of}")
         assert done.returncode == 0, done.stdout
         told = re.findall(r"^  ([\w.]+)=(\S*) *(.*)", done.stdout, re.M)
-        with initialize_config_dir(str(folder), version_base="1.3"):
+        with initialize_config_dir(str(CONF), version_base="1.3"):
             tree = compose(of)
         assert {key for key, *_ in told} == {key for key, _ in flatten(OmegaConf.to_container(tree))}
         assert "chest_xray" not in done.stdout
-    assert told == [("sweep", "...", "the folder of a multirun, or any that holds run folders")]
+    assert told == [("folder", "...", "the folder of a multirun, or any that holds run folders")]
     assert "run=... " in cli("--help", "run=x", module="src.explore").stdout
     assert "== Configuration groups ==" in cli("--help").stdout  # all of a training's keys are Hydra's to list
 

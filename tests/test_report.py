@@ -42,7 +42,7 @@ def swept(tmp_path_factory) -> tuple[Path, dict[str, dict]]:
 @pytest.fixture(scope="module")
 def page(swept) -> str:
     """The report of these points, as a user gets it."""
-    done = cli(f"sweep={swept[0]}", module="src.report")
+    done = cli(f"folder={swept[0]}", module="src.report")
     assert done.returncode == 0, done.stdout
     assert done.stdout.strip().endswith(f"27 runs, 27 finished: {swept[0]}/report/index.html")
     return (swept[0] / "report" / "index.html").read_text()
@@ -405,7 +405,7 @@ def test_figures_that_are_no_numbers_are_left_out(tmp_path, bad, which):
 
 
 def test_an_empty_folder_is_answered_in_one_line(tmp_path):
-    assert_one_line_error(cli(f"sweep={tmp_path}", module="src.report"), "no run below", str(tmp_path))
+    assert_one_line_error(cli(f"folder={tmp_path}", module="src.report"), "no run below", str(tmp_path))
     with pytest.raises(UserError, match="is no folder"):
         read_results(tmp_path / "x")
 

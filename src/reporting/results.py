@@ -120,7 +120,7 @@ def read_results(folder: Path) -> Results:
         UserError: there is no such folder, or no run in it.
     """
     if not folder.is_dir():
-        raise UserError(f"sweep={folder} is no folder: name the one that a multirun left, or one that holds runs")
+        raise UserError(f"folder={folder} is no folder: name the one that a multirun left, or one that holds runs")
     runs = sorted(set(_run_folders(folder)))
     if not runs:
         raise UserError(f"there is no run below {folder}: name the folder that a multirun left, or one that holds runs")

@@ -24,7 +24,8 @@ NEEDED = (
     *("trainer.max_epochs", "model.latent_dim", "data.image_size", "data.channels", "data.batch_size"),
     *("seed", "tags", "compile", "compare_by", "test", "ckpt_path", "run_dir"),
 )
-MEANT = {"run": "outputs/... (the folder that a training left)", "sweep": "outputs/... (a folder of runs)"}
+MEANT = {"run": "outputs/... (the folder that a training left)", "folder": "outputs/... (a folder of runs)"}
+RENAMED = {"sweep": "folder"}  # keys of the report by their former names
 MAY_BE_NULL = ("schedule", "callbacks", "logger", "hydra.launcher", "hydra.sweeper")
 
 
@@ -201,6 +202,8 @@ class Names:
 
     def _nearest(self, key: str) -> str | None:
         """One that ends in ``key``, stands beside it and is spelled nearly so, or is spelled nearly so anywhere."""
+        if (renamed := RENAMED.get(key)) in self._keys:
+            return renamed
         others = [name for name in self._keys if name != key and not name.startswith(f"{key}.")]
         parent, dot, last = key.rpartition(".")
         ends = [name for name in others if name.endswith(f".{key}") or name.startswith(f"{key}@")]

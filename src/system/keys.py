@@ -230,7 +230,7 @@ KEYS: dict[str, dict[str, Kind]] = {
         "noise": or_null(Number(above=0, at_most=10)),
         "embed": or_null(Choice(("npz", "csv", True, False))),
     },
-    "report": {"sweep": PATH},
+    "report": {"folder": PATH},
     "benchmark": {
         "parts": some_of("steps", "startup", "decoding", "evaluation", "epochs"),
         "folder": PATH,
