@@ -3,6 +3,7 @@
 import logging
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from omegaconf import DictConfig, open_dict
 
 from src.sweeps.hparams import name_columns
 from src.sweeps.plan import Plan, plan_in, plan_of, sweep_folder
-from src.sweeps.points import unfinished
+from src.sweeps.points import Missing, missing
 from src.sweeps.slots import slots_here
 from src.system.errors import UserError, explain
 from src.system.files import quoted
@@ -52,7 +53,7 @@ class Sweep(Callback):
         from src.reporting.results import read_results
 
         folder = Path(config.hydra.sweep.dir)
-        missing = unfinished(folder, plan_in(folder))
+        without = missing(folder, plan_in(folder))
         try:
             results = read_results(folder)
             page = write_report(results)
@@ -60,9 +61,24 @@ class Sweep(Callback):
             log.exception("no report: %s", explain(error) or error)
         else:
             print("; ".join([*last_words(results), f"report: {page}"]))
-        if missing:
-            print(f"{missing} point{'s' if missing > 1 else ''} failed: repeat the command to try again")
-            sys.exit(min(missing, MOST_EXIT_CODE))
+        if any(without):
+            print("; ".join(_what_to_do(without)))
+            sys.exit(min(sum(without), MOST_EXIT_CODE))
+
+
+def _what_to_do(without: Missing) -> Iterator[str]:
+    """Say how points without a result get one."""
+    if without.failed:
+        yield f"{_points(without.failed)} failed: repeat the command to try again"
+    if without.diverged:
+        yield (
+            f"{_points(without.diverged)} diverged, and would again: take other settings, such as a smaller optimizer.lr "
+            "(the report says at which step)"
+        )
+
+
+def _points(count: int) -> str:
+    return f"{count} point{'s' if count > 1 else ''}"
 
 
 def _refuse_other_machines(config: DictConfig, plan: Plan) -> None:
@@ -94,5 +110,5 @@ def last_words(results: "Results") -> list[str]:
     best = best_in_words(results, points, swept, configurations(points, swept, ("value", *TESTED)), chosen)
     seeds = f"{best['seeds']} seed{'s' if best['seeds'] > 1 else ''}"
     others = len(chosen.rivals)
-    doubt = f", not told from {others} other{'s' if others > 1 else ''}" if others else ""
+    doubt = f", cannot be told from {others} other{'s' if others > 1 else ''}" if others else ""
     return [*said, f"best {best['what'].replace(' = ', '=')}: {best['metric']} {best['value']} ({seeds}){doubt}"]

@@ -12,7 +12,7 @@ import time
 import pytest
 
 from src.sweeps.plan import Plan
-from src.sweeps.points import Point, unfinished
+from src.sweeps.points import Missing, Point, missing
 from src.sweeps.reasons import reason
 from src.sweeps.slots import run_all
 from src.sweeps.status import Record
@@ -181,9 +181,13 @@ def test_points_of_the_command_are_counted_and_no_others(tmp_path, point):
     for overrides in asked[:2]:
         finish(point(tmp_path, *overrides))
     finish(point(tmp_path, "value=9", "fail=of another command"))
-    assert unfinished(tmp_path, Plan({"value": ""}, {}, "", asked)) == 2
+    asked.reverse()
+    assert missing(tmp_path, Plan({"value": ""}, {}, "", asked)) == Missing(failed=2, diverged=0)
+    assert Record.load(tmp_path / "value-1").number == 2  # its place in the grid, by which reports sort
     finish(point(tmp_path, "value=8", "fail=nan", "exit=3"))
-    assert unfinished(tmp_path, Plan({"value": ""}, {})) == 2  # a search: what diverged was an answer
+    asked.append(["value=8", "fail=nan", "exit=3"])
+    assert missing(tmp_path, Plan({"value": ""}, {}, "", asked)) == Missing(failed=2, diverged=1)
+    assert missing(tmp_path, Plan({"value": ""}, {})) == Missing(failed=2, diverged=0)  # a search learns from it
 
 
 def test_only_one_process_works_on_a_point(tmp_path, point):

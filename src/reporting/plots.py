@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from src.exploration.writing import LONGEST_NAME, Figure, name_points, short
+from src.reporting.statistics import FEW_SEEDS
 from src.reporting.style import (
     CROWDED,
     MOST_LINES,
@@ -24,9 +25,16 @@ from src.reporting.style import (
     shown,
 )
 
-FEW_SEEDS = 3  # below this an interval is wider than the axes: the points themselves are drawn
 MOST_WRITTEN = 18  # points that are all named; of more, those that matter
 KL_WEIGHT = "model.kl_weight"
+# Column of a cost: the label of its axis, and the factor to the label's unit.
+COST_AXES = {
+    "whole_seconds": ("time of a point, start-up included (minutes)", 1 / 60),
+    "wall_seconds": ("time of the training alone (minutes)", 1 / 60),
+    "train_images_per_second": ("training speed (images/s)", 1.0),
+    "memory_mib": ("peak memory (MiB)", 1.0),
+    "trainable_parameters": ("trainable parameters", 1.0),
+}
 
 
 def rate_distortion(
@@ -178,9 +186,9 @@ def cost(
     keys: Sequence[str],
     names: Mapping[str, str],
 ) -> Figure:
-    """Quality against what it costs, with the configurations that no other one beats in both.
+    """Draw quality against each cost, with the configurations on the Pareto fronts as diamonds.
 
-    All are named by their values where they are few, else those.
+    All configurations are named by their values where they are few, else only those on the fronts.
 
     Args:
         table: configurations.
@@ -190,39 +198,40 @@ def cost(
         keys: swept keys.
         names: what to call them.
     """
-    titles = {
-        "whole_seconds": ("time of a point, start-up included (minutes)", 1 / 60),
-        "wall_seconds": ("time of the training alone (minutes)", 1 / 60),
-        "train_images_per_second": ("training speed (images/s)", 1.0),
-        "memory_mib": ("peak memory (MiB)", 1.0),
-        "trainable_parameters": ("trainable parameters", 1.0),
-    }
     wide = 2
     figure = Figure(figsize=(10, 3.6 * math.ceil(len(fronts) / wide) + 0.4), layout="constrained")
     panels = figure.subplots(math.ceil(len(fronts) / wide), wide, squeeze=False, sharey=True).flatten()
     called = [", ".join(short(shown(row[key]), LONGEST_NAME) for key in keys) for _, row in table.iterrows()]
     named = {}
     for axes, (column, front) in zip(panels, fronts.items(), strict=False):
-        name, scale = titles[column]
-        x, y = table[column] * scale, table[quality]
-        axes.plot(x, y, "o", ms=5, color=OKABE_ITO[5], mec="0.3", mew=0.4)
-        axes.plot(x.iloc[front], y.iloc[front], "D", ms=7, color=OKABE_ITO[3], mfc="none", mew=1.5)
-        axes.set(xlabel=name)
-        axes.grid(alpha=0.25)
-        axes.xaxis.set_major_locator(MaxNLocator(5))
-        if x.max() / max(x.min(), 1e-9) >= WIDE_RANGE:
-            axes.set_xscale("log")
-        axes.margins(0.12)
+        x, y = _cost_panel(axes, table, quality, column, front)
         others = [i for i in range(len(table)) if i not in front] if len(table) <= MOST_WRITTEN else []
         named[axes] = [(x.iloc[i], y.iloc[i], called[i]) for i in (*front, *others)]
     for axes in panels[len(fronts) :]:
         axes.set_axis_off()
     for axes in panels[::wide]:
         axes.set_ylabel(label)
-    figure.suptitle("Cost and quality; diamonds: no other configuration is both cheaper and better")
+    figure.suptitle("Cost and quality; diamonds: the Pareto front")
     figure.supxlabel(f"Names: {', '.join(names[key] for key in keys)}.", fontsize=9, color="0.35")
     name_points(figure, named, fontsize=7.5, color="0.25")
     return figure
+
+
+def _cost_panel(
+    axes: Axes, table: pd.DataFrame, quality: str, column: str, front: Sequence[int]
+) -> tuple[pd.Series, pd.Series]:
+    """Draw quality against one cost; return the coordinates of the configurations."""
+    name, scale = COST_AXES[column]
+    x, y = table[column] * scale, table[quality]
+    axes.plot(x, y, "o", ms=5, color=OKABE_ITO[5], mec="0.3", mew=0.4)
+    axes.plot(x.iloc[front], y.iloc[front], "D", ms=7, color=OKABE_ITO[3], mfc="none", mew=1.5)
+    axes.set(xlabel=name)
+    axes.grid(alpha=0.25)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    if x.max() / max(x.min(), 1e-9) >= WIDE_RANGE:
+        axes.set_xscale("log")
+    axes.margins(0.12)
+    return x, y
 
 
 def latents(table: pd.DataFrame, points: pd.DataFrame, keys: Sequence[str], names: Mapping[str, str]) -> Figure:

@@ -85,8 +85,13 @@ class Results:
 
     @property
     def names(self) -> dict[str, str]:
-        """Short names of the swept keys."""
-        return short_names(self.swept)
+        """Short names of the swept keys, and of the seed."""
+        return {**short_names(self.swept), SEED: SEED}
+
+    @property
+    def keys(self) -> list[str]:
+        """The swept keys, and the seed where points differ in it."""
+        return [*self.swept, *([SEED] if self.table[SEED].nunique() > 1 else [])]
 
     @property
     def finished(self) -> pd.DataFrame:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
@@ -240,13 +240,23 @@ def _pairs(overrides: Sequence[str]) -> dict[str, str]:
     return dict(override.partition("=")[::2] for override in overrides)
 
 
-def unfinished(sweep: Path, plan: Plan) -> int:
-    """How many points of the sweep's command have failed, or have not even begun.
+class Missing(NamedTuple):
+    """Points of a sweep's command that have no result."""
 
-    Of a search, those that failed; one that diverged has taught it something.
+    failed: int  # or not begun: the same command tries them again
+    diverged: int  # the same settings diverge again
+
+
+def missing(sweep: Path, plan: Plan) -> Missing:
+    """Count the points of the sweep's command that have no result.
+
+    To a search a point that diverged is a result: it learns from it.
     """
     if plan.points:
-        points = [Point(sweep, plan, overrides, 0, []) for overrides in plan.points]
-        return sum(not point.finished_before() for point in points)
-    records = [Record.load(path.parent) for path in sweep.glob(f"*/{POINT}")]
-    return sum(record is None or (record.status == "failed" and not record.diverged) for record in records)
+        points = [Point(sweep, plan, overrides, number, []) for number, overrides in enumerate(plan.points)]
+        records = [Record.load(point.folder) for point in points if not point.finished_before()]
+    else:
+        every = [Record.load(path.parent) for path in sweep.glob(f"*/{POINT}")]
+        records = [r for r in every if r is None or (r.status == "failed" and not r.diverged)]
+    diverged = sum(record is not None and record.diverged for record in records)
+    return Missing(len(records) - diverged, diverged)

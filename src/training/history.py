@@ -10,12 +10,13 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, TQDMProgressBar
 
 from src.data.batches import Batch
 from src.models.base import BaseVAE
+from src.system.console import duration
 from src.training.guard import NonFiniteGuard
 from src.training.resume import BestCheckpoint
 
 log = logging.getLogger(__name__)
 
-LONG = 90.0  # seconds that are left, from which on they are worth saying
+LONG = 90.0  # seconds of a whole training, from which on the time that is left is worth saying
 LONG_EPOCH = 10.0  # seconds, from which on their tenths are not
 
 
@@ -135,8 +136,10 @@ class EpochLine(Checkpoint):
             return
         epoch, of = history.epochs[-1], trainer.max_epochs
         parts = [f"epoch {_number(trainer)}", *_figures(trainer, pl_module, epoch), _took(self._seconds[-1])]
-        left = ((of or 0) - trainer.current_epoch - 1) * sum(self._seconds) / len(self._seconds)
-        parts[-1] += f", about {left / 60:.0f} min left" if left > LONG and not trainer.should_stop else ""
+        mean = sum(self._seconds) / len(self._seconds)
+        left = ((of or 0) - trainer.current_epoch - 1) * mean
+        if left > 0 and (of or 0) * mean > LONG and not trainer.should_stop:
+            parts[-1] += f", about {duration(left)} left"
         log.info("  ".join(parts))
 
 
