@@ -72,8 +72,8 @@ def _what_to_do(without: Missing) -> Iterator[str]:
         yield f"{_points(without.failed)} failed: repeat the command to try again"
     if without.diverged:
         yield (
-            f"{_points(without.diverged)} diverged, and would again: take other settings, such as a smaller optimizer.lr "
-            "(the report says at which step)"
+            f"{_points(without.diverged)} diverged, and would again: change the settings, "
+            "such as a smaller optimizer.lr (the report says at which step)"
         )
 
 

@@ -5,6 +5,7 @@ import html
 import io
 import math
 import re
+import shlex
 import subprocess
 import sys
 import warnings
@@ -22,6 +23,7 @@ from src.reporting.report import write_report
 from src.reporting.results import read_results
 from src.reporting.statistics import configurations, interval
 from src.reporting.words import number, with_interval
+from src.sweeps.plan import Plan
 from src.system.errors import UserError
 from tests.helpers import ROOT, assert_one_line_error, cli
 from tests.points import record, trade, write_grid, write_point
@@ -150,7 +152,7 @@ def test_points_with_missing_keys_are_reported_as_far_as_they_go(tmp_path, metri
 
 def test_a_picture_that_is_no_strip_costs_its_point_alone(tmp_path):
     """A picture of 180 million pixels ended the report of all points, and so did one that is cut."""
-    write_grid(tmp_path, {"model.kl_weight": [0.5, 1.0], "seed": [0, 1]}, trade)
+    write_grid(tmp_path, {"model.kl_weight": [0.5, 1.0], "seed": [0, 1]}, lambda typed: {**trade(typed), "test": {}})
     strips = [path.parent / "figures" / "strip.png" for path in sorted(tmp_path.glob("*/point.json"))]
     for strip in strips:
         strip.parent.mkdir(exist_ok=True)
@@ -214,14 +216,75 @@ def test_a_page_that_is_printed_unseen_has_its_pictures_and_whole_tables(page):
     assert re.search(r"th, td \{[^}]*white-space: normal", printed)
 
 
-def test_headings_sort_by_keyboard_too_and_begin_with_the_best(page):
-    """A click on val/elbo put the worst on top, and nothing but a mouse reached it."""
+def test_headings_are_buttons_that_name_the_order_which_begins_with_the_best(page):
+    """The page's script reads data-first and aria-sort; no browser runs it here."""
     heads = re.findall(r'<th data-first="(\w+)"[^>]*><button type="button">(.*?)</button></th>', page)
     assert len(heads) == page.split("<script>")[0].count("<button") == 8 + 14
     first = {name: way for way, name in heads}
     more = {"seeds", "active latents", "epochs", "images/s"}  # is better
     assert {name for name, way in first.items() if way == "descending"} == more
     assert "aria-sort" in page.split("<script>")[1]
+
+
+def test_cells_carry_the_numbers_that_the_script_sorts_by(swept, page):
+    """A cell shows a rounded number with its interval or unit; its data-value is the number itself."""
+    table = re.split("<h2[^>]*>Points</h2>", page)[1].split("<tbody>")[1].split("</tbody>")[0]
+    rows = [re.findall(r'<td[^>]*data-value="([^"]*)"', row) for row in table.split("</tr>")[:-1]]
+    written = list(swept[1].values())
+    assert [int(row[0]) for row in rows] == list(range(27))
+    for column, name in ((5, "elbo"), (6, "distortion"), (7, "rate"), (8, "active_latents")):
+        shown = [float(row[column]) for row in rows]
+        order = sorted(range(27), key=lambda i, name=name: abs(written[i]["test"][name]))
+        assert sorted(range(27), key=shown.__getitem__) == order
+    means = page.split("<h2>Configurations</h2>")[1].split("<tbody>")[1].split("</tbody>")[0]
+    assert len(re.findall(r'data-value="\d+\.\d+">\d+\.\d\d ± ', means)) == 9 * 4
+
+
+@pytest.mark.parametrize(
+    ("grid", "asked"),
+    [
+        ({"model.kl_weight": [0.5, 4]}, "model.kl_weight=0.5,4 seed=1,2"),  # seed 0 has other folders' names: not again
+        ({"model.kl_weight": [0.5, 4], "seed": [0, 1]}, "model.kl_weight=0.5,4 seed=0,1,2,3"),
+    ],
+)
+def test_the_advice_to_add_seeds_is_a_command_that_stays_in_the_folder(tmp_path, grid, asked):
+    folder = tmp_path / "a b"
+    write_grid(folder, grid, lambda typed: {**trade(typed), "test": {}})
+    typed = "python -m src.train -m model.kl_weight=0.5,4 seed=0,1 hydra.sweep.dir=elsewhere"
+    points = [[f"model.kl_weight={w}"] for w in (0.5, 4)]
+    Plan({key: "" for key in grid}, {}, typed, points).save(folder)
+    (advice,) = re.findall(
+        "Add seeds to this folder.*?<pre>(.*?)</pre>", write_report(read_results(folder)).read_text()
+    )
+    command = shlex.split(html.unescape(advice))
+    assert command == ["python", "-m", "src.train", "-m", *asked.split(), f"hydra.sweep.dir='{folder}'"]
+
+
+def test_a_search_is_advised_to_repeat_its_best_point_elsewhere(tmp_path):
+    write_grid(tmp_path, {"model.kl_weight": [0.5, 4]}, lambda typed: {**trade(typed), "test": {}})
+    page = write_report(read_results(tmp_path)).read_text()
+    assert "<pre>python -m src.train -m model.kl_weight=" in page
+    (advice,) = re.findall("Repeat the best point.*?<pre>(.*?)</pre>", page)
+    assert advice.endswith("seed=0,1,2")
+    assert "hydra.sweep.dir" not in advice
+
+
+def test_a_step_of_a_front_that_is_smaller_than_noise_is_none(tmp_path):
+    """Three configurations, each dearer and better in the mean than the one before; the second one by noise."""
+    noise = {"b": [3.0, -2.0, 0.5], "c": [10.0, 10.2, 9.9]}
+
+    def figures(typed):
+        elbo = -100.0 + noise.get(typed["model"], [0.0] * 3)[typed["seed"]]
+        parameters = {"a": 10, "b": 20, "c": 30}[typed["model"]]
+        test = {"elbo": elbo, "distortion": 80.0 - elbo, "rate": 20.0, "active_latents": 2}
+        return {"test": test, "best": {"val/elbo": elbo}, "seed": typed["seed"], "trainable_parameters": parameters}
+
+    page = reported(tmp_path / "seeds", {"model": ["a", "b", "c"], "seed": [0, 1, 2]}, figures)
+    assert "By size: model = a; model = c." in page
+    assert "p &lt; 0.05" in page
+    page = reported(tmp_path / "one", {"model": ["a", "b", "c"], "seed": [0]}, figures)
+    assert "By size: model = a; model = b; model = c." in page
+    assert "one seed gives no error estimate" in page
 
 
 @pytest.mark.parametrize(
@@ -233,7 +296,7 @@ def test_headings_sort_by_keyboard_too_and_begin_with_the_best(page):
     ],
 )
 def test_the_first_order_is_that_of_the_metric(tmp_path, metric, name, first):
-    figures = {"best": {metric: 3.0}, "config": {"compare_by": metric}}
+    figures = {"best": {metric: 3.0}, "test": {}, "config": {"compare_by": metric}}
     write_grid(tmp_path, {"model.kl_weight": [0.5, 1.0]}, lambda typed: figures)
     page = write_report(read_results(tmp_path)).read_text()
     assert f'<th data-first="{first}"><button type="button">{name}</button>' in page

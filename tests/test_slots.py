@@ -243,6 +243,17 @@ def test_a_sweeps_line_says_how_far_running_points_are_and_when_the_first_will_e
     board = Board(points, 2)
     # 16 epochs of 20 seconds are left of the first, so that each takes some 420: (2 * 420 + 320 + 320) / 2.
     assert board.standing() == "0 of 4 done, 2 running (epochs 4/20), 0 failed, about 12 min left"
+    points[0].record.status = "failed"
+    points[1].record.began = now - 10_000
+    # It stays known when the point that told it is gone; one that is overdue has nothing left: (2 * 420 + 0) / 2.
+    assert board.standing() == "0 of 4 done, 1 running, 1 failed, about 7 min left"
+    for waiting in points[2:]:
+        waiting.record.status, waiting.record.seconds = "finished", 420.0
+    assert board.standing() == "2 of 4 done, 1 running, 1 failed, about 0 s left"
+    points[1].record.status = "finished"
+    assert board.standing() == "3 of 4 done, 0 running, 1 failed"
+    for point_, status in zip(points, ("running", "running", "waiting", "waiting"), strict=True):
+        point_.record.status = status
     (points[1].folder / "output.log").write_bytes(b"\xff" * 9000)
     (points[0].folder / "output.log").unlink()
     assert Board(points, 2).standing() == "0 of 4 done, 2 running, 0 failed"

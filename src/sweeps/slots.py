@@ -200,6 +200,7 @@ class Board:
         self._slots = slots
         self._reached: dict[Point, Epochs | None] = {}
         self._looked = -READ_EVERY
+        self._mean: float | None = None  # seconds of a point, as far as is known
         self._line = tqdm(total=0, bar_format="{desc}", disable=None, leave=False, file=sys.stdout)
         before = sum(p.record.status == "finished" for p in points)
         if before:
@@ -247,7 +248,7 @@ class Board:
             f"{count['failed']} failed"
         )
         left = self._seconds_left(reached)
-        return text + (f", about {duration(left)} left" if left else "")
+        return text + ("" if left is None else f", about {duration(left)} left")
 
     def _epochs(self) -> dict[Point, Epochs]:
         """How far the running points have come that have said so; their files are looked at every few seconds."""
@@ -258,18 +259,23 @@ class Board:
         return {point: epochs for point, epochs in going if epochs is not None}
 
     def _seconds_left(self, reached: Mapping[Point, Epochs]) -> float | None:
-        """From what points took so far, and from what the epochs of running ones take; None while neither is known."""
+        """Estimate it from what points took, or from the epochs of running ones.
+
+        None while neither is known, and when nothing is left to do. Once known it stays known: a point whose epochs
+        told it may fail, and a last point that is overdue (it is being tested) has 0 seconds left.
+        """
         now = time.time()
         spent = {p: now - p.record.began for p in self._points if p.record.status == "running"}
         to_come = {point: epochs.seconds_left for point, epochs in reached.items() if epochs.seconds_left is not None}
         took = [p.record.seconds for p in self._points if p.record.status == "finished"]
         took = took or [spent[point] + left for point, left in to_come.items()]
-        if not took:
-            return None
-        mean = sum(took) / len(took)
-        going = [to_come.get(point, max(0.0, mean - since)) for point, since in spent.items()]
         waiting = sum(p.record.status == "waiting" for p in self._points)
-        return (mean * waiting + sum(going)) / self._slots
+        if took:
+            self._mean = sum(took) / len(took)
+        if self._mean is None or not (spent or waiting):
+            return None
+        going = [to_come.get(point, max(0.0, self._mean - since)) for point, since in spent.items()]
+        return (self._mean * waiting + sum(going)) / self._slots
 
     def close(self) -> None:
         """The line goes."""
