@@ -1,8 +1,7 @@
 """The report of a sweep, or of any folder of runs: one page, one table, the figures.
 
 ``python -m src.report folder=outputs/multirun/...`` writes ``report/index.html``, ``report/*.png|svg`` and
-``results.csv`` into that folder.
-A multirun ends with the same.
+``results.csv`` into that folder. A multirun writes the same when it ends.
 """
 
 if not __package__:  # started as a file, it does not find the project

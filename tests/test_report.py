@@ -249,7 +249,7 @@ def test_cells_carry_the_numbers_that_the_script_sorts_by(swept, page):
 )
 def test_the_advice_to_add_seeds_is_a_command_that_stays_in_the_folder(tmp_path, grid, asked):
     folder = tmp_path / "a b"
-    write_grid(folder, grid, lambda typed: {**trade(typed), "test": {}})
+    write_grid(folder, grid, lambda typed: {**trade(typed), "test": {}, "seed": typed.get("seed", 0)})
     typed = "python -m src.train -m model.kl_weight=0.5,4 seed=0,1 hydra.sweep.dir=elsewhere"
     points = [[f"model.kl_weight={w}"] for w in (0.5, 4)]
     Plan({key: "" for key in grid}, {}, typed, points).save(folder)

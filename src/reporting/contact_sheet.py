@@ -74,11 +74,11 @@ def _is_grey(image: Image.Image) -> bool:
 
 
 def contact_sheet(pictures: Sequence[tuple[str, Path]], columns: int) -> Image.Image:
-    """Pictures with their names below, row by row.
+    """Draw pictures with their names below, row by row.
 
     Args:
         pictures: name and file of each, at least one.
-        columns: how many side by side.
+        columns: pictures side by side.
     """
     tiles = []
     for name, path in pictures:
@@ -105,7 +105,7 @@ def _font(family: str) -> ImageFont.FreeTypeFont:
 
 
 def _cut(text: str, font: ImageFont.FreeTypeFont) -> str:
-    """The text as far as it fits below a picture."""
+    """Cut a text to the width of a picture."""
     if font.getlength(text) <= WIDTH:
         return text
     while text and font.getlength(text + "…") > WIDTH:

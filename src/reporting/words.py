@@ -1,4 +1,4 @@
-"""What the report says in words: numbers, configurations, the best one, commands."""
+"""The report's words: numbers, configurations, the best one, fronts and commands."""
 
 import math
 import re
@@ -15,7 +15,7 @@ from src.reporting.style import shown
 from src.system.directions import as_printed
 from src.system.files import quoted
 
-# Column: what to call it, and 1 where less of it is better.
+# Column of a cost: its name, and 1 where less of it is better, else -1.
 COSTS = {
     "whole_seconds": ("time", 1),
     "wall_seconds": ("training time", 1),
@@ -24,22 +24,22 @@ COSTS = {
     "trainable_parameters": ("size", 1),
 }
 TESTED = ("test_elbo", "test_distortion", "test_rate")
-MOST_RIVALS = 4  # that are named beside the best configuration
-MOST_NAMED = 3  # configurations of a front in its caption
+MOST_RIVALS = 4  # named beside the best configuration
+MOST_NAMED = 3  # configurations of a front named in the caption
 
 
 def elbo_name(pseudo: Any) -> str:
-    """What to call the elbo of points whose likelihood is one of the data, or is not."""
+    """Return ``pseudo-elbo`` where the likelihood is no probability of the data, else ``elbo``."""
     return "pseudo-elbo" if pd.notna(pseudo) and pseudo else "elbo"
 
 
 def with_interval(mean: float, half: float) -> str:
-    """``-96.73 ± 0.12``; without the interval where there is none."""
+    """Write ``-96.73 ± 0.12``, without the interval where it is not finite."""
     return number(mean) + (f" ± {number(half)}" if math.isfinite(half) else "")
 
 
 def number(value: Any, digits: int = 2) -> str:
-    """A number for a table, an en dash where there is none."""
+    """Write a number for a table; an en dash where it is missing."""
     if pd.isna(value):
         return "–"
     if not isinstance(value, int | float):
@@ -48,14 +48,14 @@ def number(value: Any, digits: int = 2) -> str:
 
 
 def configuration(row: Mapping[str, Any], keys: Sequence[str], names: Mapping[str, str]) -> str:
-    """``latent_dim = 8, kl_weight = 0.5``."""
+    """Write ``latent_dim = 8, kl_weight = 0.5``."""
     return ", ".join(f"{names[key]} = {shown(row[key])}" for key in keys)
 
 
 def best_in_words(
     results: Results, points: pd.DataFrame, keys: Sequence[str], means: pd.DataFrame, chosen: Verdict
 ) -> dict[str, Any]:
-    """The best configuration, how sure that is, and its best run; elbos with the sign that papers print."""
+    """Describe the best configuration, how sure it is, and its best run; elbos have the sign that papers print."""
     row = means[means.key == chosen.best.key].iloc[0]
     elbo = elbo_name(points.pseudo_likelihood.iloc[0])
     metric, sign = as_printed(str(points.compared_by.iloc[0]), elbo)
@@ -86,7 +86,7 @@ def best_in_words(
 
 
 def why_no_best(points: pd.DataFrame) -> str:
-    """The loss of one KL weight does not compare with that of another."""
+    """Return why points of several KL weights have no best one: their losses do not compare. Empty where they do."""
     metric = str(points.compared_by.iloc[0])
     if not metric.endswith("/loss") or points.kl_weight.nunique() < 2:
         return ""
