@@ -99,10 +99,10 @@ class OptunaSweeper(Sweeper):
             direction=direction_of(self.config),
         )
         metric = self.config.compare_by
-        then = study.user_attrs.get("monitor", metric)
-        if then != metric or f"{study.direction.name.lower()}" != direction_of(self.config):
+        former = study.user_attrs.get("monitor", metric)
+        if former != metric or f"{study.direction.name.lower()}" != direction_of(self.config):
             raise UserError(
-                f"the search in {folder} was begun for another metric ({then}): choose another hydra.sweep.dir"
+                f"the search in {folder} was begun for another metric ({former}): choose another hydra.sweep.dir"
             )
         study.set_user_attr("monitor", metric)
         # With the same seed, a search that is resumed would draw its first points again.

@@ -1,4 +1,4 @@
-"""What a sweep is to run: its folder, the names of its points, and what each of them is told."""
+"""The plan of a sweep: its folder, the names of its points, and the overrides of each."""
 
 import re
 import sys

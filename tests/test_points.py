@@ -1,4 +1,4 @@
-"""Points as processes: started, resumed, stopped, recorded. With short-lived workers."""
+"""Points as processes: started, resumed, stopped and recorded, with short-lived workers."""
 
 import functools
 import json
@@ -24,7 +24,7 @@ from tests.points import point as started_point
 
 @pytest.fixture(params=["cold", "warm"])
 def point(request, monkeypatch):
-    """Makes points; the same is expected of both ways to start them. Nobody asks what their workers cover."""
+    """Return a function that makes points, for both ways to start them; workers need no coverage."""
     monkeypatch.setenv("COVERAGE_PROCESS_CONFIG", "")
     return functools.partial(started_point, start=request.param)
 

@@ -91,8 +91,8 @@ def test_what_several_attempts_took_together_is_not_known(tmp_path):
     for place, (status, attempts) in enumerate((("finished", 1), ("finished", 2), ("running", 1))):
         metrics = record() if status == "finished" else None
         run = write_point(tmp_path, ["seed"], [f"seed={place}"], place, metrics, status)
-        told = {**json.loads((run / "point.json").read_text()), "attempts": attempts}
-        (run / "point.json").write_text(json.dumps(told | ({"seconds": 0.0} if status == "running" else {})))
+        written = {**json.loads((run / "point.json").read_text()), "attempts": attempts}
+        (run / "point.json").write_text(json.dumps(written | ({"seconds": 0.0} if status == "running" else {})))
     single_run(tmp_path / "alone", ["seed=3"], {})
     whole = dict(read_results(tmp_path).table[["point", "whole_seconds"]].itertuples(index=False))
     assert [point for point, seconds in whole.items() if seconds == 90.0] == ["seed-0"]

@@ -222,7 +222,7 @@ def test_nohup_lets_a_sweep_outlive_its_terminal(tmp_path, start):
         process.wait(30)
 
 
-# ---- what is said ----------------------------------------------------------------------------------------------------
+# ---- the status line ------------------------------------------------------------------------------------------------
 
 LINES = """\
 conv_tiny with 2 latents on digits: max_epochs 20, cpu
@@ -245,7 +245,7 @@ def test_a_sweeps_line_says_how_far_running_points_are_and_when_the_first_will_e
     assert board.standing() == "0 of 4 done, 2 running (epochs 4/20), 0 failed, about 12 min left"
     points[0].record.status = "failed"
     points[1].record.began = now - 10_000
-    # It stays known when the point that told it is gone; one that is overdue has nothing left: (2 * 420 + 0) / 2.
+    # The time stays known when the point that gave it has failed; an overdue point has nothing left: (2 * 420 + 0) / 2.
     assert board.standing() == "0 of 4 done, 1 running, 1 failed, about 7 min left"
     for waiting in points[2:]:
         waiting.record.status, waiting.record.seconds = "finished", 420.0

@@ -1,4 +1,4 @@
-"""What a report computes from its points: intervals, the best configuration, the Pareto front."""
+"""The statistics of a report: intervals, tests, the best configuration, the Pareto front."""
 
 import math
 
