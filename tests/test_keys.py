@@ -317,7 +317,6 @@ def test_an_override_with_spaces_around_its_sign_is_named():
         ("report", "", "folder has no value: set it: folder=outputs"),
         ("report", "sweep=outputs/x", "sweep is no key: did you mean folder=outputs/x?"),
         ("report", "sweep=dropout", "sweep is no key: did you mean folder=dropout?"),
-        ("evaluate", "run=x model=3", "model is no key"),
         ("benchmark", "parts=[stepz]", "give all, one or a list [in,brackets] of steps"),
         ("benchmark", "steps.rounds=0", "steps.rounds=0: give a whole number of at least 1"),
         ("benchmark", "steps.seconds=.inf", "steps.seconds=.inf: give a number above 0"),
