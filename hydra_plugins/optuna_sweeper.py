@@ -1,6 +1,6 @@
-"""Hydra's door to Optuna: which points a search asks for next.
+"""Hydra sweeper that lets Optuna choose the points of a search.
 
-The published plugin (hydra-optuna-sweeper 1.3) is tied to Optuna 2; this one speaks to the current one.
+The published plugin (hydra-optuna-sweeper 1.3) needs Optuna 2; this one works with current versions.
 """
 
 import contextlib
@@ -55,7 +55,7 @@ class OptunaSweeper(Sweeper):
         self.seed = seed
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Hydra hands over its state."""
+        """Keep what Hydra passes and make the launcher."""
         self.config = config
         self.context = hydra_context
         self.launcher = Plugins.instance().instantiate_launcher(
@@ -63,7 +63,7 @@ class OptunaSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> float | None:
-        """Search; the best value, None where no point has one."""
+        """Search and return the best value; None where no point has one."""
         try:
             import optuna
         except ImportError:
@@ -78,7 +78,7 @@ class OptunaSweeper(Sweeper):
             sys.exit(f"error: {error}")
 
     def _asked(self, arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-        """The search space and the fixed overrides."""
+        """Return the search space and the fixed overrides."""
         space, fixed = search_space(self.params, arguments)
         if self.config.compare_by.endswith("/loss") and "model.kl_weight" in space:
             raise UserError(
@@ -99,13 +99,13 @@ class OptunaSweeper(Sweeper):
             direction=direction_of(self.config),
         )
         metric = self.config.compare_by
-        then = study.user_attrs.get("monitor", metric)
-        if then != metric or f"{study.direction.name.lower()}" != direction_of(self.config):
+        former = study.user_attrs.get("monitor", metric)
+        if former != metric or f"{study.direction.name.lower()}" != direction_of(self.config):
             raise UserError(
-                f"the search in {folder} was begun for another metric ({then}): choose another hydra.sweep.dir"
+                f"the search in {folder} was begun for another metric ({former}): choose another hydra.sweep.dir"
             )
         study.set_user_attr("monitor", metric)
-        # With the same seed a search that goes on would draw its first points again.
+        # With the same seed, a search that is resumed would draw its first points again.
         seed = self.seed + len(study.trials)
         study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=self.startup, constant_liar=True)
         self._try_again(study)
@@ -136,9 +136,9 @@ class OptunaSweeper(Sweeper):
                 advice = "the search in this folder was begun with another space: choose another hydra.sweep.dir"
                 raise UserError(f"{advice} ({error})") from error
             points = [[*fixed, *(f"{key}={_typed(value)}" for key, value in trial.params.items())] for trial in asked]
-            answers = self.launcher.launch(points, initial_job_idx=asked[0].number)
-            for trial, answer in zip(asked, answers, strict=True):
-                value = answer.return_value
+            jobs = self.launcher.launch(points, initial_job_idx=asked[0].number)
+            for trial, job in zip(asked, jobs, strict=True):
+                value = job.return_value
                 if value is None:
                     failed += 1
                     study.tell(trial, state=TrialState.FAIL)
@@ -153,13 +153,13 @@ class OptunaSweeper(Sweeper):
 
 
 def direction_of(config: DictConfig) -> str:
-    """Which way the search goes: as the metric that runs are compared by gets better."""
+    """Return the direction in which the metric that runs are compared by gets better."""
     return f"{natural_mode(config.compare_by)}imize"
 
 
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """No other search works in the folder meanwhile."""
+    """Keep other searches out of the folder."""
     try:
         held = lock(folder, ".search.lock")
     except BlockingIOError as error:
@@ -213,5 +213,5 @@ def _distribution(override: Override) -> Any:
 
 
 def _typed(value: Any) -> str:
-    """A value for the command line; four digits are enough, and keep the names of folders short."""
+    """Write a value for the command line; four digits keep the names of folders short."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,4 +1,4 @@
-"""Hydra's door to :mod:`src.sweeps.slots`; Hydra takes plugins from a namespace of this name alone."""
+"""Hydra launcher that runs points with :mod:`src.sweeps.slots`; Hydra finds plugins in ``hydra_plugins`` only."""
 
 import contextlib
 import functools
@@ -20,7 +20,7 @@ from src.system.processes import Cold
 from src.system.signals import status_of
 from src.system.warm import forking
 
-# What a training imports on its way to the first step and after it.
+# Modules that a training imports.
 TRAINING = (
     "torch._dynamo",
     "src.runs.record",
@@ -35,14 +35,14 @@ TRAINING = (
 
 
 class SlotsLauncher(Launcher):
-    """Every point in a process of its own, as many at a time as the machine has slots.
+    """Run every point in its own process, as many at a time as the machine has slots.
 
     Args:
-        slots: how many; None for one a group of GPUs (times ``per_gpu``), or one a processor without them.
+        slots: number of slots; None for one a group of GPUs (times ``per_gpu``), or one a processor without them.
         per_gpu: points that share a GPU.
-        threads: of each process; None divides the processors.
-        warm: fork the points from one process that has imported what a training needs, instead of starting each
-            anew. Only on Linux: on macOS, system libraries do not survive a fork.
+        threads: threads of each process; None divides the processors.
+        warm: fork the points from one process that has imported what a training needs, instead of starting a new
+            interpreter for each. Linux only: on macOS, system libraries do not survive a fork.
     """
 
     def __init__(
@@ -54,17 +54,17 @@ class SlotsLauncher(Launcher):
         self._starter = forking(TRAINING) if warm else Cold()
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Hydra hands over its state."""
+        """Keep what Hydra passes."""
         self.context = hydra_context
         self.config = config
 
     @property
     def width(self) -> int:
-        """Points that run at a time."""
+        """Number of points that run at a time."""
         return len(self._slots)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run the points; the value of each is what it is compared by, None where it failed."""
+        """Run the points; return for each the value it is compared by, None where it failed."""
         sweep = Path(self.config.hydra.sweep.dir)
         try:
             plan, program = plan_in(sweep), program_of(self.config.hydra)
@@ -72,16 +72,16 @@ class SlotsLauncher(Launcher):
                 Point(sweep, plan, overrides, number, program, self._starter)
                 for number, overrides in enumerate(job_overrides, initial_job_idx)
             ]
-            different = {point.folder: point for point in points}  # a search may ask for one twice
-            run_all(list(different.values()), self._slots)
+            distinct = {point.folder: point for point in points}  # a search may ask for one twice
+            run_all(list(distinct.values()), self._slots)
         except (UserError, OSError) as error:
             sys.exit(f"error: {explain(error) or error}")
         except KeyboardInterrupt as stop:
             with contextlib.suppress(OSError):  # the terminal may be gone
-                print("error: interrupted; the same command goes on where this one stopped", file=sys.stderr)
-                print(f"What there is so far: python -m src.report sweep={sweep}", file=sys.stderr)
+                print("error: interrupted; repeat the command to go on", file=sys.stderr)
+                print(f"Report on the finished points: python -m src.report folder={sweep}", file=sys.stderr)
             sys.exit(status_of(stop))
-        return [_returned(different[point.folder]) for point in points]
+        return [_returned(distinct[point.folder]) for point in points]
 
     @functools.cached_property
     def _slots(self) -> list[Slot]:
@@ -90,7 +90,7 @@ class SlotsLauncher(Launcher):
 
 
 def _returned(point: Point) -> JobReturn:
-    answer = JobReturn(overrides=point.record.overrides, working_dir=str(point.folder), task_name=point.name)
-    answer.return_value = point.value
-    answer.status = JobStatus.COMPLETED  # a failed one is counted at the end; Hydra would stop here
-    return answer
+    job = JobReturn(overrides=point.record.overrides, working_dir=str(point.folder), task_name=point.name)
+    job.return_value = point.value
+    job.status = JobStatus.COMPLETED  # failed points are counted at the end; Hydra would stop here
+    return job

@@ -1,8 +1,9 @@
-"""What comes before and after a sweep, whichever engine runs its points."""
+"""Hydra callback before and after a sweep, whichever launcher runs its points."""
 
 import logging
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +12,13 @@ from omegaconf import DictConfig, open_dict
 
 from src.sweeps.hparams import name_columns
 from src.sweeps.plan import Plan, plan_in, plan_of, sweep_folder
-from src.sweeps.points import unfinished
+from src.sweeps.points import Missing, missing
 from src.sweeps.slots import slots_here
 from src.system.errors import UserError
 from src.system.explain import explain
 from src.system.files import quoted
 
-if TYPE_CHECKING:  # with pandas, which nobody waits for before the end
+if TYPE_CHECKING:  # it imports pandas, which a sweep needs at its end only
     from src.reporting.results import Results
 
 log = logging.getLogger(__name__)
@@ -26,10 +27,10 @@ MOST_EXIT_CODE = 100  # shells use those above 125
 
 
 class Sweep(Callback):
-    """Names the sweep's folder, writes down what was asked for; at the end the report, and how many points failed."""
+    """Name the sweep's folder and write its plan; at the end write the report and count points without a result."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Before the first point: ``sweep.json``, and what TensorBoard is to show."""
+        """Write ``sweep.json`` and TensorBoard's columns before the first point starts."""
         try:
             plan = plan_of(config, shlex.join(["python", "-m", "src.train", *sys.argv[1:]]))
             _refuse_other_machines(config, plan)
@@ -38,7 +39,7 @@ class Sweep(Callback):
         folder = sweep_folder(plan, config)
         with open_dict(config):
             config.hydra.sweep.dir = str(folder)
-            # Hydra composes each point anew, from these and the point's own.
+            # Hydra composes each point from these overrides and the point's own.
             config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(folder)}")
         try:
             plan.save(folder)
@@ -48,26 +49,41 @@ class Sweep(Callback):
             sys.exit(f"error: {explain(error)}")
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """After the last point: the report; the exit status is the number of points that are not finished."""
+        """Write the report after the last point; the exit status is the number of points without a result."""
         from src.reporting.report import write_report
         from src.reporting.results import read_results
 
         folder = Path(config.hydra.sweep.dir)
-        missing = unfinished(folder, plan_in(folder))
+        without = missing(folder, plan_in(folder))
         try:
             results = read_results(folder)
             page = write_report(results)
-        except Exception as error:  # the points count, whatever becomes of the report
+        except Exception as error:  # the points are finished, even if the report fails
             log.exception("no report: %s", explain(error) or error)
         else:
             print("; ".join([*last_words(results), f"report: {page}"]))
-        if missing:
-            print(f"{missing} point{'s' if missing > 1 else ''} failed: repeat the command to try again")
-            sys.exit(min(missing, MOST_EXIT_CODE))
+        if any(without):
+            print("; ".join(_what_to_do(without)))
+            sys.exit(min(sum(without), MOST_EXIT_CODE))
+
+
+def _what_to_do(without: Missing) -> Iterator[str]:
+    """Say how points without a result get one."""
+    if without.failed:
+        yield f"{_points(without.failed)} failed: repeat the command to try again"
+    if without.diverged:
+        yield (
+            f"{_points(without.diverged)} diverged, and would again: change the settings, "
+            "such as a smaller optimizer.lr (the report says at which step)"
+        )
+
+
+def _points(count: int) -> str:
+    return f"{count} point{'s' if count > 1 else ''}"
 
 
 def _refuse_other_machines(config: DictConfig, plan: Plan) -> None:
-    """See that this machine has slots for the sweep, before it gets a folder; other engines bring their own.
+    """Check that this machine has slots for the sweep before its folder is made; other launchers need none.
 
     Raises:
         UserError: it has none.
@@ -78,22 +94,22 @@ def _refuse_other_machines(config: DictConfig, plan: Plan) -> None:
 
 
 def last_words(results: "Results") -> list[str]:
-    """How many points are done, and the best configuration of those that compare, by the report's own statistics.
+    """Say how many points are done and which configuration is the best, by the report's statistics.
 
-    None is best where numbers do not compare: of several kinds, or losses of several KL weights.
+    No best one is named where numbers do not compare: of several kinds, or losses of several KL weights.
     """
     from src.reporting.statistics import configurations, verdict
     from src.reporting.words import TESTED, best_in_words, why_no_best
 
-    said = [f"{len(results.finished)} of {len(results.table)} done"]
+    words = [f"{len(results.finished)} of {len(results.table)} done"]
     points = next(results.families(), None)
     if points is None or len([*results.families()]) > 1 or why_no_best(points):
-        return said
+        return words
     first, swept = points.iloc[0], results.swept
     if (chosen := verdict(points, swept, bool(first.maximize))) is None:
-        return said
+        return words
     best = best_in_words(results, points, swept, configurations(points, swept, ("value", *TESTED)), chosen)
     seeds = f"{best['seeds']} seed{'s' if best['seeds'] > 1 else ''}"
     others = len(chosen.rivals)
-    doubt = f", not told from {others} other{'s' if others > 1 else ''}" if others else ""
-    return [*said, f"best {best['what'].replace(' = ', '=')}: {best['metric']} {best['value']} ({seeds}){doubt}"]
+    doubt = f", cannot be told from {others} other{'s' if others > 1 else ''}" if others else ""
+    return [*words, f"best {best['what'].replace(' = ', '=')}: {best['metric']} {best['value']} ({seeds}){doubt}"]

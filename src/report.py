@@ -1,7 +1,7 @@
 """The report of a sweep, or of any folder of runs: one page, one table, the figures.
 
-``python -m src.report sweep=outputs/multirun/...`` writes ``report/index.html``, ``report/*.png|svg`` and
-``results.csv`` into that folder. A multirun ends with the same.
+``python -m src.report folder=outputs/multirun/...`` writes ``report/index.html``, ``report/*.png|svg`` and
+``results.csv`` into that folder. A multirun writes the same when it ends.
 """
 
 if not __package__:  # started as a file, it does not find the project
@@ -17,14 +17,14 @@ from src.system.cli import announce, command
 log = logging.getLogger(__name__)
 
 
-@command("report", "report")
+@command("report")
 def main(cfg: DictConfig) -> None:
-    """Report on one folder."""
-    announce(f"reporting on {cfg.sweep}", "pandas")
+    """Report on one folder of runs."""
+    announce(f"reporting on {cfg.folder}", "pandas")
     from src.reporting.report import write_report
     from src.reporting.results import read_results
 
-    results = read_results(Path(str(cfg.sweep)))
+    results = read_results(Path(str(cfg.folder)))
     page = write_report(results)
     log.info("%d runs, %d finished: %s", len(results.table), len(results.finished), page)
 

@@ -48,8 +48,9 @@ def record(**changes) -> dict:
 def write_point(sweep: Path, swept, overrides, number=0, metrics=None, status="finished", error=None) -> Path:
     folder = sweep / point_name(overrides, dict.fromkeys(swept))
     folder.mkdir(parents=True)
-    told = {"overrides": overrides, "number": number, "status": status, "error": error, "attempts": 1, "seconds": 90.0}
-    (folder / "point.json").write_text(json.dumps(told))
+    entry = {"overrides": overrides, "number": number, "status": status, "error": error}
+    entry |= {"attempts": 1, "seconds": 90.0}
+    (folder / "point.json").write_text(json.dumps(entry))
     if metrics is not None:
         (folder / "metrics.json").write_text(json.dumps(metrics))
     return folder

@@ -19,7 +19,7 @@ from hydra_plugins.sweep_callback import Sweep
 from src.metrics.means import ExampleMean
 from src.runs import build
 from src.system.errors import UserError
-from src.training.history import History, Throughput
+from src.training.history import History, Throughput, _left
 from src.training.resume import BestCheckpoint, PatientEarlyStopping, ReproducibleNoise
 from tests.gpu_check.__main__ import Checks
 from tests.gpu_check.spy import Spy
@@ -343,3 +343,10 @@ def test_a_run_with_a_step_limit_goes_on_as_far_as_that_allows(tmp_path):
         assert trainer.global_step == (max_steps if max_steps > 0 else 6 + 3 * 4)
         assert math.isfinite(trainer.callback_metrics["val/elbo"])
     assert trained_for(3, last).global_step == 18  # reached before
+
+
+def test_the_time_that_is_left_stays_known_until_the_last_epoch():
+    """It was written only while more than 90 seconds were left: after epoch 2 of 3 it disappeared."""
+    assert [_left(done, 3, [60.0] * done) for done in (1, 2, 3)] == [", about 2 min left", ", about 60 s left", ""]
+    assert _left(1, 2, [80.0]) == ", about 80 s left"
+    assert [_left(1, of, [40.0]) for of in (2, -1, None)] == ["", "", ""]  # short as a whole, or without a limit

@@ -297,7 +297,7 @@ def test_an_interrupted_evaluation_shows_what_was_finished(finished, tmp_path):
 def test_bad_input_is_one_line():
     done = cli("run=outputs/nothing/here", module="src.evaluate")
     assert_one_line_error(done, "there is no folder outputs/nothing/here")
-    for command, key in (("evaluate", "run"), ("explore", "run"), ("report", "sweep")):
+    for command, key in (("evaluate", "run"), ("explore", "run"), ("report", "folder")):
         done = cli("outputs/nothing/here", module=f"src.{command}")
         assert_one_line_error(done, f"cannot read 'outputs/nothing/here': write {key}=outputs/nothing/here")
     assert not Path("outputs/nothing").exists()

@@ -31,14 +31,13 @@ GROUPS = ("data", "optimizer", "schedule", "trainer", "callbacks", "logger")
 
 def answer(*words: str, of: str = "train") -> str | None:
     """Return the message of a command for a mistake, None if there is none."""
-    folder = CONF / "report" if of == "report" else CONF
     try:
         check_options(words)
-        with initialize_config_dir(str(folder), version_base="1.3"):
+        with initialize_config_dir(str(CONF), version_base="1.3"):
             config = compose(of, overrides=[w for w in words if not w.startswith("-")], return_hydra_config=True)
         check_config(config, of)
     except Exception as error:
-        return refusal(error, folder, of, words)
+        return refusal(error, CONF, of, words)
     return None
 
 
@@ -77,7 +76,7 @@ def test_every_key_of_every_config_has_a_kind_and_a_value_of_it():
             known = not isinstance(keys.kind_of(key), Anything | None) or key.startswith("hydra")
             assert known, f"src/system/keys.py does not know {key}"
     assert [answer(f"run={RUN}", of=of) for of in ("evaluate", "explore")] == [None, None]
-    assert [answer(of="benchmark"), answer("sweep=tests", of="report")] == [None, None]
+    assert [answer(of="benchmark"), answer("folder=tests", of="report")] == [None, None]
 
 
 def leaves(config, at=""):
@@ -321,15 +320,17 @@ def test_an_override_with_spaces_around_its_sign_is_named():
         ("explore", "run=RUN images=nowhere", "'scans/*.png', or a list of these; there is nothing at nowhere"),
         ("explore", "run=RUN images='*.none'", "there is nothing at *.none"),
         ("explore", "run=RUN images=[README.md,nowhere]", "there is nothing at nowhere"),
-        ("report", "sweep=nowhere", "there is no folder nowhere"),
+        ("report", "folder=nowhere", "there is no folder nowhere"),
         ("explore", "run=RUN figures=sample", "figures=sample: give all, one or a list"),
         ("explore", "run=RUN noise=-1", "noise=-1: give a number above 0 and up to 10, or null"),
         ("explore", "run=RUN embed=xls", "embed=xls: give one of npz, csv"),
         ("explore", "run=RUN checkpoint=first", "checkpoint=first: give one of best, last"),
-        ("report", "", "sweep has no value: set it: sweep=... (the folder of a multirun"),
+        ("report", "", "folder has no value: set it: folder=... (the folder of a multirun"),
         ("benchmark", "experiments=[]", "experiments=[]: give a list of experiments"),
         ("benchmark", "rounds=0", "rounds=0: give a whole number of at least 1"),
         ("benchmark", "seconds=.inf", "seconds=.inf: give a number above 0"),
+        ("report", "sweep=outputs/x", "sweep is no key: did you mean folder=outputs/x?"),
+        ("report", "sweep=dropout", "sweep is no key: did you mean folder=dropout?"),
         ("benchmark", "device=tpu", "device=tpu: give one of auto, cpu, cuda"),
     ],
 )
@@ -441,16 +442,16 @@ def test_no_command_imports_torch_before_its_config_is_checked():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
-def test_help_of_commands_that_read_a_run_lists_their_own_keys_and_no_others():
-    for of, folder in (("evaluate", CONF), ("explore", CONF), ("report", CONF / "report")):
+def test_the_commands_that_read_explain_their_own_keys_and_list_no_others():
+    for of in ("evaluate", "explore", "report"):
         done = cli("--help", module=f"src.{of}")
         assert done.returncode == 0, done.stdout
         rows = re.findall(r"^  ([\w.]+)=(\S*) *(.*)", done.stdout, re.M)
-        with initialize_config_dir(str(folder), version_base="1.3"):
+        with initialize_config_dir(str(CONF), version_base="1.3"):
             tree = compose(of)
         assert {key for key, *_ in rows} == {key for key, _ in flatten(OmegaConf.to_container(tree))}
         assert "chest_xray" not in done.stdout
-    assert rows == [("sweep", "...", "the folder of a multirun, or any that holds run folders")]
+    assert rows == [("folder", "...", "the folder of a multirun, or any that holds run folders")]
     assert "run=... " in cli("--help", "run=x", module="src.explore").stdout
     assert "== Configuration groups ==" in cli("--help").stdout  # all of a training's keys are Hydra's to list
 

@@ -1,4 +1,4 @@
-"""Points as processes: started, resumed, stopped, recorded. With short-lived workers."""
+"""Points as processes: started, resumed, stopped and recorded, with short-lived workers."""
 
 import functools
 import json
@@ -12,7 +12,7 @@ import time
 import pytest
 
 from src.sweeps.plan import Plan
-from src.sweeps.points import Point, unfinished
+from src.sweeps.points import Missing, Point, missing
 from src.sweeps.reasons import reason
 from src.sweeps.slots import run_all
 from src.sweeps.status import Record
@@ -24,7 +24,7 @@ from tests.points import point as started_point
 
 @pytest.fixture(params=["cold", "warm"])
 def point(request, monkeypatch):
-    """Makes points; the same is expected of both ways to start them. Nobody asks what their workers cover."""
+    """Return a function that makes points, for both ways to start them; workers need no coverage."""
     monkeypatch.setenv("COVERAGE_PROCESS_CONFIG", "")
     return functools.partial(started_point, start=request.param)
 
@@ -181,9 +181,13 @@ def test_points_of_the_command_are_counted_and_no_others(tmp_path, point):
     for overrides in asked[:2]:
         finish(point(tmp_path, *overrides))
     finish(point(tmp_path, "value=9", "fail=of another command"))
-    assert unfinished(tmp_path, Plan({"value": ""}, {}, "", asked)) == 2
+    asked.reverse()
+    assert missing(tmp_path, Plan({"value": ""}, {}, "", asked)) == Missing(failed=2, diverged=0)
+    assert Record.load(tmp_path / "value-1").number == 2  # its place in the grid, by which reports sort
     finish(point(tmp_path, "value=8", "fail=nan", "exit=3"))
-    assert unfinished(tmp_path, Plan({"value": ""}, {})) == 2  # a search: what diverged was an answer
+    asked.append(["value=8", "fail=nan", "exit=3"])
+    assert missing(tmp_path, Plan({"value": ""}, {}, "", asked)) == Missing(failed=2, diverged=1)
+    assert missing(tmp_path, Plan({"value": ""}, {})) == Missing(failed=2, diverged=0)  # a search learns from it
 
 
 def test_only_one_process_works_on_a_point(tmp_path, point):

@@ -1,10 +1,11 @@
-"""The page of a sweep's report: whole, true to the points, and there whatever they may lack."""
+"""The page of a sweep's report: complete, equal to the points' records, and written whatever they lack."""
 
 import base64
 import html
 import io
 import math
 import re
+import shlex
 import subprocess
 import sys
 import warnings
@@ -22,6 +23,7 @@ from src.reporting.report import write_report
 from src.reporting.results import read_results
 from src.reporting.statistics import configurations, interval
 from src.reporting.words import number, with_interval
+from src.sweeps.plan import Plan
 from src.system.errors import UserError
 from tests.helpers import ROOT, assert_one_line_error, cli
 from tests.points import record, trade, write_grid, write_point
@@ -29,7 +31,7 @@ from tests.points import record, trade, write_grid, write_point
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory) -> tuple[Path, dict[str, dict]]:
-    """27 points with a picture each, and what they wrote."""
+    """Write 27 points with a picture each; return their folder and their records."""
     folder = tmp_path_factory.mktemp("swept")
     grid = {"model.latent_dim": [2, 4, 8], "model.kl_weight": [0.5, 1.0, 4.0], "seed": [0, 1, 2]}
     written = write_grid(folder, grid, trade, fixed=[("experiment", "mnist_lstm")])
@@ -41,8 +43,8 @@ def swept(tmp_path_factory) -> tuple[Path, dict[str, dict]]:
 
 @pytest.fixture(scope="module")
 def page(swept) -> str:
-    """The report of these points, as a user gets it."""
-    done = cli(f"sweep={swept[0]}", module="src.report")
+    """Write the report of these points by the command and return its page."""
+    done = cli(f"folder={swept[0]}", module="src.report")
     assert done.returncode == 0, done.stdout
     assert done.stdout.strip().endswith(f"27 runs, 27 finished: {swept[0]}/report/index.html")
     return (swept[0] / "report" / "index.html").read_text()
@@ -52,7 +54,7 @@ FIGURES = ("rate_distortion", "test_elbo", "latents", "cost")
 
 
 def cells(page: str, heading: str) -> list[list[str]]:
-    """Texts of the first table below a heading."""
+    """Return the texts of the first table below a heading."""
     table = re.split(f"<h2[^>]*>{heading}</h2>", page)[1].split("<tbody>")[1].split("</tbody>", 1)[0]
     rows = [re.findall(r"<td[^>]*>(.*?)</td>", row, re.S) for row in table.split("</tr>")[:-1]]
     return [[re.sub("<[^>]+>", "", cell).strip() for cell in row] for row in rows]
@@ -81,7 +83,7 @@ def test_the_page_is_whole_and_says_what_the_points_say(swept, page):
 
 
 def test_the_elbo_has_one_sign_as_papers_print_it(swept, page):
-    """Bar and table said -96.73, README and figures 96.73."""
+    """Box and table showed -96.73 where README and figures showed 96.73."""
     folder, written = swept
     best = page.split('<div class="best">')[1].split("</div>")[0]
     assert "val −pseudo-elbo 98.57 ± 0.63" in best
@@ -91,9 +93,9 @@ def test_the_elbo_has_one_sign_as_papers_print_it(swept, page):
     sheet = page.split('<div class="sheet"')[1]
     assert all(f"−pseudo-elbo {number(-metrics['test']['elbo'])}" in sheet for metrics in written.values())
     for name in ("test_elbo", "cost"):
-        said = drawn(page, name)
-        assert "test −pseudo-elbo (nats per image)" in said
-        assert not [text for text in said if re.fullmatch(r"[-−]\d+", text)]  # a tick
+        texts = drawn(page, name)
+        assert "test −pseudo-elbo (nats per image)" in texts
+        assert not [text for text in texts if re.fullmatch(r"[-−]\d+", text)]  # a tick
     assert (pd.read_csv(folder / "results.csv")[["value", "test_elbo"]] < 0).all(axis=None)
 
 
@@ -109,7 +111,7 @@ def test_what_else_points_are_compared_by_is_printed_as_it_is(tmp_path, metric, 
 
 
 def test_minutes_are_those_of_the_whole_point(swept, page):
-    """Start-up and all: the training alone told of a fifth of what 200 points take."""
+    """They include the start-up: the training alone is a fifth of what 200 points take."""
     assert {tuple(row[-3:-1]) for row in cells(page, "Points")} == {("1.50", "1.00")}
     assert "time of a point, start-up included (minutes)" in drawn(page, "cost")
     assert "By time" in page
@@ -149,8 +151,8 @@ def test_points_with_missing_keys_are_reported_as_far_as_they_go(tmp_path, metri
 
 
 def test_a_picture_that_is_no_strip_costs_its_point_alone(tmp_path):
-    """A picture of 180 million pixels ended the report of all points, and so did one that is cut."""
-    write_grid(tmp_path, {"model.kl_weight": [0.5, 1.0], "seed": [0, 1]}, trade)
+    """A picture of 200 million pixels, or one that is cut off, must not end the report of all points."""
+    write_grid(tmp_path, {"model.kl_weight": [0.5, 1.0], "seed": [0, 1]}, lambda typed: {**trade(typed), "test": {}})
     strips = [path.parent / "figures" / "strip.png" for path in sorted(tmp_path.glob("*/point.json"))]
     for strip in strips:
         strip.parent.mkdir(exist_ok=True)
@@ -207,21 +209,82 @@ def test_the_contact_sheet_shows_every_point_in_grid_order(swept, page):
 
 
 def test_a_page_that_is_printed_unseen_has_its_pictures_and_whole_tables(page):
-    """Browsers load what is lazy once it is scrolled to: on paper the contact sheet was empty."""
+    """Browsers load lazy pictures when they are scrolled to: printed pages would lack them."""
     assert "loading=" not in page
     printed = page.split("@media print {")[1].split("</style>")[0]
     assert "tr, figure { break-inside: avoid; }" in printed
     assert re.search(r"th, td \{[^}]*white-space: normal", printed)
 
 
-def test_headings_sort_by_keyboard_too_and_begin_with_the_best(page):
-    """A click on val/elbo put the worst on top, and nothing but a mouse reached it."""
+def test_headings_are_buttons_that_name_the_order_which_begins_with_the_best(page):
+    """The page's script reads data-first and aria-sort; no browser runs it here."""
     heads = re.findall(r'<th data-first="(\w+)"[^>]*><button type="button">(.*?)</button></th>', page)
     assert len(heads) == page.split("<script>")[0].count("<button") == 8 + 14
     first = {name: way for way, name in heads}
     more = {"seeds", "active latents", "epochs", "images/s"}  # is better
     assert {name for name, way in first.items() if way == "descending"} == more
     assert "aria-sort" in page.split("<script>")[1]
+
+
+def test_cells_carry_the_numbers_that_the_script_sorts_by(swept, page):
+    """A cell shows a rounded number with its interval or unit; its data-value is the number itself."""
+    table = re.split("<h2[^>]*>Points</h2>", page)[1].split("<tbody>")[1].split("</tbody>")[0]
+    rows = [re.findall(r'<td[^>]*data-value="([^"]*)"', row) for row in table.split("</tr>")[:-1]]
+    written = list(swept[1].values())
+    assert [int(row[0]) for row in rows] == list(range(27))
+    for column, name in ((5, "elbo"), (6, "distortion"), (7, "rate"), (8, "active_latents")):
+        shown = [float(row[column]) for row in rows]
+        order = sorted(range(27), key=lambda i, name=name: abs(written[i]["test"][name]))
+        assert sorted(range(27), key=shown.__getitem__) == order
+    means = page.split("<h2>Configurations</h2>")[1].split("<tbody>")[1].split("</tbody>")[0]
+    assert len(re.findall(r'data-value="\d+\.\d+">\d+\.\d\d ± ', means)) == 9 * 4
+
+
+@pytest.mark.parametrize(
+    ("grid", "asked"),
+    [
+        ({"model.kl_weight": [0.5, 4]}, "model.kl_weight=0.5,4 seed=1,2"),  # seed 0 has other folders' names: not again
+        ({"model.kl_weight": [0.5, 4], "seed": [0, 1]}, "model.kl_weight=0.5,4 seed=0,1,2,3"),
+    ],
+)
+def test_the_advice_to_add_seeds_is_a_command_that_stays_in_the_folder(tmp_path, grid, asked):
+    folder = tmp_path / "a b"
+    write_grid(folder, grid, lambda typed: {**trade(typed), "test": {}, "seed": typed.get("seed", 0)})
+    typed = "python -m src.train -m model.kl_weight=0.5,4 seed=0,1 hydra.sweep.dir=elsewhere"
+    points = [[f"model.kl_weight={w}"] for w in (0.5, 4)]
+    Plan({key: "" for key in grid}, {}, typed, points).save(folder)
+    (advice,) = re.findall(
+        "Add seeds to this folder.*?<pre>(.*?)</pre>", write_report(read_results(folder)).read_text()
+    )
+    command = shlex.split(html.unescape(advice))
+    assert command == ["python", "-m", "src.train", "-m", *asked.split(), f"hydra.sweep.dir='{folder}'"]
+
+
+def test_a_search_is_advised_to_repeat_its_best_point_elsewhere(tmp_path):
+    write_grid(tmp_path, {"model.kl_weight": [0.5, 4]}, lambda typed: {**trade(typed), "test": {}})
+    page = write_report(read_results(tmp_path)).read_text()
+    assert "<pre>python -m src.train -m model.kl_weight=" in page
+    (advice,) = re.findall("Repeat the best point.*?<pre>(.*?)</pre>", page)
+    assert advice.endswith("seed=0,1,2")
+    assert "hydra.sweep.dir" not in advice
+
+
+def test_a_step_of_a_front_that_is_smaller_than_noise_is_none(tmp_path):
+    """Three configurations, each dearer and better in the mean than the one before; the second one by noise."""
+    noise = {"b": [3.0, -2.0, 0.5], "c": [10.0, 10.2, 9.9]}
+
+    def figures(typed):
+        elbo = -100.0 + noise.get(typed["model"], [0.0] * 3)[typed["seed"]]
+        parameters = {"a": 10, "b": 20, "c": 30}[typed["model"]]
+        test = {"elbo": elbo, "distortion": 80.0 - elbo, "rate": 20.0, "active_latents": 2}
+        return {"test": test, "best": {"val/elbo": elbo}, "seed": typed["seed"], "trainable_parameters": parameters}
+
+    page = reported(tmp_path / "seeds", {"model": ["a", "b", "c"], "seed": [0, 1, 2]}, figures)
+    assert "By size: model = a; model = c." in page
+    assert "p &lt; 0.05" in page
+    page = reported(tmp_path / "one", {"model": ["a", "b", "c"], "seed": [0]}, figures)
+    assert "By size: model = a; model = b; model = c." in page
+    assert "one seed gives no error estimate" in page
 
 
 @pytest.mark.parametrize(
@@ -233,7 +296,7 @@ def test_headings_sort_by_keyboard_too_and_begin_with_the_best(page):
     ],
 )
 def test_the_first_order_is_that_of_the_metric(tmp_path, metric, name, first):
-    figures = {"best": {metric: 3.0}, "config": {"compare_by": metric}}
+    figures = {"best": {metric: 3.0}, "test": {}, "config": {"compare_by": metric}}
     write_grid(tmp_path, {"model.kl_weight": [0.5, 1.0]}, lambda typed: figures)
     page = write_report(read_results(tmp_path)).read_text()
     assert f'<th data-first="{first}"><button type="button">{name}</button>' in page
@@ -274,23 +337,23 @@ NASTY = ["a$b$c", "_x", "^y", "50%_{z}", r"\alpha$", """<b>&"'</b>""", "L" * 200
 
 
 class Page(HTMLParser):
-    """Texts and attributes of a page as a browser sees them, and its tags."""
+    """Collects texts, attributes and tags of a page as a browser parses them."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
-        self.tags, self.said = set(), []
+        self.tags, self.texts = set(), []
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
         self.tags.add(tag)
-        self.said += [value for _, value in attrs]
+        self.texts += [value for _, value in attrs]
 
     def handle_data(self, data):
-        self.said.append(data)
+        self.texts.append(data)
 
 
 def sorts_of(grid: dict[str, list]):
-    """Figures of points that differ, one of them with collapsed latents."""
+    """Return a function that gives points different figures, some with collapsed latents."""
     places = iter(range(1000))
 
     def figures(typed: dict) -> dict:
@@ -302,7 +365,7 @@ def sorts_of(grid: dict[str, list]):
 
 
 def reported(folder: Path, grid: dict[str, list], figures=None, **options) -> str:
-    """The page of such a sweep; no figure of it may warn of anything."""
+    """Write such a sweep and return its page; any warning is an error."""
     write_grid(folder, grid, figures or sorts_of(grid), **options)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -310,7 +373,7 @@ def reported(folder: Path, grid: dict[str, list], figures=None, **options) -> st
 
 
 def drawn(page: str, name: str) -> list[str]:
-    """Texts of a figure: beside the outlines of its letters an SVG holds what they spell."""
+    """Return the texts of a figure: an SVG holds them as comments beside the outlines of the letters."""
     svg = re.search(rf'<a href="{name}\.png"[^>]*><img src="data:image/svg\+xml;base64,([^"]+)" alt="{name}">', page)[1]
     return [html.unescape(text) for text in re.findall("<!-- (.*?) -->", base64.b64decode(svg).decode())]
 
@@ -323,9 +386,9 @@ def test_names_are_shown_as_they_are(tmp_path):
     seen = Page(page)
     assert not {"b", "i"} & seen.tags
     for name in [*NASTY[:-1], r"caf\xe9", "[<i>$x$</i>]", """no <script>"'&""", str(tmp_path / "a$b$ <i>")]:
-        assert name in seen.said, name
-    said = drawn(page, "test_elbo")
-    assert {*NASTY[:5], r"caf\xe9", "' '", "_target_ = _a$", "_target_ = _b$"} <= {*said}
+        assert name in seen.texts, name
+    texts = drawn(page, "test_elbo")
+    assert {*NASTY[:5], r"caf\xe9", "' '", "_target_ = _a$", "_target_ = _b$"} <= {*texts}
     table = pd.read_csv(tmp_path / "a$b$ <i>" / "results.csv")
     assert table["data.root"].tolist()[:-1:2] == [*NASTY[:-1], r"caf\xe9"]
     sheet = contact_sheet([(name, ROOT / "outputs" / "readme" / "samples.png") for name in [*NASTY, "a\nb"]], 2)
@@ -345,8 +408,8 @@ def test_names_are_shown_as_they_are(tmp_path):
 )
 def test_values_of_every_kind_stand_on_an_axis(tmp_path, grid, ticks):
     page = reported(tmp_path, grid)
-    said = drawn(page, "latents")
-    assert all(any(text.startswith(tick) for text in said) for tick in ticks), said
+    texts = drawn(page, "latents")
+    assert all(any(text.startswith(tick) for text in texts) for tick in ticks), texts
     key = list(grid)[-1] if "seed" in grid else next(iter(grid))
     results = read_results(tmp_path)
     means = configurations(results.finished, results.swept, ["test_rate", "active_latents", "latent_dim"])
@@ -358,7 +421,7 @@ def test_values_of_every_kind_stand_on_an_axis(tmp_path, grid, ticks):
 
 
 def test_choices_that_have_no_order_are_not_joined_and_the_costs_name_them(tmp_path):
-    """Lines from model to model said that there is something between them; dots had no names."""
+    """Lines between models would suggest values in between, and dots without names cannot be read."""
     page = reported(tmp_path, {"model": ["lstm", "conv_tiny"], "model.latent_dim": [2, 4]})
     assert {"lstm, 2", "lstm, 4", "conv_tiny, 2", "conv_tiny, 4", "Names: model, latent_dim."} <= {*drawn(page, "cost")}
     results = read_results(tmp_path)
@@ -405,7 +468,7 @@ def test_figures_that_are_no_numbers_are_left_out(tmp_path, bad, which):
 
 
 def test_an_empty_folder_is_answered_in_one_line(tmp_path):
-    assert_one_line_error(cli(f"sweep={tmp_path}", module="src.report"), "no run below", str(tmp_path))
+    assert_one_line_error(cli(f"folder={tmp_path}", module="src.report"), "no run below", str(tmp_path))
     with pytest.raises(UserError, match="is no folder"):
         read_results(tmp_path / "x")
 

@@ -67,8 +67,11 @@ def test_a_key_that_some_runs_do_not_name_is_looked_up_or_left_open(tmp_path):
 
 
 def test_settings_that_another_command_changed_are_not_taken_for_seeds(tmp_path):
-    write_grid(tmp_path, {"model.latent_dim": [2, 8], "model.kl_weight": [1.0, 4.0]}, trade)
-    write_grid(tmp_path, {"model.latent_dim": [16, 32]}, trade)
+    def undrawn(typed):
+        return {**trade(typed), "test": {}}
+
+    write_grid(tmp_path, {"model.latent_dim": [2, 8], "model.kl_weight": [1.0, 4.0]}, undrawn)
+    write_grid(tmp_path, {"model.latent_dim": [16, 32]}, undrawn)
     results = read_results(tmp_path)
     assert results.swept == ["model.latent_dim", "model.kl_weight"]
     assert configurations(results.finished, results.swept, ["test_elbo"]).seeds.tolist() == [1] * 6
@@ -88,8 +91,8 @@ def test_what_several_attempts_took_together_is_not_known(tmp_path):
     for place, (status, attempts) in enumerate((("finished", 1), ("finished", 2), ("running", 1))):
         metrics = record() if status == "finished" else None
         run = write_point(tmp_path, ["seed"], [f"seed={place}"], place, metrics, status)
-        told = {**json.loads((run / "point.json").read_text()), "attempts": attempts}
-        (run / "point.json").write_text(json.dumps(told | ({"seconds": 0.0} if status == "running" else {})))
+        written = {**json.loads((run / "point.json").read_text()), "attempts": attempts}
+        (run / "point.json").write_text(json.dumps(written | ({"seconds": 0.0} if status == "running" else {})))
     single_run(tmp_path / "alone", ["seed=3"], {})
     whole = dict(read_results(tmp_path).table[["point", "whole_seconds"]].itertuples(index=False))
     assert [point for point, seconds in whole.items() if seconds == 90.0] == ["seed-0"]
@@ -98,7 +101,11 @@ def test_what_several_attempts_took_together_is_not_known(tmp_path):
 
 def test_the_loss_of_different_kl_weights_chooses_nothing(tmp_path):
     def figures(typed):
-        return {"kl_weight": typed["model.kl_weight"], "best": {"val/loss": 10.0 * typed["model.kl_weight"]}}
+        return {
+            "test": {},
+            "kl_weight": typed["model.kl_weight"],
+            "best": {"val/loss": 10.0 * typed["model.kl_weight"]},
+        }
 
     write_grid(tmp_path, {"model.kl_weight": [0.5, 1.0]}, figures)
     page = write_report(read_results(tmp_path)).read_text()
@@ -112,7 +119,7 @@ def test_points_are_compared_by_what_they_say_at_the_epoch_they_kept(tmp_path):
     def figures(typed):
         loss = {0.5: 60.0, 1.0: 100.0}[typed["model.kl_weight"]]
         best = {"val/loss": loss, "val/elbo": {0.5: -102.0, 1.0: -100.0}[typed["model.kl_weight"]]}
-        return {"kl_weight": typed["model.kl_weight"], "best": best, "config": {"compare_by": "val/elbo"}}
+        return {"test": {}, "kl_weight": typed["model.kl_weight"], "best": best, "config": {"compare_by": "val/elbo"}}
 
     write_grid(tmp_path, {"model.kl_weight": [0.5, 1.0]}, figures)
     results = read_results(tmp_path)

@@ -1,4 +1,4 @@
-"""The machine divided into slots, and many points at a time in them: kept full, interrupted, killed."""
+"""Slots of the machine, and sweeps that run in them: kept full, interrupted, killed."""
 
 import json
 import os
@@ -75,7 +75,7 @@ BROKEN = "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA 
 
 @pytest.fixture
 def smi(tmp_path, monkeypatch):
-    """Puts a program nvidia-smi in front of any other, which prints something when it is asked for a list."""
+    """Return a function that puts an ``nvidia-smi`` first on the PATH which prints a given list."""
 
     def write(says: str, after: str = "") -> None:
         program = tmp_path / "bin" / "nvidia-smi"
@@ -119,7 +119,7 @@ def test_a_driver_that_does_not_answer_is_waited_for_a_while_and_no_longer(smi, 
     smi(BROKEN, "exit 9")
     assert visible_gpus() == []
     slow, broken = caplog.messages
-    assert "nvidia-smi fails (no answer within 0.5 seconds): mend the driver, or set trainer=cpu" in slow
+    assert "nvidia-smi fails (no answer within 0.5 seconds): repair the driver, or set trainer=cpu" in slow
     assert f"nvidia-smi fails ({BROKEN})" in broken
 
 
@@ -128,7 +128,7 @@ def test_a_driver_that_does_not_answer_is_waited_for_a_while_and_no_longer(smi, 
 
 @pytest.mark.parametrize("start", ["cold", "warm"])
 def test_failed_points_do_not_stop_the_others_and_slots_are_kept_full(tmp_path, capfd, start, monkeypatch):
-    monkeypatch.setenv("COVERAGE_PROCESS_CONFIG", "")  # nobody asks what the workers cover
+    monkeypatch.setenv("COVERAGE_PROCESS_CONFIG", "")  # workers need no coverage
     words = [["fail=no"] if i == 1 else [] for i in range(5)]
     points = [point(tmp_path, f"value={i}", "seconds=0.2", *more, start=start) for i, more in enumerate(words)]
     run_all(points, [{"SLOT": "a"}, {"SLOT": "b"}])
@@ -147,7 +147,7 @@ def test_failed_points_do_not_stop_the_others_and_slots_are_kept_full(tmp_path, 
 
 
 def sweep_process(folder: Path, before: str = "", start: str = "cold", **options) -> subprocess.Popen:
-    """A sweep of four workers in two slots: the first is soon done, the others take a minute."""
+    """Start a sweep of four workers in two slots: the first ends soon, the others take a minute."""
     code = f"""
 from pathlib import Path
 from src.system.signals import status_of
@@ -199,13 +199,13 @@ def test_no_point_outlives_a_sweep_that_is_killed_without_a_word(tmp_path, start
     wait_until_free(tmp_path)
 
 
-def test_a_closed_pipe_takes_the_words_and_not_the_sweep(tmp_path):
+def test_a_closed_pipe_silences_the_output_and_does_not_stop_the_sweep(tmp_path):
     read, write = os.pipe()
-    heard = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)"  # the tests may run under nohup
-    with sweep_process(tmp_path, heard, stdout=write, stderr=subprocess.DEVNULL) as process:
+    with_hangup = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)"  # the tests may run under nohup
+    with sweep_process(tmp_path, with_hangup, stdout=write, stderr=subprocess.DEVNULL) as process:
         os.close(write)
         os.close(read)
-        wait_until_started(tmp_path)  # it goes on when it cannot say so
+        wait_until_started(tmp_path)  # it goes on although it cannot print
         process.send_signal(signal.SIGHUP)
         process.wait(30)
     assert not any(is_locked(path) for path in tmp_path.iterdir())
@@ -222,7 +222,7 @@ def test_nohup_lets_a_sweep_outlive_its_terminal(tmp_path, start):
         process.wait(30)
 
 
-# ---- what is said ----------------------------------------------------------------------------------------------------
+# ---- the status line ------------------------------------------------------------------------------------------------
 
 LINES = """\
 conv_tiny with 2 latents on digits: max_epochs 20, cpu
@@ -243,6 +243,17 @@ def test_a_sweeps_line_says_how_far_running_points_are_and_when_the_first_will_e
     board = Board(points, 2)
     # 16 epochs of 20 seconds are left of the first, so that each takes some 420: (2 * 420 + 320 + 320) / 2.
     assert board.standing() == "0 of 4 done, 2 running (epochs 4/20), 0 failed, about 12 min left"
+    points[0].record.status = "failed"
+    points[1].record.began = now - 10_000
+    # The time stays known when the point that gave it has failed; an overdue point has nothing left: (2 * 420 + 0) / 2.
+    assert board.standing() == "0 of 4 done, 1 running, 1 failed, about 7 min left"
+    for waiting in points[2:]:
+        waiting.record.status, waiting.record.seconds = "finished", 420.0
+    assert board.standing() == "2 of 4 done, 1 running, 1 failed, about 0 s left"
+    points[1].record.status = "finished"
+    assert board.standing() == "3 of 4 done, 0 running, 1 failed"
+    for point_, status in zip(points, ("running", "running", "waiting", "waiting"), strict=True):
+        point_.record.status = status
     (points[1].folder / "output.log").write_bytes(b"\xff" * 9000)
     (points[0].folder / "output.log").unlink()
     assert Board(points, 2).standing() == "0 of 4 done, 2 running, 0 failed"

@@ -1,13 +1,15 @@
-"""What a report computes from its points: intervals, the best configuration, the Pareto front."""
+"""The statistics of a report: intervals, tests, the best configuration, the Pareto front."""
 
 import math
 
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import t
+from scipy import stats
 
-from src.reporting.statistics import configurations, interval, pareto, verdict
+from src.reporting.statistics import configurations, holm, interval, p_value, pareto, verdict
+
+SWEEPS = 120  # simulated ones
 
 
 def test_an_interval_is_students():
@@ -30,6 +32,24 @@ def points(values: dict[tuple, float]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def test_p_values_are_those_of_the_paired_test_where_seeds_match_and_of_welch_elsewhere():
+    ours, theirs = pd.Series([1.0, 2.0, 4.0]), pd.Series([0.5, 1.9, 3.0, 9.0])
+    assert p_value(ours, theirs) == pytest.approx(stats.ttest_rel([1, 2, 4], [0.5, 1.9, 3]).pvalue)
+    apart = pd.Series([0.5, 1.9, 3.0], index=[2, 5, 6])  # one seed in common is no pair
+    assert p_value(ours, apart) == pytest.approx(stats.ttest_ind([1, 2, 4], [0.5, 1.9, 3], equal_var=False).pvalue)
+    assert math.isnan(p_value(ours, pd.Series([1.0])))
+    assert math.isnan(p_value(ours, ours))
+
+
+def test_holm_multiplies_each_p_value_by_the_number_of_those_that_are_not_smaller():
+    assert holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005}) == pytest.approx(
+        {"a": 0.03, "b": 0.06, "c": 0.06, "d": 0.02}
+    )
+    adjusted = holm({"a": 0.01, "b": math.nan, "c": 0.9})
+    assert (adjusted["a"], adjusted["c"]) == (0.02, 0.9)
+    assert math.isnan(adjusted["b"])
+
+
 def test_the_best_is_chosen_by_the_mean_and_compared_seed_by_seed():
     # Seeds differ by far more than configurations: only pairs show that b is better than a each time.
     table = points(
@@ -37,21 +57,41 @@ def test_the_best_is_chosen_by_the_mean_and_compared_seed_by_seed():
     )
     chosen = verdict(table, ["config"], maximize=True)
     assert chosen.best.config == "b"
-    assert chosen.rivals == []
+    assert (chosen.rivals, chosen.few_seeds) == ([], False)
     assert chosen.text == "at 95 % better than 1 of 1 other"
     unpaired = table.assign(seed=[0, 1, 2, 3, 4, 5])
     assert [rival.config for rival in verdict(unpaired, ["config"], maximize=True).rivals] == ["a"]
     assert verdict(table, ["config"], maximize=False).best.config == "a"
 
 
+def test_all_pairs_count_as_tests_as_any_of_the_configurations_might_have_been_the_best():
+    noise = [0.0, 0.1, -0.1]
+    two = {("a", s): -9.0 for s in range(3)} | {("b", s): -10.0 + noise[s] for s in range(3)}
+    assert verdict(points(two), ["config"], maximize=True).rivals == []  # p = 0.0033
+    more = {(c, s): -11.0 - s * i for i, c in enumerate("cdefgh") for s in range(3)}
+    chosen = verdict(points(two | more), ["config"], maximize=True)
+    assert "(t tests, Holm-corrected for all 28 pairs), cannot be told from" in chosen.text
+    assert "b" in {rival.config for rival in chosen.rivals}
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_among_equals_no_more_than_one_sweep_in_twenty_names_any_as_worse(paired):
+    """Without correction for the choice of the best one it is one in four."""
+    rng = np.random.default_rng(0)
+    wrong = 0
+    for _ in range(SWEEPS):
+        drawn = rng.normal(size=(4, 3)) + paired * rng.normal(size=3)
+        seeds = {(c, s + (0 if paired else 3 * c)): drawn[c, s] for c in range(4) for s in range(3)}
+        wrong += len(verdict(points(seeds), ["config"], maximize=True).rivals) < 3
+    assert stats.binomtest(wrong, SWEEPS, 0.05, alternative="greater").pvalue > 0.01
+
+
 def test_it_is_said_when_seeds_are_too_few():
     one = verdict(points({("a", 0): -10.0, ("b", 0): -9.0}), ["config"], maximize=True)
-    assert one.text.startswith("1.00 better than the next one, but with one seed")
+    assert one.text == "1.00 better than the next one, but one seed gives no error estimate"
+    assert one.few_seeds
     two = verdict(points({("a", 0): -10.0, ("a", 1): -11.0, ("b", 0): -9.0, ("b", 1): -9.5}), ["config"], maximize=True)
-    assert (
-        two.text
-        == "at 95 % better than 0 of 1 other, not to be told from 1; 2 seeds are too few to be sure: add seed=0,1,2"
-    )
+    assert two.text == "at 95 % better than 0 of 1 other, cannot be told from 1; 2 seeds are too few to be sure"
     alone = verdict(points({("a", 0): -1.0}), ["config"], maximize=True)
     assert "only configuration; 1 seed is too few" in alone.text
 
@@ -59,10 +99,7 @@ def test_it_is_said_when_seeds_are_too_few():
 def test_a_configuration_that_lost_its_seeds_leaves_the_others_comparable():
     good = {("a", s): -9.0 - s / 100 for s in range(3)} | {("b", s): -19.0 - s / 90 for s in range(3)}
     chosen = verdict(points({**good, ("c", 0): -12.0}), ["config"], maximize=True)
-    assert chosen.text == (
-        "at 95 % better than 1 of 2 others (each by itself, without correction for choosing among 3), "
-        "1 with one seed cannot be judged"
-    )
+    assert chosen.text == "at 95 % better than 1 of 2 others, 1 with one seed cannot be judged"
     assert chosen.rivals == []
 
 
@@ -74,17 +111,20 @@ def test_the_same_seed_twice_is_one_seed():
     ]
     table = configurations(pd.DataFrame(rows), ["config"], ["value"])
     assert table.seeds.tolist() == [1, 1]
-    assert "with one seed nobody knows" in verdict(pd.DataFrame(rows), ["config"], maximize=True).text
+    assert "one seed gives no error estimate" in verdict(pd.DataFrame(rows), ["config"], maximize=True).text
 
 
 def test_configurations_average_over_seeds_alone():
     table = configurations(points({("a", 0): 1.0, ("a", 1): 3.0, ("b", 0): 5.0}), ["config"], ["value"])
     assert table.value.tolist() == [2.0, 5.0]
     assert table.seeds.tolist() == [2, 1]
-    assert table.value_ci[0] == pytest.approx(t.ppf(0.975, 1) * 2**0.5 / 2**0.5)
+    assert table.value_ci[0] == pytest.approx(stats.t.ppf(0.975, 1) * 2**0.5 / 2**0.5)
 
 
 def test_the_pareto_front_holds_what_nothing_beats():
     cost, quality = [1, 2, 3, 4, 2, math.nan], [1, 3, 2, 5, 2, 9]
     assert pareto(cost, quality) == [0, 1, 3]
     assert pareto([1, 1], [1, 2]) == [1]
+    told_apart = {(1, 0), (3, 1)}
+    assert pareto(cost, quality, lambda i, j: (i, j) in told_apart) == [0, 1, 3]
+    assert pareto(cost, quality, lambda i, j: False) == [0]

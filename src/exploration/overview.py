@@ -105,7 +105,8 @@ def scatter(predictor: Predictor) -> Figure:
 def histogram(predictor: Predictor) -> Figure:
     """Draw codes of the two latents with the largest rate as a 2-D histogram beside the standard normal.
 
-    Yin & Wang (2023) pick latents by the variance of sampled codes, which is 1 for a collapsed latent too; the rate is 0.
+    Yin & Wang (2023) pick latents by the variance of sampled codes, which is 1 for a collapsed latent too; its rate is
+    0.
     """
     pair = best_latents(predictor, 2)
     if len(pair) < 2:

@@ -1,4 +1,4 @@
-"""Figures of a sweep: tables in, matplotlib figures out."""
+"""Draw the figures of a sweep: tables in, Matplotlib figures out."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from src.exploration.writing import LONGEST_NAME, Figure, name_points, short
+from src.reporting.statistics import FEW_SEEDS
 from src.reporting.style import (
     CROWDED,
     MOST_LINES,
@@ -24,24 +25,31 @@ from src.reporting.style import (
     shown,
 )
 
-FEW_SEEDS = 3  # below this an interval is wider than the axes: the points themselves are drawn
-MOST_WRITTEN = 18  # points that are all named; of more, those that matter
+MOST_WRITTEN = 18  # points up to which all are named
 KL_WEIGHT = "model.kl_weight"
+# Column of a cost: the label of its axis, and the factor to the label's unit.
+COST_AXES = {
+    "whole_seconds": ("time of a point, start-up included (minutes)", 1 / 60),
+    "wall_seconds": ("time of the training alone (minutes)", 1 / 60),
+    "train_images_per_second": ("training speed (images/s)", 1.0),
+    "memory_mib": ("peak memory (MiB)", 1.0),
+    "trainable_parameters": ("trainable parameters", 1.0),
+}
 
 
 def rate_distortion(
     table: pd.DataFrame, points: pd.DataFrame, keys: Sequence[str], names: Mapping[str, str], metric: str = "elbo"
 ) -> Figure:
-    """The rate-distortion plane of a sweep (Alemi et al. 2018, arXiv 1711.00464, figure 1).
+    """Draw the rate-distortion plane of a sweep (Alemi et al. 2018, arXiv 1711.00464, figure 1).
 
-    A curve for each latent size or depth, the KL weight written along it; on a grey line the elbo is the same.
+    Each latent size or depth has a curve with the KL weights written along it; grey lines join equal elbos.
 
     Args:
         table: configurations with ``test_rate``, ``test_distortion`` (nats per image), their ``_ci`` and ``seeds``.
-        points: the points that they are means of.
+        points: the single points.
         keys: swept keys.
-        names: what to call them.
-        metric: what to call the elbo.
+        names: short names of the keys.
+        metric: name of the elbo.
     """
     figure = Figure(figsize=(8.5, 6.2), layout="constrained")
     axes = figure.subplots()
@@ -69,14 +77,14 @@ def rate_distortion(
 
 
 def _weights(lines: Sequence[pd.DataFrame]) -> list[tuple[float, float, str]]:
-    """KL weights and their points: of all where they are few, else along the longest line."""
+    """Return rate, distortion and KL weight of all points where they are few, else of the longest line."""
     longest = max(lines, key=lambda part: part.test_rate.max() - part.test_rate.min())
     written = pd.concat(lines) if sum(len(part) for part in lines) <= MOST_WRITTEN else longest
     return [(row.test_rate, row.test_distortion, shown(row[KL_WEIGHT])) for _, row in written.iterrows()]
 
 
 def _iso_elbo(axes: Axes) -> None:
-    """Lines on which distortion + rate is the same."""
+    """Draw lines of equal distortion + rate."""
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
     left = max(0.0, left)  # a rate is not negative
     axes.set_xlim(left, right), axes.set_ylim(low, high)
@@ -91,7 +99,7 @@ def _iso_elbo(axes: Axes) -> None:
 
 
 def _sure(table: pd.DataFrame) -> pd.DataFrame:
-    """Configurations with enough seeds for an interval that says something."""
+    """Return the configurations with enough seeds to draw their interval."""
     return table[table.seeds >= FEW_SEEDS]
 
 
@@ -104,16 +112,16 @@ def by_key(
     label: str,
     title: str,
 ) -> Figure:
-    """A metric against each swept key, one panel a key, one line for each combination of the others.
+    """Draw a metric against each swept key: a panel a key, a line for each combination of the others.
 
     Args:
         table: configurations with ``column``, ``<column>_ci`` and ``seeds``.
-        points: the points that they are means of.
+        points: the single points.
         keys: swept keys.
-        names: what to call them.
-        column: the metric.
-        label: what to call it, with its unit.
-        title: of the figure.
+        names: short names of the keys.
+        column: column of the metric.
+        label: name of the metric, with its unit.
+        title: title of the figure.
     """
     wide = min(3, len(keys))
     tall = math.ceil(len(keys) / wide)
@@ -140,7 +148,7 @@ def _panel(
     names: Mapping[str, str],
     column: str,
 ) -> dict[Any, float]:
-    """Draw the column; where each value of the key stands."""
+    """Draw one column against one key; return the place of each value on the x axis."""
     values = ordered(table[key])
     table = table[table[key].isin(values)]
     where = place(axes, values)
@@ -178,61 +186,62 @@ def cost(
     keys: Sequence[str],
     names: Mapping[str, str],
 ) -> Figure:
-    """Quality against what it costs, with the configurations that no other one beats in both.
+    """Draw quality against each cost, with the configurations on the Pareto fronts as diamonds.
 
-    All are named by their values where they are few, else those.
+    All configurations are named by their values where they are few, else only those on the fronts.
 
     Args:
         table: configurations.
-        quality: column of the quality, better where less.
-        label: what to call it.
-        fronts: for each column of costs the positions on its Pareto front, by rising cost.
+        quality: column of the quality; less is better.
+        label: name of the quality, with its unit.
+        fronts: for each cost, the positions of the configurations on its Pareto front, by rising cost.
         keys: swept keys.
-        names: what to call them.
+        names: short names of the keys.
     """
-    titles = {
-        "whole_seconds": ("time of a point, start-up included (minutes)", 1 / 60),
-        "wall_seconds": ("time of the training alone (minutes)", 1 / 60),
-        "train_images_per_second": ("training speed (images/s)", 1.0),
-        "memory_mib": ("peak memory (MiB)", 1.0),
-        "trainable_parameters": ("trainable parameters", 1.0),
-    }
     wide = 2
     figure = Figure(figsize=(10, 3.6 * math.ceil(len(fronts) / wide) + 0.4), layout="constrained")
     panels = figure.subplots(math.ceil(len(fronts) / wide), wide, squeeze=False, sharey=True).flatten()
     called = [", ".join(short(shown(row[key]), LONGEST_NAME) for key in keys) for _, row in table.iterrows()]
     named = {}
     for axes, (column, front) in zip(panels, fronts.items(), strict=False):
-        name, scale = titles[column]
-        x, y = table[column] * scale, table[quality]
-        axes.plot(x, y, "o", ms=5, color=OKABE_ITO[5], mec="0.3", mew=0.4)
-        axes.plot(x.iloc[front], y.iloc[front], "D", ms=7, color=OKABE_ITO[3], mfc="none", mew=1.5)
-        axes.set(xlabel=name)
-        axes.grid(alpha=0.25)
-        axes.xaxis.set_major_locator(MaxNLocator(5))
-        if x.max() / max(x.min(), 1e-9) >= WIDE_RANGE:
-            axes.set_xscale("log")
-        axes.margins(0.12)
+        x, y = _cost_panel(axes, table, quality, column, front)
         others = [i for i in range(len(table)) if i not in front] if len(table) <= MOST_WRITTEN else []
         named[axes] = [(x.iloc[i], y.iloc[i], called[i]) for i in (*front, *others)]
     for axes in panels[len(fronts) :]:
         axes.set_axis_off()
     for axes in panels[::wide]:
         axes.set_ylabel(label)
-    figure.suptitle("Cost and quality; diamonds: no other configuration is both cheaper and better")
+    figure.suptitle("Cost and quality; diamonds: the Pareto front")
     figure.supxlabel(f"Names: {', '.join(names[key] for key in keys)}.", fontsize=9, color="0.35")
     name_points(figure, named, fontsize=7.5, color="0.25")
     return figure
 
 
+def _cost_panel(
+    axes: Axes, table: pd.DataFrame, quality: str, column: str, front: Sequence[int]
+) -> tuple[pd.Series, pd.Series]:
+    """Draw quality against one cost; return the coordinates of the configurations."""
+    name, scale = COST_AXES[column]
+    x, y = table[column] * scale, table[quality]
+    axes.plot(x, y, "o", ms=5, color=OKABE_ITO[5], mec="0.3", mew=0.4)
+    axes.plot(x.iloc[front], y.iloc[front], "D", ms=7, color=OKABE_ITO[3], mfc="none", mew=1.5)
+    axes.set(xlabel=name)
+    axes.grid(alpha=0.25)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    if x.max() / max(x.min(), 1e-9) >= WIDE_RANGE:
+        axes.set_xscale("log")
+    axes.margins(0.12)
+    return x, y
+
+
 def latents(table: pd.DataFrame, points: pd.DataFrame, keys: Sequence[str], names: Mapping[str, str]) -> Figure:
-    """Active latents and the rate against the KL weight, or else against the first key.
+    """Draw active latents and the rate against the KL weight, or against the first key where that is not swept.
 
     Args:
         table: configurations with ``active_latents``, ``latent_dim``, ``test_rate`` and ``seeds``.
-        points: the points that they are means of.
+        points: the single points.
         keys: swept keys.
-        names: what to call them.
+        names: short names of the keys.
     """
     along = KL_WEIGHT if KL_WEIGHT in keys else keys[0]
     figure = Figure(figsize=(10.5, 4.2), layout="constrained")

@@ -1,10 +1,8 @@
-"""The report of a sweep: ``report/index.html``, ``results.csv`` and the figures, all from the points' own records."""
+"""Write the report of a sweep: ``report/index.html``, ``results.csv`` and figures, from the records of its points."""
 
 import base64
-import io
 import logging
 import re
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -15,18 +13,16 @@ import jinja2
 import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
-from PIL import Image
 
 from src.reporting import plots, style
-from src.reporting.contact_sheet import contact_sheet
-from src.reporting.results import SEED, Results, short
-from src.reporting.statistics import configurations, pareto, verdict
+from src.reporting.contact_sheet import columns_of, contact_sheet, tiles
+from src.reporting.results import Results, short
+from src.reporting.statistics import ALPHA, FEW_SEEDS, by_seed, configurations, p_value, pareto, verdict
 from src.reporting.words import (
     COSTS,
     TESTED,
     best_in_words,
     commands,
-    configuration,
     elbo_name,
     front_in_words,
     number,
@@ -39,28 +35,26 @@ from src.system.files import readable, refuse_links_out, remove_unfinished, whol
 log = logging.getLogger(__name__)
 
 TEMPLATE = Path(__file__).with_name("page.html")
-PRINTED = ("printed_value", "test_minus_elbo")  # the elbo as papers print it, lower is better
+PRINTED = ("printed_value", "test_minus_elbo")  # the elbo as papers print it: lower is better
 AVERAGED = ("value", *TESTED, *PRINTED, "active_latents", "latent_dim", "bits_per_dim", *COSTS)
-MOST_KEYS = 9  # in the figures by key
-MOST_COLUMNS = 6  # of the contact sheet
+MOST_KEYS = 9  # panels of the figure with one panel a key
 DPI = 130
-LARGEST_STRIP, TALLEST = 2**22, 4  # pixels; height over width
 
 
 @dataclass
 class Section:
-    """What is said of points whose numbers may be compared.
+    """The part of the page about points whose numbers may be compared.
 
     Attributes:
-        title: of the section; empty where it is the only one.
+        title: title of the section; empty where it is the only one.
         keys: the swept keys that differ between them.
-        metric: what to call the elbo.
-        compared_by: the metric that tells which is best, as it is printed.
-        best_first: the order of its numbers that begins with the best.
+        metric: name of the elbo.
+        compared_by: name of the metric that the best point is chosen by, as it is printed.
+        best_first: order in which the best of its numbers comes first.
         points: rows of the table of points.
         configurations: rows of the table over seeds; empty with one seed.
-        doubt: why none is called the best; empty where one is.
-        best: the best configuration, in words and numbers.
+        doubt: why no best configuration is named; empty where one is.
+        best: the best configuration in words and numbers.
         figures: name, caption and data of each figure, and its file beside the page.
     """
 
@@ -77,25 +71,25 @@ class Section:
 
 
 def write_report(results: Results) -> Path:
-    """Write ``report/`` and ``results.csv`` into the sweep's folder; the path of the page.
+    """Write ``report/`` and ``results.csv`` into the sweep's folder and return the path of the page.
 
     Raises:
         OSError: the folder cannot be written to.
-        UserError: it leads out of the sweep's.
+        UserError: a link in ``report/`` leads out of the sweep's folder.
     """
     folder = results.folder / "report"
     refuse_links_out(results.folder, ("report",))
     folder.mkdir(exist_ok=True)
     remove_unfinished(folder)
     table = results.table
-    # What processes on GPUs are short of is the GPUs' memory; it compares with no other.
+    # On GPUs the memory of the GPU is what runs out; it cannot be compared with a process's memory.
     on_gpus = not table.devices.dropna().astype(str).str.contains("cpu").any()
     table["memory_mib"] = (table.gpu_mib if on_gpus else table.process_mib).astype(float)
     with whole_file(results.folder / "results.csv") as file:
         file.write_text(readable(table.drop(columns=["maximize"]).to_csv(index=False)), encoding="utf-8")
     sections = list(_sections(results, folder))
-    sheet = [_tile(results, row) for _, row in table.iterrows()]
-    columns = _columns(results)
+    sheet = tiles(results)
+    columns = columns_of(results)
     pictures = [(tile["what"], Path(tile["path"])) for tile in sheet if tile["picture"]]
     if pictures:
         with whole_file(folder / "contact_sheet.png") as file:
@@ -110,8 +104,8 @@ def write_report(results: Results) -> Path:
         counts=table.status.value_counts().to_dict(),
         total=len(table),
         sections=sections,
-        keys=_keys(results),
-        names={**results.names, SEED: SEED},
+        keys=results.keys,
+        names=results.names,
         with_interval=with_interval,
         differences=results.differences() if len(sections) > 1 else [],
         notes=_notes(results),
@@ -127,15 +121,10 @@ def write_report(results: Results) -> Path:
     return folder / "index.html"
 
 
-def _keys(results: Results) -> list[str]:
-    """The swept keys, with the seed where that is one."""
-    return [*results.swept, *([SEED] if results.table[SEED].nunique() > 1 else [])]
-
-
 def _swept(results: Results) -> list[dict[str, str]]:
-    """Each swept key with the values that points have, and as typed."""
+    """Return each swept key with its values as typed, or as the points have them."""
     rows = []
-    for key in _keys(results):
+    for key in results.keys:
         values = style.ordered(results.table[key])
         found = ", ".join(style.shown(v) for v in values)
         rows.append({"key": key, "typed": results.plan.swept.get(key) or found})
@@ -143,7 +132,7 @@ def _swept(results: Results) -> list[dict[str, str]]:
 
 
 def _notes(results: Results) -> list[str]:
-    """What else differs between points, and makes comparing them doubtful."""
+    """Return warnings about what else differs between points, so that they may not compare."""
     notes = []
     for column, what in (
         ("git_commit", "versions of the code"),
@@ -160,7 +149,7 @@ def _notes(results: Results) -> list[str]:
 
 
 def _commit(text: str) -> str:
-    """A commit's hash cut to eight digits, with what marks it; anything else as it is."""
+    """Cut a commit's hash to eight digits and keep what follows it; return any other text unchanged."""
     return re.sub(r"^([0-9a-f]{8})[0-9a-f]{32}", r"\1", text)
 
 
@@ -187,7 +176,7 @@ def _sections(results: Results, folder: Path) -> Iterator[Section]:
             doubt=doubt,
             best=best_in_words(results, points, results.swept, means, chosen) if chosen else None,
             points=[{**_point(row), "id": i} for i, row in points.iterrows()],
-            configurations=_rows(means) if (means.seeds > 1).any() else [],
+            configurations=[row.to_dict() for _, row in means.iterrows()] if (means.seeds > 1).any() else [],
         )
         suffix = "" if only else f"_{place}"
         names = {key: results.names[key] for key in keys}
@@ -198,7 +187,7 @@ def _sections(results: Results, folder: Path) -> Iterator[Section]:
 
 
 def _as_printed(points: pd.DataFrame) -> pd.DataFrame:
-    """The points with columns for what the page says of them: the elbo with the sign that papers print."""
+    """Add the columns PRINTED, in which elbos have the sign that papers print."""
     _, sign = as_printed(str(points.compared_by.iloc[0]), "")
     return points.assign(
         printed_value=sign * points.value.astype(float), test_minus_elbo=-points.test_elbo.astype(float)
@@ -208,10 +197,10 @@ def _as_printed(points: pd.DataFrame) -> pd.DataFrame:
 def _figures(
     points: pd.DataFrame, means: pd.DataFrame, keys: Sequence[str], names: Mapping[str, str], metric: str
 ) -> Iterator[tuple[str, str, Figure]]:
-    """Name, caption and figure of all that can be drawn of these points."""
+    """Yield name, caption and figure of everything that these points have the numbers for."""
     tested = means.dropna(subset=list(TESTED))
     bars = " Dots: single points." if (means.seeds > 1).any() else ""
-    bars += " Bars: 95 % intervals over seeds." if (means.seeds >= plots.FEW_SEEDS).any() else ""
+    bars += " Bars: 95 % intervals over seeds." if (means.seeds >= FEW_SEEDS).any() else ""
     if len(tested) > 1:
         caption = f"The trade between what a code costs and what it leaves to the decoder.{bars}"
         yield "rate_distortion", caption, plots.rate_distortion(tested, points, keys, names, metric)
@@ -226,16 +215,26 @@ def _figures(
         )
         yield "latents", caption, plots.latents(used, points, keys, names)
     costs = means.dropna(subset=["test_elbo"]).reset_index(drop=True)
-    # What a point takes is what plans the next sweep; the training's time stands in where that is not known of all.
+    # The whole time of a point helps to plan the next sweep; the training's time replaces it where some lack it.
     other = "wall_seconds" if costs.whole_seconds.notna().all() else "whole_seconds"
-    fronts = {c: _front(costs, c, sign) for c, (_, sign) in COSTS.items() if c != other and costs[c].notna().sum() > 1}
+    fronts = {
+        column: _front(costs, points, column, sign)
+        for column, (_, sign) in COSTS.items()
+        if column != other and costs[column].notna().sum() > 1
+    }
     if len(costs) > 1 and fronts:
         figure = plots.cost(costs, "test_minus_elbo", f"test −{metric} (nats per image)", fronts, keys, names)
         yield "cost", front_in_words(costs, fronts, keys, names), figure
 
 
-def _front(table: pd.DataFrame, column: str, sign: int) -> list[int]:
-    return pareto([sign * v for v in table[column].astype(float)], list(table.test_elbo.astype(float)))
+def _front(table: pd.DataFrame, points: pd.DataFrame, column: str, sign: int) -> list[int]:
+    """Return the positions of the configurations on the front of one cost; ``sign`` is 1 where less of it is better."""
+    elbos = [by_seed(points, row, "test_elbo") for _, row in table.iterrows()]
+
+    def better(i: int, j: int) -> bool:
+        return not p_value(elbos[i], elbos[j]) >= ALPHA  # without an error estimate, any difference counts
+
+    return pareto([sign * v for v in table[column].astype(float)], list(table.test_elbo.astype(float)), better)
 
 
 def _point(row: pd.Series) -> dict[str, Any]:
@@ -246,66 +245,18 @@ def _point(row: pd.Series) -> dict[str, Any]:
     }
 
 
-def _rows(means: pd.DataFrame) -> list[dict[str, Any]]:
-    return [row.to_dict() for _, row in means.iterrows()]
-
-
 def _unfinished(results: Results, row: pd.Series) -> dict[str, Any]:
-    said = Path(row.path) / "output.log"
+    output = Path(row.path) / "output.log"
     return {
         "point": row.point,
         "status": row.status,
         "error": row.error if isinstance(row.error, str) else "it did not end: repeat the sweep's command",
-        "said": str(said) if said.is_file() else "",
+        "output": str(output) if output.is_file() else "",
     }
-
-
-def _tile(results: Results, row: pd.Series) -> dict[str, str]:
-    """Name, numbers and picture of a point for the contact sheet."""
-    strip = Path(row.path) / "figures" / "strip.png"
-    return {
-        "point": row.point,
-        "what": configuration(row, _keys(results), {**results.names, SEED: SEED}) or row.point,
-        "status": row.status,
-        "figures": f"−{elbo_name(row.pseudo_likelihood)} {number(-row.test_elbo)}"
-        if pd.notna(row.test_elbo)
-        else (row.error if isinstance(row.error, str) else "not tested"),
-        "path": str(strip),
-        "picture": _embedded(strip),
-    }
-
-
-def _columns(results: Results) -> int:
-    """How many points the contact sheet has side by side: a row of the grid, where that is not too wide."""
-    typed = [key for key in results.plan.swept if key in results.table] or _keys(results)
-    last = results.table[typed[-1]].nunique() if typed else 1  # what varies fastest in a grid
-    return last if 1 < last <= MOST_COLUMNS else min(4, len(results.table))
-
-
-def _embedded(path: Path) -> str:
-    """A picture as text for a page; empty where there is none that can be read, or one too large to be a strip."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # Pillow's, of pictures that may be bombs
-            image = Image.open(path)
-        with image:
-            if image.width * image.height > LARGEST_STRIP or image.height > TALLEST * image.width:
-                raise ValueError("it is no strip")
-            buffer = io.BytesIO()
-            image.convert("L" if _is_grey(image) else "RGB").save(buffer, "PNG", optimize=True)
-    except Exception as error:  # whatever a damaged picture makes Pillow raise, a bomb among them
-        log.debug("%s: %s", path, error)
-        return ""
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def _is_grey(image: Image.Image) -> bool:
-    red, green, blue = image.convert("RGB").split()
-    return red.tobytes() == green.tobytes() == blue.tobytes()
 
 
 def _save(figure: Figure, path: Path) -> str:
-    """Write a figure as PNG and SVG; the latter as text for the page."""
+    """Write a figure as PNG and SVG, and return the SVG as a data URL."""
     with mpl.rc_context({"svg.hashsalt": path.stem}):
         for kind in ("png", "svg"):
             with whole_file(path.with_suffix(f".{kind}")) as file:

@@ -1,4 +1,4 @@
-"""The points of a sweep as a table, and which of its numbers may be compared."""
+"""Read the points of a sweep into a table, and find which of its numbers may be compared."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ SEED = "seed"
 NOT_SETTINGS = ("ckpt_path", "tags", "sweep")
 NOT_RECORDED = "–"
 LARGEST = 2**63  # of numbers that tables and axes can hold
-# Column of results.csv: where it stands in metrics.json.
+# Column of results.csv: its path in metrics.json.
 FIGURES = {
     "test_elbo": "test.elbo",
     "test_distortion": "test.distortion",
@@ -50,7 +50,7 @@ FACTS = {
     "validated_batches": "config.trainer.limit_val_batches",
     "kept_by": "config.callbacks.checkpoint.monitor",
 }
-# Numbers are of the same kind where all of these are equal; what each difference means.
+# Numbers may be compared where all of these columns are equal: the words for each.
 SAME_KIND = {
     "data_name": "the data set",
     "fingerprint": "the images, their splits or what was done to their pixels (size, binarization, dequantization)",
@@ -65,10 +65,10 @@ SAME_KIND = {
 
 @dataclass
 class Results:
-    """What a folder of runs holds.
+    """The contents of a folder of runs.
 
     Attributes:
-        folder: it.
+        folder: path of the folder.
         plan: the sweep's command; empty for runs that were started one by one.
         table: a row a point, in grid order: ``point``, ``status``, ``error``, ``path``, the swept keys (with dots, or
             as ``seed``), ``value`` (of the metric ``compared_by``, at the epoch that was kept), ``whole_seconds``
@@ -85,26 +85,31 @@ class Results:
 
     @property
     def names(self) -> dict[str, str]:
-        """Short names of the swept keys."""
-        return short_names(self.swept)
+        """Short names of the swept keys, and of the seed."""
+        return {**short_names(self.swept), SEED: SEED}
+
+    @property
+    def keys(self) -> list[str]:
+        """The swept keys, and the seed where points differ in it."""
+        return [*self.swept, *([SEED] if self.table[SEED].nunique() > 1 else [])]
 
     @property
     def finished(self) -> pd.DataFrame:
-        """Rows of the points that ended well."""
+        """The rows of points that have a result."""
         return self.table[self.table.status == "finished"]
 
     def families(self) -> Iterator[pd.DataFrame]:
-        """Finished points whose numbers are of the same kind, the largest group first."""
+        """Yield groups of finished points whose numbers may be compared, the largest group first."""
         kind = self._kind()
         groups = [part for _, part in self.finished.groupby([kind[column] for column in SAME_KIND], sort=False)]
         yield from sorted(groups, key=len, reverse=True)
 
     def _kind(self) -> pd.DataFrame:
-        """What must be equal of each finished point, as text."""
+        """Return the columns SAME_KIND of the finished points, as text."""
         return self.finished[list(SAME_KIND)].map(lambda value: "not recorded" if pd.isna(value) else str(value))
 
     def differences(self) -> list[str]:
-        """Why not all numbers can be compared; empty where they can."""
+        """Return the reasons why not all numbers can be compared; empty where they can."""
         kind = self._kind()
         return [
             f"{meaning} ({', '.join(sorted(short(v) for v in kind[column].unique()))})"
@@ -120,7 +125,7 @@ def read_results(folder: Path) -> Results:
         UserError: there is no such folder, or no run in it.
     """
     if not folder.is_dir():
-        raise UserError(f"sweep={folder} is no folder: name the one that a multirun left, or one that holds runs")
+        raise UserError(f"folder={folder} is no folder: name the one that a multirun left, or one that holds runs")
     runs = sorted(set(_run_folders(folder)))
     if not runs:
         raise UserError(f"there is no run below {folder}: name the folder that a multirun left, or one that holds runs")
@@ -141,7 +146,7 @@ def read_results(folder: Path) -> Results:
 
 
 def _value(values: dict[str, str], config: dict[str, Any], key: str, run: Path) -> Any:
-    """The value of a swept key in a run: as typed, else from its config, else the choice of a group."""
+    """Return the value of a swept key in a run: as typed, else from its config, else the choice of a group."""
     found = values.get(key, select(config, key))
     if found is None or isinstance(found, dict):
         found = select(_yaml(run / ".hydra" / "hydra.yaml"), "hydra.runtime.choices", key)
@@ -149,7 +154,7 @@ def _value(values: dict[str, str], config: dict[str, Any], key: str, run: Path) 
 
 
 def plain(value: Any) -> Any:
-    """A typed value as a number where it is one that an axis can have."""
+    """Return a typed value as a number where it is one that an axis can show, else as text."""
     if value is None:
         return None
     if isinstance(value, bool):
@@ -164,7 +169,7 @@ def plain(value: Any) -> Any:
 
 
 def short(value: Any) -> str:
-    """A value for people: hashes cut, numbers without noise."""
+    """Write a value for people: hashes with 8 digits, floats with 4."""
     if isinstance(value, float):
         return f"{value:.4g}"
     text = str(value)
@@ -172,7 +177,7 @@ def short(value: Any) -> str:
 
 
 def select(tree: Any, path: str, *more: str) -> Any:
-    """The value at a dotted path in nested mappings, and then at keys that may have dots; None where it ends."""
+    """Return the value at a dotted path in nested mappings, then at keys that may hold dots; None where it ends."""
     for key in (*path.split("."), *more):
         tree = tree.get(key) if isinstance(tree, dict) else None
     return tree
@@ -184,7 +189,7 @@ def _run_folders(folder: Path) -> Iterator[Path]:
 
 
 def _row(folder: Path, run: Path) -> dict[str, Any]:
-    """What one run says of itself, as far as it says it."""
+    """Return the row of one run; what its records lack is None."""
     record, metrics = Record.load(run), read_metrics(run)
     error = record.error if record else None
     if not metrics and (run / "metrics.json").exists():
@@ -213,13 +218,13 @@ def _row(folder: Path, run: Path) -> dict[str, Any]:
 
 
 def _whole_seconds(record: Record | None) -> float:
-    """What a point took from its start to its end; NaN where that was several attempts: nobody has their sum."""
+    """Return the seconds of a point from start to end; NaN after several attempts, whose sum is not recorded."""
     known = record is not None and record.attempts == 1
     return float((_number(record.seconds) if known else None) or math.nan)
 
 
 def _number(value: Any) -> float | int | None:
-    """A figure of a run; None where there is none, or none that is finite."""
+    """Return a number of a run; None where it is missing or not finite."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return value if number and math.isfinite(value) else None
 
@@ -232,14 +237,14 @@ def _yaml(path: Path) -> Any:
 
 
 def _waiting(folder: Path, plan: Plan, number: int, overrides: list[str]) -> dict[str, Any]:
-    """A point that the sweep has not begun."""
+    """Return the row of a point that the sweep has not started."""
     path = folder / point_name(overrides, plan.swept)
     return {
         "point": path.name,
         "path": str(path),
         "number": number,
         "status": "waiting",
-        "error": "it has not begun: repeat the sweep's command",
+        "error": "it has not been started: repeat the sweep's command",
         "overrides": overrides,
         "own_seed": None,
         "config": {},
@@ -247,7 +252,7 @@ def _waiting(folder: Path, plan: Plan, number: int, overrides: list[str]) -> dic
 
 
 def _swept(plan: Plan, typed: Sequence[dict[str, str]]) -> list[str]:
-    """The plan's keys, and all others that differ between the command lines: another command may have added points."""
+    """Return the plan's keys and others that differ between command lines, as another command may have added points."""
     planned = [key.lstrip("+") for key in plan.swept]
     keys = dict.fromkeys(key for values in typed for key in values if key not in (*planned, *NOT_SETTINGS))
     return planned + [key for key in keys if len({values.get(key) for values in typed}) > 1]

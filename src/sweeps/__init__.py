@@ -1,1 +1,1 @@
-"""Sweeps: what is asked for, one process a point, as many at a time as the machine has slots."""
+"""Sweeps: the plan of a multirun, its points as processes, and the slots of the machine that they run in."""

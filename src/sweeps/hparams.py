@@ -1,4 +1,4 @@
-"""What TensorBoard's HParams tab shows of a sweep."""
+"""Choose the columns of TensorBoard's HParams tab for a sweep."""
 
 import time
 from collections.abc import Iterable
@@ -10,11 +10,11 @@ SUFFIX = ".sweep"
 
 
 def name_columns(folder: Path, keys: Iterable[str], metrics: Iterable[str]) -> None:
-    """Have the tab on ``folder`` show these hyperparameters and metrics; the points record some thirty more.
+    """Make the tab on ``folder`` show these hyperparameters and metrics only; points record some thirty more.
 
     Args:
-        folder: the sweep's.
-        keys: swept keys, as they are typed: ``+`` included.
+        folder: folder of the sweep.
+        keys: swept keys as typed, ``+`` included.
         metrics: tags of scalars.
     """
     from tensorboard.compat.proto.event_pb2 import Event

@@ -1,7 +1,7 @@
-"""What a multirun command asks for, and the names that follow from it.
+"""The plan of a multirun command, and the names of folders that follow from it.
 
-The folder of a sweep is a function of its command, and the folder of a point of its swept values: so the same command
-finds its work again.
+The folder of a sweep follows from its command, and the folder of a point from its swept values. So the same command
+finds finished points again.
 """
 
 import json
@@ -26,12 +26,12 @@ LONGEST_NAME = 150  # characters of a folder's name; file systems allow 255
 
 @dataclass(frozen=True)
 class Plan:
-    """What is swept and what is fixed, as it was typed.
+    """The swept and the fixed keys, as they were typed.
 
     Attributes:
         swept: values or space of each swept key: ``{"model.latent_dim": "2,8,32"}``.
         fixed: the other overrides: ``{"experiment": "mnist_lstm"}``.
-        command: what repeats the sweep.
+        command: command line that repeats the sweep.
         points: command line of each point in grid order; empty for a search.
     """
 
@@ -47,10 +47,10 @@ class Plan:
 
     @classmethod
     def load(cls, folder: Path) -> "Plan | None":
-        """Read ``sweep.json``; None where there is none.
+        """Read ``sweep.json``; return None where there is none.
 
         Raises:
-            UserError: it is damaged.
+            UserError: the file is damaged.
         """
         path = folder / PLAN
         if not path.is_file():
@@ -62,12 +62,12 @@ class Plan:
 
 
 def plan_of(config: DictConfig, command: str) -> Plan:
-    """The plan of a composed multirun config: its sweeper's parameters and the command line, which has the last word.
+    """Return the plan of a composed multirun config: its sweeper's parameters, overridden by the command line.
 
-    ``sweep=`` itself is neither swept nor fixed: all it does is to name parameters.
+    ``sweep=`` is neither swept nor fixed: it only names parameters.
 
     Raises:
-        UserError: the preset sets more than that.
+        UserError: the preset sets keys that are not the sweeper's.
     """
     _refuse_other_keys(config)
     params = OmegaConf.to_container(config.hydra.sweeper.get("params") or OmegaConf.create({}))
@@ -87,7 +87,7 @@ def plan_of(config: DictConfig, command: str) -> Plan:
 
 
 def _refuse_other_keys(config: DictConfig) -> None:
-    """A preset says what is swept; its points would not see anything else in it."""
+    """Raise a UserError if a preset sets more than what is swept: its points would not see that."""
     preset = config.hydra.runtime.choices.get("sweep")
     for source in config.hydra.runtime.config_sources:
         path = Path(source.path) / "sweep" / f"{preset}.yaml"
@@ -99,9 +99,9 @@ def _refuse_other_keys(config: DictConfig) -> None:
 
 
 def sweep_folder(plan: Plan, config: DictConfig) -> Path:
-    """Where a sweep goes: where the command says, else by data and model, what is swept, and a hash of all that.
+    """Return the folder of a sweep: as typed, else named by data, model, swept keys and a hash of the plan.
 
-    Below ``hydra.sweep.dir`` of the config files.
+    The latter is below ``hydra.sweep.dir`` of the config files.
     """
     if any(override.startswith("hydra.sweep.dir=") for override in config.hydra.overrides.hydra):
         return Path(config.hydra.sweep.dir)
@@ -115,14 +115,14 @@ def sweep_folder(plan: Plan, config: DictConfig) -> Path:
 
 
 def short_names(keys: Iterable[str]) -> dict[str, str]:
-    """The last part of each dotted key, or all of it where two would be called the same."""
+    """Return the last part of each dotted key, or the whole key where two have the same last part."""
     keys = list(keys)
     last = [key.rpartition(".")[2] for key in keys]
     return {key: name if last.count(name) == 1 else key for key, name in zip(keys, last, strict=True)}
 
 
 def point_name(overrides: Sequence[str], swept: Mapping[str, Any]) -> str:
-    """Name of a point's folder: ``kl_weight-0.5__latent_dim-2__seed-0``. Needs no quotes, whatever the values are."""
+    """Return the name of a point's folder: ``kl_weight-0.5__latent_dim-2__seed-0``. It never needs quotes."""
     names = short_names(_in_order(swept))
     values = dict(override.partition("=")[::2] for override in overrides)
     exact = "__".join(f"{name}-{values.get(key, '')}" for key, name in names.items()) or "point"
@@ -131,7 +131,7 @@ def point_name(overrides: Sequence[str], swept: Mapping[str, Any]) -> str:
 
 
 def _in_order(keys: Iterable[str]) -> list[str]:
-    """The same order whatever was typed first; the seed last."""
+    """Sort keys, so that the order in which they were typed does not matter; the seed is last."""
     return sorted(keys, key=lambda key: (key == "seed", key))
 
 
@@ -144,10 +144,10 @@ def _hash(what: Any) -> str:
 
 
 def plan_in(sweep: Path) -> Plan:
-    """The plan of the sweep that this process serves.
+    """Read the plan of the sweep that this process works for.
 
     Raises:
-        UserError: its folder cannot be seen from here.
+        UserError: the sweep's folder is not on a disk of this machine.
     """
     plan = Plan.load(sweep)
     if plan is None:

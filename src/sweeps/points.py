@@ -1,6 +1,6 @@
-"""One point of a sweep: a training in its own process and folder, and the record of how it ended.
+"""A point of a sweep: a training in its own process and folder, and the record of how it ended.
 
-The process runs the command a user would type, so nothing is shared with other points and DDP starts as it always does.
+The process runs the command that a user would type, so points share nothing and DDP starts as usual.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
@@ -31,18 +31,18 @@ from src.system.processes import Cold, Process, Starter
 log = logging.getLogger(__name__)
 
 LEFT_BY_A_RUN = (".hydra", "checkpoints", "tensorboard", "figures", LOG, OUTPUT)
-GRACE = 30.0  # seconds a training has to end itself after Ctrl-C
-# What concerns the sweep and not its points.
+GRACE = 30.0  # seconds that a training has to stop after Ctrl-C
+# Options of the sweep that its points do not get.
 OF_THE_SWEEP = ("hydra.mode", "hydra.sweep", "hydra/sweeper", "hydra.run.dir", "hydra.launcher", "hydra/launcher")
 
 
 class Point:
-    """A point that can be begun, watched and stopped.
+    """A point that can be started, watched and stopped.
 
     Args:
-        sweep: the sweep's folder.
-        plan: what is swept.
-        overrides: the point's own, without ``hydra.``.
+        sweep: folder of the sweep.
+        plan: plan of the sweep.
+        overrides: overrides of the point, without those of ``hydra.``.
         number: its place in the grid.
         program: the training module and its options, before the overrides; see :func:`program_of`.
         starter: how its process is started.
@@ -64,7 +64,7 @@ class Point:
         self._starter = starter or Cold()
         self._process: Process | None = None
         self._lock: IO[str] | None = None
-        self.busy = False  # whether another process had it when it was to begin
+        self.busy = False  # whether another process held its folder when it was to start
 
     @property
     def name(self) -> str:
@@ -73,40 +73,40 @@ class Point:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """What the training left; empty until then."""
+        """Contents of ``metrics.json``; empty until the training has finished."""
         return read_metrics(self.folder)
 
     @property
     def value(self) -> float | None:
-        """What it is compared by; NaN for a training that diverged, None for one that failed otherwise."""
+        """Value of the metric it is compared by; NaN for a training that diverged, None if it failed otherwise."""
         if self.record.status == "finished":
             return compared(self.metrics)[1]
         return float("nan") if self.record.diverged else None
 
     def finished_before(self) -> bool:
-        """Whether this very point was finished by an earlier command."""
-        then = Record.load(self.folder)
-        if then is None or not self.metrics or sorted(then.overrides) != sorted(self.record.overrides):
+        """Return whether an earlier command finished this point with the same overrides; update its record then."""
+        former = Record.load(self.folder)
+        if former is None or not self.metrics or sorted(former.overrides) != sorted(self.record.overrides):
             return False
-        self.record = Record(**{**asdict(then), "number": self.record.number, "status": "finished", "error": None})
+        self.record = Record(**{**asdict(former), "number": self.record.number, "status": "finished", "error": None})
         self.record.save(self.folder)
         return True
 
     def begin(self, env: Mapping[str, str]) -> bool:
-        """Start its process: a resume where an epoch was completed, else from the beginning.
+        """Start its process; it resumes where an epoch was completed, else it starts from the beginning.
 
         Args:
-            env: variables that the process gets besides those of this one.
+            env: variables that the process gets in addition to those of this one.
 
         Returns:
-            Whether it runs now. If not it was finished by another process meanwhile, another one is working on it
-            (``busy``), or it failed: the record says which.
+            Whether it runs now. If not, another process has finished it or is working on it (``busy``), or it failed:
+            the record says which.
         """
         self.busy = False
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             refuse_links_out(self.folder, RUN_CONTENTS)
-            self._lock = lock(self.folder, patience=0.1)  # its process inherits it, and so holds it as long as it lives
+            self._lock = lock(self.folder, patience=0.1)  # its process inherits the lock and holds it until it ends
         except UserError as error:
             return self._refuse(str(error))
         except BlockingIOError:
@@ -123,16 +123,16 @@ class Point:
         return self._start(env)
 
     def _start(self, env: Mapping[str, str]) -> bool:
-        """Begin, once the folder is ours."""
-        then = Record.load(self.folder)
+        """Start the process after locking the folder."""
+        former = Record.load(self.folder)
         resume = any((self.folder / "checkpoints" / f"{name}.ckpt").is_file() for name in ("last", "best"))
-        if then is not None and (resume or self.metrics):
-            other = other_setting(_pairs(then.overrides), _pairs(self.record.overrides))
+        if former is not None and (resume or self.metrics):
+            other = other_setting(_pairs(former.overrides), _pairs(self.record.overrides))
             if other is not None or not resume:
                 what = f"another {other}" if other else "other settings and no checkpoint to go on from"
                 return self._refuse(f"its folder holds a run with {what}: give this sweep another hydra.sweep.dir")
-        self.record.attempts = (then.attempts if then else 0) + 1
-        if resume and self.metrics:  # to go on longer; if it fails before it begins, it has not finished with these
+        self.record.attempts = (former.attempts if former else 0) + 1
+        if resume and self.metrics:  # it trains longer: the old metrics must not count as its result if that fails
             (self.folder / METRICS).replace(self.folder / BEFORE)
         if not resume:
             self._clear()
@@ -152,7 +152,7 @@ class Point:
         return True
 
     def _refuse(self, why: str) -> bool:
-        """It failed before it began; what the folder holds is not ours to touch."""
+        """Record that it failed before it started; leave the folder as it is."""
         self.record.status, self.record.error = "failed", why
         self._unlock()
         return False
@@ -162,11 +162,11 @@ class Point:
             self._lock.close()
 
     def ended(self) -> bool:
-        """Look whether its process has ended; if so the record says how."""
+        """Return whether its process has ended; the record then says how."""
         code = self._process.poll()
         if code is None:
             return False
-        self._signal(signal.SIGKILL)  # of its DDP ranks, none may outlive it
+        self._signal(signal.SIGKILL)  # no DDP rank may outlive it
         if self.metrics:
             self._end("finished")
         else:
@@ -175,7 +175,7 @@ class Point:
         return True
 
     def wait(self) -> None:
-        """Until it has ended; stopped with us if we are interrupted."""
+        """Wait until it has ended; stop it if this process is interrupted."""
         try:
             self._process.wait()
         except BaseException:
@@ -185,11 +185,11 @@ class Point:
         self.ended()
 
     def ask_to_stop(self) -> None:
-        """Interrupt its processes, as Ctrl-C does."""
+        """Send SIGINT to its processes, as Ctrl-C does."""
         self._signal(signal.SIGINT)
 
     def stop(self, deadline: float) -> None:
-        """Wait until it has stopped, kill what is left of it at ``deadline`` (of ``time.monotonic``)."""
+        """Wait until it has stopped, and kill it at ``deadline`` (seconds of ``time.monotonic``)."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(max(0.0, deadline - time.monotonic()))
         self._signal(signal.SIGKILL)
@@ -207,29 +207,29 @@ class Point:
         self._unlock()
 
     def _clear(self) -> None:
-        """Remove what an attempt left that completed no epoch."""
+        """Remove the files of an attempt that completed no epoch."""
         for name in LEFT_BY_A_RUN:
             path = self.folder / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def run_here() -> float | None:
-    """Run the point that another engine (joblib, submitit, Ray) has brought to this process; its value.
+    """Run the point that another launcher (joblib, submitit, Ray) passed to this process and return its value.
 
-    Also on a machine of a SLURM cluster: there Lightning is not to take the engine's one task for a DDP rank.
+    On a SLURM cluster, SLURM_JOB_NAME=bash keeps Lightning from taking the launcher's task for a DDP rank.
     """
     hydra = HydraConfig.get()
     sweep = Path(hydra.sweep.dir)
     point = Point(sweep, plan_in(sweep), hydra.overrides.task, hydra.job.num, program_of(hydra))
     if not point.finished_before() and point.begin({"SLURM_JOB_NAME": "bash"} if "SLURM_JOB_ID" in os.environ else {}):
         point.wait()
-    ended = point.record.status + (f": {point.record.error}" if point.record.error else "")
-    log.info("%s %s", point.name, ended)
+    outcome = point.record.status + (f": {point.record.error}" if point.record.error else "")
+    log.info("%s %s", point.name, outcome)
     return point.value
 
 
 def program_of(hydra: DictConfig) -> list[str]:
-    """The training module, and the Hydra options that the sweep was started with."""
+    """Return the training module and the Hydra options that the sweep was started with."""
     elsewhere = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
     flags = [word for path in elsewhere for word in ("--config-dir", path)]
     options = [override for override in hydra.overrides.hydra if not override.startswith(OF_THE_SWEEP)]
@@ -240,13 +240,23 @@ def _pairs(overrides: Sequence[str]) -> dict[str, str]:
     return dict(override.partition("=")[::2] for override in overrides)
 
 
-def unfinished(sweep: Path, plan: Plan) -> int:
-    """How many points of the sweep's command have failed, or have not even begun.
+class Missing(NamedTuple):
+    """Points of a sweep's command that have no result."""
 
-    Of a search, those that failed; one that diverged has taught it something.
+    failed: int  # or not begun: the same command tries them again
+    diverged: int  # the same settings diverge again
+
+
+def missing(sweep: Path, plan: Plan) -> Missing:
+    """Count the points of the sweep's command that have no result.
+
+    To a search a point that diverged is a result: it learns from it.
     """
     if plan.points:
-        points = [Point(sweep, plan, overrides, 0, []) for overrides in plan.points]
-        return sum(not point.finished_before() for point in points)
-    records = [Record.load(path.parent) for path in sweep.glob(f"*/{POINT}")]
-    return sum(record is None or (record.status == "failed" and not record.diverged) for record in records)
+        points = [Point(sweep, plan, overrides, number, []) for number, overrides in enumerate(plan.points)]
+        records = [Record.load(point.folder) for point in points if not point.finished_before()]
+    else:
+        every = [Record.load(path.parent) for path in sweep.glob(f"*/{POINT}")]
+        records = [r for r in every if r is None or (r.status == "failed" and not r.diverged)]
+    diverged = sum(record is not None and record.diverged for record in records)
+    return Missing(len(records) - diverged, diverged)

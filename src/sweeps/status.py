@@ -1,4 +1,4 @@
-"""How a point stands, as its folder tells it."""
+"""The status of a point, read from its folder."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -13,18 +13,18 @@ Status = Literal["waiting", "running", "finished", "failed", "interrupted"]
 
 @dataclass
 class Record:
-    """How a point stands; ``point.json`` in its folder.
+    """The status of a point: ``point.json`` in its folder.
 
     Attributes:
         overrides: its command line without the sweep's own keys.
         number: its place in the grid, from 0.
-        status: ``running`` also for a point whose process was killed without a word.
+        status: ``running`` also for a point whose process was killed with SIGKILL together with the sweep.
         error: why it failed, in one line.
         diverged: whether its loss was no longer a number.
-        attempts: how often it was started.
-        seconds: of the last attempt, imports included.
-        began: when that was, in seconds since 1970.
-        pid: its process.
+        attempts: number of times it was started.
+        seconds: duration of the last attempt, imports included.
+        began: start of the last attempt, in seconds since 1970.
+        pid: id of its process.
     """
 
     overrides: list[str]
@@ -39,7 +39,7 @@ class Record:
 
     @classmethod
     def load(cls, folder: Path) -> "Record | None":
-        """The record in a folder; None where there is none that can be read."""
+        """Read the record in a folder; return None where there is none or it cannot be read."""
         try:
             return cls(**json.loads((folder / POINT).read_text()))
         except (OSError, ValueError, TypeError, RecursionError):
@@ -52,20 +52,20 @@ class Record:
 
 
 def compared(metrics: dict[str, Any]) -> tuple[str | None, Any]:
-    """The metric by which a run wants to be compared, and its value at the epoch that was kept, if it has one."""
+    """Return the metric that a run is compared by, and its value at the epoch that was kept, if there is one."""
     best = metrics["best"] if isinstance(metrics.get("best"), dict) else {}
     config = metrics["config"] if isinstance(metrics.get("config"), dict) else {}
     name = config.get("compare_by")
-    if not isinstance(name, str):  # of versions that have no such key, what they kept the epoch by
+    if not isinstance(name, str):  # versions without that key recorded the metric that chose the epoch
         name = next(iter(best), None)
     return name, best.get(name)
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
-    """What a training left when it ended well; empty where it has not, or where that cannot be read."""
+    """Read ``metrics.json``; return an empty dict if the training has not finished or the file cannot be read."""
     try:
         metrics = json.loads((folder / METRICS).read_text())
     except (OSError, ValueError, RecursionError):
         return {}
-    alone = {"evaluation"}  # of a training that has not finished
+    alone = {"evaluation"}  # an evaluation of a training that has not finished
     return metrics if isinstance(metrics, dict) and metrics.keys() != alone else {}

@@ -37,8 +37,8 @@ LOADED = {"lightning": "torch and Lightning", "pandas": "pandas and Matplotlib"}
 CONF = Path(__file__).parents[2] / "conf"
 
 
-def command(config: str, folder: str = "") -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
-    """Decorate an entry point: call it with what ``conf/<folder>/<config>.yaml`` and the overrides compose.
+def command(config: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
+    """Decorate an entry point: call it with what ``conf/<config>.yaml`` and the overrides compose.
 
     An error that the user can fix is printed (and logged, if there is a log) as one line, with a non-zero exit status.
     Any other error is a fault of this project and shows its traceback; HYDRA_FULL_ERROR=1 shows every traceback.
@@ -52,19 +52,19 @@ def command(config: str, folder: str = "") -> Callable[[Callable[[DictConfig], A
                 logging.raiseExceptions = False  # else each line that cannot be logged prints a traceback
                 check_options(sys.argv[1:])
                 if config != "train" and get_args_parser().parse_args(sys.argv[1:]).help:
-                    print(help_of(CONF / folder / f"{config}.yaml", sys.modules[task.__module__].__doc__))
+                    print(help_of(CONF / f"{config}.yaml", sys.modules[task.__module__].__doc__))
                     return
                 # Hydra prints its errors in up to fifteen lines and has no option to raise them instead:
                 # https://github.com/facebookresearch/hydra/issues/2590
                 hydra_internals.run_and_report = lambda call: call()
-                hydra.main(version_base="1.3", config_path=str(CONF / folder), config_name=config)(task)()
+                hydra.main(version_base="1.3", config_path=str(CONF), config_name=config)(task)()
             except KeyboardInterrupt as stop:
                 if _wants_traceback():
                     raise
                 print_error("error: interrupted; what was finished is kept")
                 sys.exit(status_of(stop))
             except Exception as error:
-                _report(error, refusal(error, CONF / folder, config, sys.argv[1:]))
+                _report(error, refusal(error, CONF, config, sys.argv[1:]))
 
         return main
 

@@ -25,6 +25,7 @@ NEEDED = (
     *("trainer.max_epochs", "model.latent_dim", "data.image_size", "data.channels", "data.batch_size"),
     *("seed", "tags", "compile", "compare_by", "test", "ckpt_path", "run_dir"),
 )
+RENAMED = {"sweep": "folder"}  # keys of the report by their former names
 MAY_BE_NULL = ("schedule", "callbacks", "logger", "hydra.launcher", "hydra.sweeper")
 
 
@@ -231,6 +232,8 @@ class Names:
 
     def _nearest(self, key: str) -> str | None:
         """Return a key that ends in ``key``, or has a similar name in the same node, or a similar name anywhere."""
+        if (renamed := RENAMED.get(key)) in self._keys:
+            return renamed
         others = [name for name in self._keys if name != key and not name.startswith(f"{key}.")]
         parent, dot, last = key.rpartition(".")
         ends = [name for name in others if name.endswith(f".{key}") or name.startswith(f"{key}@")]

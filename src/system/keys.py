@@ -238,7 +238,7 @@ KEYS: dict[str, dict[str, Kind]] = {
         "noise": or_null(Number(above=0, at_most=10)),
         "embed": or_null(Choice(("npz", "csv", True, False))),
     },
-    "report": {"sweep": Place("the folder of a multirun, or any that holds run folders", obstacle=no_folder)},
+    "report": {"folder": Place("the folder of a multirun, or any that holds run folders", obstacle=no_folder)},
     "benchmark": {
         "experiments": Either((Text(), ListOf(Text(), at_least=1)), "a list of experiments"),
         "rounds": Whole(1),

@@ -79,7 +79,7 @@ def refusal(error: Exception, folder: Path, config: str, words: Sequence[str]) -
     if isinstance(error, MissingConfigException) and error.missing_cfg_file is not None:
         return _missing(error, overrides)
     composing = any(frame.name == "compose_config" for frame in traceback.extract_tb(error.__traceback__))
-    if composing and (line := _no_choice(folder, overrides)) is not None:
+    if composing and config == "train" and (line := _no_choice(folder, overrides)) is not None:
         return line
     if isinstance(error, HydraException) and not isinstance(error, InstantiationException):
         return _composition(error, folder, config, overrides)

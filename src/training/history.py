@@ -3,6 +3,7 @@
 import logging
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from lightning import Trainer
@@ -10,12 +11,13 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, TQDMProgressBar
 
 from src.data.batches import Batch
 from src.models.base import BaseVAE
+from src.system.console import duration
 from src.training.guard import NonFiniteGuard
 from src.training.resume import BestCheckpoint
 
 log = logging.getLogger(__name__)
 
-LONG = 90.0  # seconds that are left, from which on they are worth saying
+LONG = 90.0  # seconds of a whole training, from which on the time that is left is worth saying
 LONG_EPOCH = 10.0  # seconds, from which on their tenths are not
 
 
@@ -135,8 +137,8 @@ class EpochLine(Checkpoint):
             return
         epoch, of = history.epochs[-1], trainer.max_epochs
         parts = [f"epoch {_number(trainer)}", *_figures(trainer, pl_module, epoch), _took(self._seconds[-1])]
-        left = ((of or 0) - trainer.current_epoch - 1) * sum(self._seconds) / len(self._seconds)
-        parts[-1] += f", about {left / 60:.0f} min left" if left > LONG and not trainer.should_stop else ""
+        if not trainer.should_stop:
+            parts[-1] += _left(trainer.current_epoch + 1, of, self._seconds)
         log.info("  ".join(parts))
 
 
@@ -144,6 +146,18 @@ def _number(trainer: Trainer) -> str:
     """The epoch, counted from 1, and of how many."""
     most = trainer.max_epochs
     return f"{trainer.current_epoch + 1}" + (f"/{most}" if most is not None and most > 0 else "")
+
+
+def _left(done: int, of: int | None, seconds: Sequence[float]) -> str:
+    """Write ``, about 4 min left``; nothing after the last epoch, or where the whole training is short.
+
+    Args:
+        done: number of epochs that have ended.
+        of: number of epochs in all; None or -1 where it is not limited.
+        seconds: durations of epochs.
+    """
+    mean = sum(seconds) / len(seconds)
+    return f", about {duration((of - done) * mean)} left" if of and of > done and of * mean > LONG else ""
 
 
 def _took(seconds: float) -> str:
