@@ -12,8 +12,8 @@ from src.evaluation.importance import importance_bound
 from src.evaluation.likelihood import samples_at_once
 from src.models.base import BaseVAE
 from src.runs import build
-from src.runs.record import peak_memory
 from src.system.machine import keep_pages
+from src.training.acceleration import peak_memory
 
 
 def evaluation(samples: int, device: str) -> Iterator[Measurement]:

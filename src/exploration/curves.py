@@ -16,7 +16,8 @@ def loss_curves(epochs: Sequence[Mapping[str, float]], names: Mapping[str, str])
     """Negative elbo and distortion by epoch, counted from 1 as a run says it, and beside them the far smaller rate.
 
     Args:
-        epochs: one mapping an epoch from ``epoch``, ``train/elbo``, ``val/rate`` and so on to nats per image.
+        epochs: one mapping an epoch from ``epoch``, ``train/elbo``, ``val/rate`` and so on to nats per image;
+            the kept epoch, whose line is dotted, also has ``kept``.
         names: what to call ``elbo`` and ``distortion`` (a pseudo-likelihood is called one).
     """
     figure = Figure(figsize=(11, 4.5), layout="constrained")
@@ -34,6 +35,8 @@ def loss_curves(epochs: Sequence[Mapping[str, float]], names: Mapping[str, str])
                     look = {"color": COLOURS[quantity], "marker": MARKERS[stage]}
                     axes.plot(*zip(*points, strict=True), style, label=label, **look)
         axes.set(xlabel="epoch", ylabel="nats per image", title=title)
+        for epoch in (epoch for epoch in epochs if epoch.get("kept")):
+            axes.axvline(epoch["epoch"] + 1, color="0.5", linestyle=":", zorder=0, label="epoch that was kept")
         if len(epochs) == 1:  # no tick of an epoch that was not
             axes.set_xlim(epochs[0]["epoch"] + 0.5, epochs[0]["epoch"] + 1.5)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))

@@ -53,7 +53,7 @@ def check_processes(devices: Any) -> None:
         raise UserError(f"trainer.devices={devices} processes on a CPU: this machine has processors for {here}")
 
 
-def peak_memory() -> float:
+def peak_process_memory() -> float:
     """Largest memory use of this process so far, in MiB: of what it has touched.
 
     A process forked from a warm one has not touched all the libraries' code: some 370 MiB less than one started anew.

@@ -3,6 +3,7 @@
 import logging
 import sys
 import time
+from statistics import fmean
 from typing import Any
 
 from lightning import Trainer
@@ -15,8 +16,9 @@ from src.training.resume import BestCheckpoint
 
 log = logging.getLogger(__name__)
 
-LONG = 90.0  # seconds that are left, from which on they are worth saying
-LONG_EPOCH = 10.0  # seconds, from which on their tenths are not
+LONG = 90.0  # seconds from which on a remaining time is given in minutes
+SHORT = 5.0  # seconds below which a remaining time is not worth a word
+LONG_EPOCH = 10.0  # seconds from which on their tenths are noise
 
 
 class Throughput(Callback):
@@ -113,6 +115,23 @@ class History(Checkpoint):
         self.epochs = list(state_dict["epochs"])
 
 
+def epochs_of(trainer: Trainer) -> list[dict[str, float]]:
+    """Return the metrics of every epoch so far; the kept one also has ``kept``. Empty without a :class:`History`."""
+    epochs = next((c.epochs for c in trainer.callbacks if isinstance(c, History)), [])
+    return mark_kept(epochs, next((c.best_metrics for c in kept_by(trainer)), {}))
+
+
+def mark_kept(epochs: list[dict[str, float]], best: dict[str, float]) -> list[dict[str, float]]:
+    """Return the epochs with ``kept`` added to the first one that has the metrics ``best``, if there is one."""
+    kept = next((i for i, epoch in enumerate(epochs) if best and best.items() <= epoch.items()), None)
+    return [{**epoch, "kept": 1.0} if i == kept else epoch for i, epoch in enumerate(epochs)]
+
+
+def kept_by(trainer: Trainer) -> list[BestCheckpoint]:
+    """Return the callbacks that keep a best checkpoint."""
+    return [c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)]
+
+
 class EpochLine(Checkpoint):
     """Says a line an epoch, above the bar and in the log: what it has come to, the seconds it took, the minutes left.
 
@@ -130,13 +149,13 @@ class EpochLine(Checkpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: BaseVAE) -> None:
         """Say it."""
         self._seconds.append(time.perf_counter() - self._began)
-        history = next((c for c in trainer.callbacks if isinstance(c, History)), None)
-        if history is None or not history.epochs or not trainer.is_global_zero:
+        epochs = epochs_of(trainer)
+        if not epochs or not trainer.is_global_zero:
             return
-        epoch, of = history.epochs[-1], trainer.max_epochs
+        epoch, of = epochs[-1], trainer.max_epochs
         parts = [f"epoch {_number(trainer)}", *_figures(trainer, pl_module, epoch), _took(self._seconds[-1])]
-        left = ((of or 0) - trainer.current_epoch - 1) * sum(self._seconds) / len(self._seconds)
-        parts[-1] += f", about {left / 60:.0f} min left" if left > LONG and not trainer.should_stop else ""
+        if not trainer.should_stop:
+            parts[-1] += _remaining(((of or 0) - trainer.current_epoch - 1) * fmean(self._seconds))
         log.info("  ".join(parts))
 
 
@@ -151,14 +170,20 @@ def _took(seconds: float) -> str:
     return f"{seconds:.{1 if seconds < LONG_EPOCH else 0}f} s"
 
 
+def _remaining(seconds: float) -> str:
+    """Return ``, about 3 min left`` or ``, about 40 s left``; nothing for a few seconds."""
+    if seconds < SHORT:
+        return ""
+    return f", about {f'{seconds / 60:.0f} min' if seconds > LONG else f'{seconds:.0f} s'} left"
+
+
 def _figures(trainer: Trainer, module: BaseVAE, epoch: dict[str, float]) -> list[str]:
     """The epoch's figures in nats per image, as papers print them: less is better."""
     names = module.metric_names(trainer.datamodule.pixels)
     elbo = f"−{names.get('elbo', 'elbo')}"
     said = []
     if "val/elbo" in epoch:
-        kept = [c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)]
-        best = " (best)" if any(c.saved_at == trainer.global_step for c in kept) else ""
+        best = " (best)" if any(c.saved_at == trainer.global_step for c in kept_by(trainer)) else ""
         said = [f"val {elbo} {-epoch['val/elbo']:.2f}{best}"]
         said += [f"{name} {epoch[f'val/{name}']:.2f}" for name in ("distortion", "rate")]
         said += [f"loss {epoch['val/loss']:.2f}"] if module.kl_weight != 1 else []
