@@ -19,7 +19,8 @@ from hydra_plugins.sweep_callback import Sweep
 from src.metrics.means import ExampleMean
 from src.runs import build
 from src.system.errors import UserError
-from src.training.history import History, Throughput
+from src.training.dashboard import Dashboard, summary_table
+from src.training.history import EpochLine, History, Throughput, _remaining, mark_kept
 from src.training.resume import BestCheckpoint, PatientEarlyStopping, ReproducibleNoise
 from tests.gpu_check.__main__ import Checks
 from tests.gpu_check.spy import Spy
@@ -343,3 +344,45 @@ def test_a_run_with_a_step_limit_goes_on_as_far_as_that_allows(tmp_path):
         assert trainer.global_step == (max_steps if max_steps > 0 else 6 + 3 * 4)
         assert math.isfinite(trainer.callback_metrics["val/elbo"])
     assert trained_for(3, last).global_step == 18  # reached before
+
+
+def test_the_remaining_time_is_said_to_the_end():
+    """It was said only above 90 s: never for two epochs of a minute, and no more near the end of a long run."""
+    assert [_remaining(seconds) for seconds in (600, 60, 1)] == [", about 10 min left", ", about 60 s left", ""]
+
+
+def test_the_epoch_line_says_what_is_left_after_the_first_of_two(caplog, monkeypatch):
+    monkeypatch.setattr("src.training.history.SHORT", 0.0)
+    datamodule, model = built(*SMALL)
+    with caplog.at_level("INFO"):
+        fit(model, datamodule, History(), EpochLine(), epochs=2, limit_train_batches=2)
+    told = [record.message for record in caplog.records if record.message.startswith("epoch ")]
+    assert ["left" in line for line in told] == [True, False]
+
+
+def test_the_kept_epoch_is_the_one_with_the_best_metrics():
+    epochs = [{"epoch": e, "val/loss": loss} for e, loss in enumerate((3.0, 1.0, 2.0))]
+    assert [epoch.get("kept") for epoch in mark_kept(epochs, {"val/loss": 1.0})] == [None, 1.0, None]
+    assert mark_kept(epochs, {}) == epochs
+
+
+def test_a_logger_that_is_not_installed_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("lightning.pytorch.loggers.wandb._WANDB_AVAILABLE", False)
+    cfg = composed(*SMALL, "logger=wandb", f"run_dir={tmp_path}")
+    with pytest.raises(UserError, match=r"logger=wandb needs a package .*pip install '\.\[wandb\]'"):
+        build.build_loggers(cfg)
+
+
+def test_the_csv_logger_takes_hyperparameters_and_metrics(tmp_path):
+    (logger,) = build.build_loggers(composed(*SMALL, "logger=csv", f"run_dir={tmp_path}"))
+    datamodule, model = built(*SMALL)
+    fit(model, datamodule, Dashboard(), logger=logger, limit_train_batches=2)
+    header = (tmp_path / "csv" / "version_0" / "metrics.csv").read_text().splitlines()[0]
+    assert {"step/loss", "val/elbo", "train/elbo"} <= set(header.split(","))
+
+
+def test_the_summary_counts_parameters_and_no_flops():
+    _, model = built(*SMALL)
+    table = summary_table(model)
+    assert "FLOPs" not in table
+    assert table.endswith(f"| | total | {sum(p.numel() for p in model.parameters()):,} |")

@@ -31,10 +31,7 @@ def run_to_its_end(
         SystemExit: a signal has stopped it; with the status that shells have for that signal.
     """
     try:
-        for logger in trainer.loggers:
-            logger.log_hyperparams(hyperparameters(cfg))
-            if isinstance(logger, Scalars):
-                logger.log_text("config", f"```yaml\n{OmegaConf.to_yaml(cfg)}\n```")
+        describe(trainer, cfg)
         if not fit(trainer, model, datamodule, start):
             say(f"nothing was left to train after {trainer.current_epoch} epochs, {trainer.global_step} steps")
         figures = test(run, trainer, model, datamodule) if cfg.test else {}
@@ -50,6 +47,17 @@ def run_to_its_end(
         if (full := disk_full(error)) is not None:
             raise UserError(f"{full}: free some, then {run.way_on}") from error
         raise
+
+
+def describe(trainer: L.Trainer, cfg: DictConfig) -> None:
+    """Log the hyperparameters to every logger, and the config to TensorBoard."""
+    shown = hyperparameters(cfg)
+    for logger in trainer.loggers:
+        if isinstance(logger, Scalars):
+            logger.log_hyperparams(shown)
+            logger.log_text("config", f"```yaml\n{OmegaConf.to_yaml(cfg)}\n```")
+        else:  # MLflow refuses names with @, such as likelihood@model.likelihood
+            logger.log_hyperparams({name.replace("@", ":"): value for name, value in shown.items()})
 
 
 def fit(trainer: L.Trainer, model: BaseVAE, datamodule: ImageDataModule, start: Start) -> bool:
