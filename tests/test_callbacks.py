@@ -352,7 +352,7 @@ def test_the_remaining_time_is_said_to_the_end():
 
 
 def test_the_epoch_line_says_what_is_left_after_the_first_of_two(caplog, monkeypatch):
-    monkeypatch.setattr("src.training.history.SHORT", 0.0)
+    monkeypatch.setattr("src.training.history.SHORT", 1e-9)
     datamodule, model = built(*SMALL)
     with caplog.at_level("INFO"):
         fit(model, datamodule, History(), EpochLine(), epochs=2, limit_train_batches=2)
