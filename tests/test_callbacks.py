@@ -19,7 +19,8 @@ from hydra_plugins.sweep_callback import Sweep
 from src.metrics.means import ExampleMean
 from src.runs import build
 from src.system.errors import UserError
-from src.training.history import History, Throughput, _left
+from src.training.dashboard import Dashboard, summary_table
+from src.training.history import History, Throughput, _left, mark_kept
 from src.training.resume import BestCheckpoint, PatientEarlyStopping, ReproducibleNoise
 from tests.gpu_check.__main__ import Checks
 from tests.gpu_check.spy import Spy
@@ -350,3 +351,31 @@ def test_the_time_that_is_left_stays_known_until_the_last_epoch():
     assert [_left(done, 3, [60.0] * done) for done in (1, 2, 3)] == [", about 2 min left", ", about 60 s left", ""]
     assert _left(1, 2, [80.0]) == ", about 80 s left"
     assert [_left(1, of, [40.0]) for of in (2, -1, None)] == ["", "", ""]  # short as a whole, or without a limit
+
+
+def test_the_kept_epoch_is_the_one_with_the_best_metrics():
+    epochs = [{"epoch": e, "val/loss": loss} for e, loss in enumerate((3.0, 1.0, 2.0))]
+    assert [epoch.get("kept") for epoch in mark_kept(epochs, {"val/loss": 1.0})] == [None, 1.0, None]
+    assert mark_kept(epochs, {}) == epochs
+
+
+def test_a_logger_that_is_not_installed_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("lightning.pytorch.loggers.wandb._WANDB_AVAILABLE", False)
+    cfg = composed(*SMALL, "logger=wandb", f"run_dir={tmp_path}")
+    with pytest.raises(UserError, match=r"logger=wandb needs a package .*pip install '\.\[wandb\]'"):
+        build.build_loggers(cfg)
+
+
+def test_the_csv_logger_takes_hyperparameters_and_metrics(tmp_path):
+    (logger,) = build.build_loggers(composed(*SMALL, "logger=csv", f"run_dir={tmp_path}"))
+    datamodule, model = built(*SMALL)
+    fit(model, datamodule, Dashboard(), logger=logger, limit_train_batches=2)
+    header = (tmp_path / "csv" / "version_0" / "metrics.csv").read_text().splitlines()[0]
+    assert {"step/loss", "val/elbo", "train/elbo"} <= set(header.split(","))
+
+
+def test_the_summary_counts_parameters_and_no_flops():
+    _, model = built(*SMALL)
+    table = summary_table(model)
+    assert "FLOPs" not in table
+    assert table.endswith(f"| | total | {sum(p.numel() for p in model.parameters()):,} |")

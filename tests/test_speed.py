@@ -17,7 +17,7 @@ from src.data.decoding import decode
 from src.models.objectives import elbo_terms
 from src.runs import build, folder
 from src.system.errors import UserError
-from src.system.machine import keep_pages, peak_memory
+from src.system.machine import keep_pages, peak_process_memory
 from src.training import acceleration
 from src.training.optimizers import lay_out_state
 from tests.helpers import MODELS, ROOT, built, cli, composed, examples
@@ -169,9 +169,9 @@ def test_kept_pages_are_not_faulted_in_again():
 def test_the_memory_of_a_process_is_not_that_of_its_parent():
     ballast = bytearray(300 * 2**20)
     ballast[::4096] = b"x" * len(ballast[::4096])
-    call = [sys.executable, "-c", "from src.system.machine import peak_memory; print(peak_memory())"]
+    call = [sys.executable, "-c", "from src.system.machine import peak_process_memory; print(peak_process_memory())"]
     done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert 1 < float(done.stdout) < 100 < peak_memory()
+    assert 1 < float(done.stdout) < 100 < peak_process_memory()
 
 
 def test_nothing_is_profiled_unless_asked_for():

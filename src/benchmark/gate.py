@@ -12,7 +12,7 @@ import torch
 from lightning import Callback, Trainer
 
 from src.models.base import BaseVAE
-from src.runs.record import peak_memory
+from src.training.acceleration import peak_memory
 
 
 class Round(NamedTuple):

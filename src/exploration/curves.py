@@ -16,7 +16,8 @@ def loss_curves(epochs: Sequence[Mapping[str, float]], names: Mapping[str, str])
     """Draw negative elbo and distortion by epoch, and beside them the far smaller rate. Epochs are counted from 1.
 
     Args:
-        epochs: one mapping per epoch: ``epoch`` (from 0), and in nats per image ``train/elbo``, ``val/rate`` and so on.
+        epochs: one mapping per epoch: ``epoch`` (from 0), and in nats per image ``train/elbo``, ``val/rate`` and so on;
+            the kept epoch, which gets a dotted line, also has ``kept``.
         names: what to call ``elbo`` and ``distortion`` (a pseudo-likelihood is called one).
     """
     figure = Figure(figsize=(11, 4.5), layout="constrained")
@@ -34,6 +35,8 @@ def loss_curves(epochs: Sequence[Mapping[str, float]], names: Mapping[str, str])
                     style_of_line = {"color": COLOURS[quantity], "marker": MARKERS[stage]}
                     axes.plot(*zip(*points, strict=True), style, label=label, **style_of_line)
         axes.set(xlabel="epoch", ylabel="nats per image", title=title)
+        for epoch in (epoch for epoch in epochs if epoch.get("kept")):
+            axes.axvline(epoch["epoch"] + 1, color="0.5", linestyle=":", zorder=0, label="epoch that was kept")
         if len(epochs) == 1:  # else there are ticks for epochs that were not trained
             axes.set_xlim(epochs[0]["epoch"] + 0.5, epochs[0]["epoch"] + 1.5)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))

@@ -7,7 +7,9 @@ from pathlib import Path
 import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from omegaconf import DictConfig, OmegaConf
 
@@ -17,29 +19,26 @@ from src.runs.checkpoints import WholeCheckpoints
 from src.runs.folder import RunFolder, flatten
 from src.runs.metrics_file import put_aside
 from src.runs.trust import saved_value
-from src.system.contents import PLAN
 from src.system.errors import UserError
 from src.system.files import readable
 from src.system.machine import check_precision, check_processes, multiplies_bfloat16
 from src.training.acceleration import NoProfiler, lay_out, on_apples_gpu, on_gpu
-from src.training.dashboard import Dashboard
 from src.training.recipe import Recipe
 from src.training.resume import StepLimit
 
 # Config groups that a sweep may choose from.
 CHOICES = ("experiment", "model", "data", "likelihood@model.likelihood", "optimizer", "schedule", "trainer")
-# Keys of the data that name places, not properties of the images.
-ELSEWHERE = ("root", "cache_dir", "where_to_get", "dataset", "download", "checksum", "published", "name")
 
 
 def hyperparameters(cfg: DictConfig) -> dict[str, str | int | float | bool]:
-    """Flat names and values for TensorBoard's HParams tab: what shapes a run, and what its command line sets.
+    """Return flat names and values for the loggers: what shapes a run, and whatever its command line sets.
 
-    The latter is what a sweep varies, whatever it is. Class names and paths are only shown where they were typed.
+    A sweep varies the latter. Class names, paths and most keys of the data are only shown where they were typed:
+    TensorBoard sorts columns by name, so all keys of the data would stand before the model.
     """
     tree = OmegaConf.to_container(cfg, resolve=True)
     tree["trainer"] = {key: tree["trainer"].get(key) for key in ("max_epochs", "precision", "gradient_clip_val")}
-    tree["data"] = {key: value for key, value in tree["data"].items() if key not in ELSEWHERE}
+    tree["data"] = {key: tree["data"].get(key) for key in ("batch_size", "image_size")}
     hydra = HydraConfig.get()
     typed = [override.partition("=")[0].lstrip("+") for override in hydra.overrides.task]
     names = {key: str(choice) for key, choice in hydra.runtime.choices.items() if key in (*CHOICES, *typed)}
@@ -101,10 +100,6 @@ def build_trainer(cfg: DictConfig) -> L.Trainer:
         )
     made = instantiate(cfg.get("callbacks") or {}, _convert_="all")
     callbacks = {name: callback for name, callback in made.items() if callback is not None}  # null leaves one out
-    for dashboard in (c for c in callbacks.values() if isinstance(c, Dashboard)):
-        dashboard.config = OmegaConf.to_yaml(cfg)
-        dashboard.hyperparameters = hyperparameters(cfg)
-        dashboard.in_a_sweep = (Path(cfg.run_dir).parent / PLAN).exists()
     steps = cfg.trainer.get("max_steps", -1)
     if isinstance(steps, int) and steps >= 0:
         callbacks["step_limit"], steps = StepLimit(steps), -1
@@ -116,13 +111,32 @@ def build_trainer(cfg: DictConfig) -> L.Trainer:
         max_steps=steps,
         profiler=NoProfiler() if profiler is None else profiler,
         callbacks=list(callbacks.values()),
-        logger=[made for made in instantiate(cfg.get("logger") or {}, _convert_="all").values() if made is not None],
+        logger=build_loggers(cfg),
         default_root_dir=cfg.run_dir,
         _convert_="all",
     )
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # not one that the user or a strategy brought
         trainer.strategy.checkpoint_io = WholeCheckpoints(partial(put_aside, RunFolder(cfg.run_dir).path))
     return trainer
+
+
+def build_loggers(cfg: DictConfig) -> list[Logger]:
+    """Return the loggers that a config describes.
+
+    Raises:
+        UserError: a logger needs a package that is not installed.
+    """
+    loggers = []
+    for name, node in (cfg.get("logger") or {}).items():
+        try:
+            loggers += [instantiate(node, _convert_="all")] if node is not None else []
+        except InstantiationException as error:
+            if not isinstance(error.__cause__, ModuleNotFoundError):
+                raise
+            raise UserError(
+                f"logger={name} needs a package that is not installed: pip install '.[{name}]' installs it"
+            ) from error
+    return loggers
 
 
 def fill_seed(cfg: DictConfig, run: RunFolder) -> None:

@@ -12,9 +12,11 @@ from omegaconf import DictConfig, OmegaConf
 from src.data.base import ImageDataModule
 from src.models.base import BaseVAE
 from src.runs import record
+from src.runs.build import hyperparameters
 from src.runs.checkpoints import read_weights, restoring
 from src.runs.folder import RunFolder, Start
 from src.system.errors import UserError, disk_full, memory_full, one_line
+from src.training.dashboard import Scalars
 
 say = rank_zero_only(logging.getLogger(__name__).info)  # to the terminal and train.log
 
@@ -29,6 +31,7 @@ def run_to_its_end(
         SystemExit: a signal has stopped it; with the status that shells have for that signal.
     """
     try:
+        describe(trainer, cfg)
         if not fit(trainer, model, datamodule, start):
             say(f"nothing was left to train after {trainer.current_epoch} epochs, {trainer.global_step} steps")
         figures = test(run, trainer, model, datamodule) if cfg.test else {}
@@ -36,7 +39,7 @@ def run_to_its_end(
             config = OmegaConf.to_container(cfg, resolve=True)
             metrics = record.summarize(trainer, model, datamodule, figures, config)
             run.write_record(metrics)
-            say(record.report(run, metrics))
+            say(record.report(run, metrics, record.kept_epoch(trainer)))
     except SystemExit as stop:  # Lightning ends with 1 on Ctrl-C and with 0 on SIGTERM
         say(f"\nInterrupted: {run.way_on}")
         sys.exit(128 + (signal.SIGTERM if isinstance(stop, SIGTERMException) else signal.SIGINT))
@@ -44,6 +47,17 @@ def run_to_its_end(
         if (full := disk_full(error)) is not None:
             raise UserError(f"{full}: free some, then {run.way_on}") from error
         raise
+
+
+def describe(trainer: L.Trainer, cfg: DictConfig) -> None:
+    """Log the hyperparameters to every logger, and the config to TensorBoard."""
+    shown = hyperparameters(cfg)
+    for logger in trainer.loggers:
+        if isinstance(logger, Scalars):
+            logger.log_hyperparams(shown)
+            logger.log_text("config", f"```yaml\n{OmegaConf.to_yaml(cfg)}\n```")
+        else:  # MLflow refuses names with @, such as likelihood@model.likelihood
+            logger.log_hyperparams({name.replace("@", ":"): value for name, value in shown.items()})
 
 
 def fit(trainer: L.Trainer, model: BaseVAE, datamodule: ImageDataModule, start: Start) -> bool:

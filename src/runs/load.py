@@ -29,6 +29,7 @@ from src.system.files import refuse_links_out
 from src.system.keys import READER, check, kind_of
 from src.system.kinds import spelled
 from src.training.acceleration import lay_out
+from src.training.history import mark_kept
 
 log = logging.getLogger(__name__)
 
@@ -190,9 +191,12 @@ def _epochs(last: Path, held: dict[str, Any]) -> list[dict[str, float]]:
     found: Any = held
     with contextlib.suppress(UserError):
         found = read_checkpoint(last)
-    for key in ("callbacks", "History", "epochs"):
-        found = found.get(key) if isinstance(found, dict) else None
-    return [epoch for epoch in found if isinstance(epoch, dict)] if isinstance(found, list) else []
+    callbacks = found.get("callbacks") if isinstance(found, dict) else None
+    states = {k: v for k, v in callbacks.items() if isinstance(v, dict)} if isinstance(callbacks, dict) else {}
+    epochs = states.get("History", {}).get("epochs")
+    epochs = [epoch for epoch in epochs if isinstance(epoch, dict)] if isinstance(epochs, list) else []
+    best = next((state["best_metrics"] for state in states.values() if "best_metrics" in state), None)
+    return mark_kept(epochs, best if isinstance(best, dict) else {})
 
 
 def _check_fingerprint(

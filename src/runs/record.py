@@ -16,10 +16,10 @@ from src.models.predictor import Predictor
 from src.runs.folder import RunFolder, flatten, git_commit
 from src.runs.load import LoadedRun
 from src.runs.metrics_file import locked, read_record, write_json
-from src.system import machine
+from src.system.directions import as_printed
 from src.system.errors import UserError
-from src.training.history import Throughput
-from src.training.resume import BestCheckpoint
+from src.training.acceleration import peak_memory
+from src.training.history import Throughput, epochs_of, kept_by
 
 UNIT = "nats per image: summed over pixels, averaged over the images of the split"
 PSEUDO = "pseudo-: grey pixels under a Bernoulli have no probability; compare such numbers with each other only"
@@ -83,7 +83,7 @@ def _classes(datamodule: ImageDataModule) -> list[str]:
 
 def best(trainer: L.Trainer) -> dict[str, float]:
     """The monitored metric at the best epoch, and what else was validated there; empty where none was kept."""
-    kept = [c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint) and c.best_model_score is not None]
+    kept = [c for c in kept_by(trainer) if c.best_model_score is not None]
     return {
         name: value for c in kept for name, value in ({c.monitor: float(c.best_model_score)} | c.best_metrics).items()
     }
@@ -144,12 +144,25 @@ def summarize(
     }
 
 
-def report(run: RunFolder, metrics: dict[str, Any]) -> str:
-    """The table a run ends with."""
+def kept_epoch(trainer: L.Trainer) -> int | None:
+    """Return the epoch, counted from 1, whose weights are the best checkpoint; None where none was kept."""
+    return next((int(epoch["epoch"]) + 1 for epoch in epochs_of(trainer) if "kept" in epoch), None)
+
+
+def report(run: RunFolder, metrics: dict[str, Any], kept: int | None = None) -> str:
+    """Return the table that a run ends with.
+
+    Args:
+        run: the run's folder.
+        metrics: what :func:`summarize` returned.
+        kept: the epoch that the best checkpoint is of; see :func:`kept_epoch`.
+    """
     names = {**metrics["names"], "active_latents": "active latents", "bits_per_dim": "bits per dimension"}
-    figures = {names.get(name, name): value for name, value in metrics["test"].items() if name != "elbo"}
-    if "elbo" in metrics["test"]:  # as papers print it
-        figures = {f"−{names['elbo']}": -metrics["test"]["elbo"], **figures}
+    elbo_first = sorted(metrics["test"].items(), key=lambda figure: figure[0] != "elbo")
+    figures = {}
+    for name, value in elbo_first:
+        printed, sign = as_printed(name, names["elbo"])
+        figures[names.get(printed, printed)] = sign * value
     if metrics["kl_weight"] == 1:
         figures.pop("loss", None)  # it is the −elbo
     if (active := figures.get("active latents")) is not None:
@@ -160,7 +173,7 @@ def report(run: RunFolder, metrics: dict[str, Any]) -> str:
         speed = f"{metrics['train_images_per_second']:,.0f} images/s"
         rows.append(("training", f"{metrics['epochs']} epochs, {metrics['steps']} steps, {speed}"))
     if run.best.exists():
-        rows.append(("best checkpoint", run.best))
+        rows.append(("best checkpoint", f"{run.best} (epoch {kept} of {metrics['epochs']})" if kept else run.best))
     rows += [
         ("run folder", run.path),
         *[("samples", picture) for picture in [run.figures / "samples.png"] if picture.exists()],
@@ -227,15 +240,8 @@ class EvaluationRecord:
         for key, value in flatten(parts):
             part, _, name = key.partition(".")
             if isinstance(value, int | float) and not name.endswith("seed"):
-                told, number = (f"−{self.names['elbo']}", -value) if name == "elbo" else (name, value)
-                rows.append(f"| {part} | {told} | {number if isinstance(number, int) else f'{number:.4f}'} |")
+                printed, sign = as_printed(name, self.names["elbo"])
+                number = value if isinstance(value, int) else f"{sign * value:.4f}"
+                rows.append(f"| {part} | {printed} | {number} |")
         with SummaryWriter(str(self.folder.tensorboard), filename_suffix=suffix) as writer:
             writer.add_text(f"evaluation/{self.split}", "\n".join(rows), self.record.get("steps", 0))
-
-
-def peak_memory() -> dict[str, float]:
-    """Largest memory use so far in MiB: of the process, and of its GPU where it has one."""
-    peak = {"process": machine.peak_memory()}
-    if torch.cuda.is_available():
-        peak["gpu"] = torch.cuda.max_memory_allocated() / 2**20
-    return {name: round(value, 1) for name, value in peak.items()}

@@ -53,7 +53,7 @@ def check_processes(devices: Any) -> None:
         raise UserError(f"trainer.devices={devices} processes on a CPU: this machine has processors for {here}")
 
 
-def peak_memory() -> float:
+def peak_process_memory() -> float:
     """Return the peak resident memory of this process, in MiB.
 
     A process forked from a warm server counts some 370 MiB less than a new one: it has not touched all the libraries.

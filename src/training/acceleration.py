@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from src.models.base import BaseVAE
 from src.system.errors import UserError
+from src.system.machine import peak_process_memory
 
 NOTHING = nullcontext()
 WIDE = 512  # channels
@@ -83,3 +84,11 @@ class NoProfiler(PassThroughProfiler):
     def profile(self, action_name: str) -> nullcontext:
         """A context that does nothing."""
         return NOTHING
+
+
+def peak_memory() -> dict[str, float]:
+    """Return the largest memory use so far in MiB: ``process``, and ``gpu`` where there is one."""
+    peak = {"process": peak_process_memory()}
+    if torch.cuda.is_available():
+        peak["gpu"] = torch.cuda.max_memory_allocated() / 2**20
+    return {name: round(value, 1) for name, value in peak.items()}

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from lightning import Callback, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.model_summary import ModelSummary
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
@@ -16,53 +17,65 @@ from src.data.base import Split
 from src.exploration import gallery, grids, overview
 from src.models.base import BaseVAE
 from src.models.predictor import Predictor
+from src.system.contents import PLAN
 from src.system.files import whole_file
-from src.training.history import History
+from src.training.history import epochs_of
 
 
 class Scalars(TensorBoardLogger):
-    """Lightning's logger without the number of the epoch, which it adds to all that an epoch logs.
-
-    TensorBoard sorts charts by name: that one came first, before any loss.
-    """
+    """Lightning's TensorBoard logger, without the epoch as a chart and with one HParams record for each run."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log what was measured."""
+        """Log metrics without ``epoch``, which Lightning adds: TensorBoard would show it before any loss."""
         super().log_metrics({name: value for name, value in metrics.items() if name != "epoch"}, step)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Mapping[str, Any], *args: Any, **options: Any) -> None:
+        """Log hyperparameters, to be shown with ``val/elbo`` and ``test/elbo``.
+
+        torch's ``add_hparams`` would open a second run, and Lightning's method would add a metric ``hp_metric``. In a
+        sweep the columns are named by the sweep: TensorBoard takes those of the first run that names any.
+        """
+        experiment, *session = hparams(dict(params), dict.fromkeys(("val/elbo", "test/elbo")))
+        in_a_sweep = (Path(self.save_dir).parent / PLAN).exists()
+        for record in session if in_a_sweep else (experiment, *session):
+            self.experiment.file_writer.add_summary(record)
+
+    @rank_zero_only
+    def log_text(self, name: str, text: str) -> None:
+        """Log Markdown text."""
+        self.experiment.add_text(name, text)
+
+
+def log_image(logger: Logger, name: str, image: torch.Tensor, step: int) -> None:
+    """Log an image [C, H, W] where the logger takes images: TensorBoard and Weights & Biases do."""
+    if isinstance(logger, TensorBoardLogger):
+        logger.experiment.add_image(name, image, step)
+    elif isinstance(logger, WandbLogger):
+        logger.log_image(name, [image], step)
 
 
 class Dashboard(Callback):
-    """Everything in TensorBoard that is no metric of a split.
+    """Log what is no metric of a split: step-wise terms and images to every logger that takes them.
 
-    Charts with training and validation together, step-wise loss, gradient norm and learning rate, reconstructions and
-    samples as images, the rate of each latent as a histogram, hyperparameters with ``val/elbo``, config and summary.
+    TensorBoard also gets charts with training and validation together, the rate of each latent as a histogram, and a
+    summary of the model.
 
     Args:
-        every_n_epochs: how often images are drawn.
-        num_images: how many of each, a multiple of 8.
-        hyperparameters: flat names and values for the HParams tab; set by the entry point.
-        config: the run's config as YAML text; set by the entry point.
+        every_n_epochs: draw images every so many epochs.
+        num_images: number of reconstructions and of samples, a multiple of 8.
     """
 
-    def __init__(
-        self,
-        every_n_epochs: int = 1,
-        num_images: int = 16,
-        hyperparameters: dict[str, Any] | None = None,
-        config: str = "",
-    ) -> None:
+    def __init__(self, every_n_epochs: int = 1, num_images: int = 16) -> None:
         self.every_n_epochs = every_n_epochs
         self.num_images = num_images
-        self.hyperparameters = hyperparameters or {}
-        self.config = config
-        self.in_a_sweep = False  # TensorBoard takes the columns of the first run that names some: only the sweep does
 
     def _writer(self, trainer: Trainer) -> SummaryWriter | None:
         board = next((logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
         return board.experiment if board is not None and trainer.is_global_zero else None
 
     def on_fit_start(self, trainer: Trainer, pl_module: BaseVAE) -> None:
-        """Hyperparameters, config, summary and the layout of the charts."""
+        """Log the layout of the charts and the summary of the model."""
         if (writer := self._writer(trainer)) is None:
             return
         names = pl_module.metric_names(trainer.datamodule.pixels)
@@ -74,16 +87,10 @@ class Dashboard(Callback):
                 }
             }
         )
-        # torch's own add_hparams would open a second run; this writes the three records into this one.
-        metrics = dict.fromkeys(("val/elbo", "test/elbo"))
-        experiment, *session = hparams(self.hyperparameters, metrics)
-        for record in session if self.in_a_sweep else (experiment, *session):
-            writer.file_writer.add_summary(record)
-        writer.add_text("config", f"```yaml\n{self.config}\n```")
-        writer.add_text("model", f"```\n{ModelSummary(pl_module, max_depth=3)}\n```")
+        writer.add_text("model", summary_table(pl_module))
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: BaseVAE, optimizer: torch.optim.Optimizer) -> None:
-        """Terms of the loss, gradient norm (the guard's), learning rate and KL weight, every ``log_every_n_steps``."""
+        """Log loss terms, the guard's gradient norm, learning rate and KL weight every ``log_every_n_steps``."""
         if trainer.log_every_n_steps and trainer.global_step % trainer.log_every_n_steps == 0:
             terms = zip(("loss", "distortion", "rate"), pl_module.step_terms.tolist(), strict=True)
             step = {f"step/{name}": value for name, value in terms}
@@ -95,20 +102,33 @@ class Dashboard(Callback):
                 logger.log_metrics(step, trainer.global_step)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: BaseVAE) -> None:
-        """Images and the histogram of the rates."""
-        if (writer := self._writer(trainer)) is None or trainer.current_epoch % self.every_n_epochs:
+        """Draw reconstructions and samples."""
+        takers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger | WandbLogger)]
+        if not (takers and trainer.is_global_zero) or trainer.current_epoch % self.every_n_epochs:
             return
         predictor = Predictor(pl_module, trainer.datamodule, "val", seed=trainer.datamodule.seed)
         originals = overview.originals_of(predictor, self.num_images)
         means = torch.cat([*predictor.reconstruct([originals])])
         samples = torch.cat([*predictor.generate(self.num_images)])
-        writer.add_image("reconstructions", grids.stacks([originals, means]), trainer.global_step)
-        writer.add_image("samples", grids.grid(samples), trainer.global_step)
+        for logger in takers:
+            log_image(logger, "reconstructions", grids.stacks([originals, means]), trainer.global_step)
+            log_image(logger, "samples", grids.grid(samples), trainer.global_step)
 
     def on_validation_end(self, trainer: Trainer, pl_module: BaseVAE) -> None:
-        """The module has the rates of the latents by now."""
+        """Log the rates of the latents, which the module has computed by now."""
         if (writer := self._writer(trainer)) is not None:
             writer.add_histogram("rate_per_latent", pl_module.rate_per_latent, trainer.global_step)
+
+
+def summary_table(module: BaseVAE) -> str:
+    """Return the modules and their numbers of parameters as a Markdown table.
+
+    Lightning prints a column of FLOPs too, which is 0 everywhere for a model without ``example_input_array``.
+    """
+    summary = ModelSummary(module, max_depth=3)
+    rows = zip(summary.layer_names, summary.layer_types, summary.param_nums, strict=True)
+    lines = ["| name | type | parameters |", "|---|---|---:|", *(f"| {n} | {kind} | {p:,} |" for n, kind, p in rows)]
+    return "\n".join([*lines, f"| | total | {summary.total_parameters:,} |"])
 
 
 class Figures(Callback):
@@ -141,8 +161,7 @@ class Figures(Callback):
     def _draw(self, trainer: Trainer, model: BaseVAE, split: Split) -> None:
         if not trainer.is_global_zero:
             return
-        history = next((c for c in trainer.callbacks if isinstance(c, History)), None)
-        epochs = history.epochs if history is not None else []
+        epochs = epochs_of(trainer)
         predictor = Predictor(model, trainer.datamodule, split, seed=trainer.datamodule.seed, epochs=epochs)
         pictures = gallery.SHORT if epochs else gallery.SHORT[:-1]
         for name in pictures:

@@ -115,6 +115,23 @@ class History(Checkpoint):
         self.epochs = list(state_dict["epochs"])
 
 
+def epochs_of(trainer: Trainer) -> list[dict[str, float]]:
+    """Return the metrics of every epoch so far; the kept one also has ``kept``. Empty without a :class:`History`."""
+    epochs = next((c.epochs for c in trainer.callbacks if isinstance(c, History)), [])
+    return mark_kept(epochs, next((c.best_metrics for c in kept_by(trainer)), {}))
+
+
+def mark_kept(epochs: list[dict[str, float]], best: dict[str, float]) -> list[dict[str, float]]:
+    """Return the epochs with ``kept`` added to the first one that has the metrics ``best``, if there is one."""
+    kept = next((i for i, epoch in enumerate(epochs) if best and best.items() <= epoch.items()), None)
+    return [{**epoch, "kept": 1.0} if i == kept else epoch for i, epoch in enumerate(epochs)]
+
+
+def kept_by(trainer: Trainer) -> list[BestCheckpoint]:
+    """Return the callbacks that keep a best checkpoint."""
+    return [c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)]
+
+
 class EpochLine(Checkpoint):
     """Says a line an epoch, above the bar and in the log: what it has come to, the seconds it took, the minutes left.
 
@@ -132,10 +149,10 @@ class EpochLine(Checkpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: BaseVAE) -> None:
         """Say it."""
         self._seconds.append(time.perf_counter() - self._began)
-        history = next((c for c in trainer.callbacks if isinstance(c, History)), None)
-        if history is None or not history.epochs or not trainer.is_global_zero:
+        epochs = epochs_of(trainer)
+        if not epochs or not trainer.is_global_zero:
             return
-        epoch, of = history.epochs[-1], trainer.max_epochs
+        epoch, of = epochs[-1], trainer.max_epochs
         parts = [f"epoch {_number(trainer)}", *_figures(trainer, pl_module, epoch), _took(self._seconds[-1])]
         if not trainer.should_stop:
             parts[-1] += _left(trainer.current_epoch + 1, of, self._seconds)
@@ -171,8 +188,7 @@ def _figures(trainer: Trainer, module: BaseVAE, epoch: dict[str, float]) -> list
     elbo = f"−{names.get('elbo', 'elbo')}"
     said = []
     if "val/elbo" in epoch:
-        kept = [c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)]
-        best = " (best)" if any(c.saved_at == trainer.global_step for c in kept) else ""
+        best = " (best)" if any(c.saved_at == trainer.global_step for c in kept_by(trainer)) else ""
         said = [f"val {elbo} {-epoch['val/elbo']:.2f}{best}"]
         said += [f"{name} {epoch[f'val/{name}']:.2f}" for name in ("distortion", "rate")]
         said += [f"loss {epoch['val/loss']:.2f}"] if module.kl_weight != 1 else []
