@@ -177,7 +177,7 @@ def test_the_gpu_checks_spy_sees_what_lies_otherwise():
                 if parameter.dim() == 4 and 1 not in parameter.shape:
                     state["exp_avg"] = state["exp_avg"].contiguous(memory_format=torch.contiguous_format).clone()
 
-    with pytest.raises(AssertionError, match="the state lies otherwise"):
+    with pytest.raises(AssertionError, match="another layout"):
         fit(model, datamodule, Spoil(), Spy(), limit_train_batches=2)
 
 

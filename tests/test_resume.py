@@ -100,7 +100,7 @@ def test_where_there_are_no_locks_that_is_said_once(tmp_path, monkeypatch, caplo
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
-    locks._say_that_there_are_none.cache_clear()
+    locks._warn_without_locks.cache_clear()
     assert lock_for_training(tmp_path) is None
     with locked(tmp_path):
         assert lock(tmp_path) is None

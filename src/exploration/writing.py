@@ -6,6 +6,7 @@ hides nothing, and bytes that are not text and characters that no font has are d
 
 import logging
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from itertools import chain
@@ -61,7 +62,9 @@ class Figure(figure.Figure):
             if text not in numbers:
                 text.set(text=drawable(text.get_text()), parse_math=False, usetex=False)
                 text.set_fontfamily(fonts(text.get_text(), text.get_fontfamily()))
-        super().draw(renderer)
+        with warnings.catch_warnings():  # a busy machine is no fault of the figure
+            warnings.filterwarnings("ignore", "Creating legend with loc=.best. can be slow")
+            super().draw(renderer)
 
 
 def legend(axes: Axes, handles: Sequence[Artist], names: Sequence[str], **style: Any) -> Legend:

@@ -183,6 +183,11 @@ TRAIN: dict[str, Kind] = {
     "logger.*.name": or_null(Text(pattern="(?s).*")),
     "logger.*.version": or_null(Text(pattern="(?s).*"), Whole(0)),
     "logger.*.default_hp_metric": FLAG,
+    "logger.*.offline": FLAG,
+    "logger.*.project": Text(),
+    "logger.*.run_name": Text(pattern="(?s).*"),
+    "logger.*.experiment_name": Text(),
+    "logger.*.tracking_uri": Text(),
     "logger.*": Anything(),
     # the run's folder and sweeps
     "hydra.run.dir": PATH,
