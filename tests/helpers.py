@@ -5,11 +5,13 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from lightning.pytorch.callbacks import Callback, Checkpoint
 from omegaconf import DictConfig
 
 from hydra_plugins.slots_launcher import TRAINING
@@ -34,6 +36,7 @@ needs_binarized = pytest.mark.skipif(
 )
 
 
+SMALL = ("model=conv_tiny", "data=digits", "data.image_size=8")
 QUICK = ("model=conv_tiny", "data=digits", "data.image_size=16", "data.batch_size=128")
 PLAIN = ("~callbacks.figures", "~callbacks.dashboard", "~logger")  # where a test looks at no picture
 
@@ -123,3 +126,23 @@ def folder_data(root, tmp_path, *overrides: str):
     return data(
         "data=image_folder", f"data.root={root}", f"data.cache_dir={tmp_path}/cache", "data.image_size=16", *overrides
     )
+
+
+def fit(
+    model: BaseVAE, datamodule: ImageDataModule, *callbacks: Callback, epochs: int = 1, **options: Any
+) -> L.Trainer:
+    """Train a model in this process with these callbacks; return the trainer."""
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        callbacks=list(callbacks),
+        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+        use_distributed_sampler=False,
+        **{"logger": False, **options},
+    )
+    trainer.fit(model, datamodule)
+    return trainer

@@ -12,8 +12,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from src.system.errors import Diverged
 from src.training.dashboard import Dashboard
 from src.training.guard import NonFiniteGuard
-from tests.helpers import built
-from tests.test_callbacks import SMALL, fit
+from tests.helpers import SMALL, built, fit
 
 BATCHES = {"limit_train_batches": 4, "limit_val_batches": 1}
 

@@ -24,27 +24,7 @@ from src.training.history import History, Throughput, _left, mark_kept
 from src.training.resume import BestCheckpoint, PatientEarlyStopping, ReproducibleNoise
 from tests.gpu_check.__main__ import Checks
 from tests.gpu_check.spy import Spy
-from tests.helpers import built, composed, examples, multirun_config
-
-
-def fit(model, datamodule, *callbacks, epochs: int = 1, **options):
-    trainer = L.Trainer(
-        accelerator="cpu",
-        max_epochs=epochs,
-        callbacks=list(callbacks),
-        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        log_every_n_steps=1,
-        use_distributed_sampler=False,
-        **{"logger": False, **options},
-    )
-    trainer.fit(model, datamodule)
-    return trainer
-
-
-SMALL = ("model=conv_tiny", "data=digits", "data.image_size=8")
+from tests.helpers import SMALL, built, composed, examples, fit, multirun_config
 
 
 def test_means_are_exact_over_unequal_batches():

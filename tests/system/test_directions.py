@@ -9,8 +9,7 @@ from src.system.directions import mode_of, printed
 from src.system.errors import UserError
 from src.training.history import History
 from src.training.resume import BestCheckpoint, PatientEarlyStopping
-from tests.helpers import composed, multirun_config
-from tests.test_callbacks import SMALL, fit
+from tests.helpers import SMALL, composed, fit, multirun_config
 
 
 @pytest.mark.parametrize(
