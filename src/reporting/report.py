@@ -232,7 +232,7 @@ def _front(table: pd.DataFrame, points: pd.DataFrame, column: str, sign: int) ->
     elbos = [by_seed(points, row, "test_elbo") for _, row in table.iterrows()]
 
     def better(i: int, j: int) -> bool:
-        return not p_value(elbos[i], elbos[j]) >= ALPHA  # without an error estimate, any difference counts
+        return not p_value(elbos[i], elbos[j], len(elbos)) >= ALPHA  # without an error estimate, any difference counts
 
     return pareto([sign * v for v in table[column].astype(float)], list(table.test_elbo.astype(float)), better)
 

@@ -1,14 +1,13 @@
 """Means over seeds, their confidence intervals, and which configuration is best."""
 
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
 from typing import Any
 
+import numpy as np
 import pandas as pd
-from scipy.stats import t, ttest_ind, ttest_rel
+from scipy.stats import studentized_range, t
 
 FEW_SEEDS = 3  # with fewer, Student's interval is wider than most differences
 ALPHA = 0.05
@@ -42,36 +41,25 @@ def configurations(points: pd.DataFrame, swept: Sequence[str], columns: Sequence
     return pd.DataFrame(rows)
 
 
-def p_value(ours: pd.Series, theirs: pd.Series) -> float:
-    """Test whether two configurations differ in their means: the two-sided p-value, NaN where it cannot be computed.
+def p_value(ours: Sequence[float], theirs: Sequence[float], among: int) -> float:
+    """Test whether two configurations differ in their means (Games & Howell 1976): NaN where a seed is all there is.
 
-    Seeds that both have are paired, which removes what a seed does to both; without two such seeds it is Welch's test.
+    The p-value is corrected for all pairs among the configurations of a sweep: the best one is chosen from the same
+    numbers, so any pair might have become the one that is tested. Variances may differ. Between two configurations
+    alone this is Welch's t test. Seeds are not paired: three of them leave a paired test two degrees of freedom.
 
     Args:
         ours: a number for each seed.
         theirs: the same of the other configuration.
+        among: number of configurations.
     """
-    common = ours.index.intersection(theirs.index)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # SciPy's, of numbers that are all equal
-        if len(common) >= 2:
-            return float(ttest_rel(ours[common], theirs[common]).pvalue)
-        if min(len(ours), len(theirs)) >= 2:
-            return float(ttest_ind(ours, theirs, equal_var=False).pvalue)
-    return math.nan
-
-
-def holm(p_values: Mapping[Any, float]) -> dict[Any, float]:
-    """Adjust p-values so that a false rejection among all of them is no more likely than the level (Holm 1979).
-
-    NaN stays, and does not count as a test.
-    """
-    known = sorted((p, key) for key, p in p_values.items() if not math.isnan(p))
-    adjusted, largest = dict(p_values), 0.0
-    for rank, (p, key) in enumerate(known):
-        largest = max(largest, min(1.0, (len(known) - rank) * p))
-        adjusted[key] = largest
-    return adjusted
+    if min(len(ours), len(theirs)) < 2:
+        return math.nan
+    errors = [np.var(values, ddof=1) / len(values) for values in (ours, theirs)]
+    if not (error := sum(errors)):
+        return math.nan
+    freedom = error**2 / sum(e**2 / (len(values) - 1) for e, values in zip(errors, (ours, theirs), strict=True))
+    return float(studentized_range.sf(abs(np.mean(ours) - np.mean(theirs)) / math.sqrt(error / 2), among, freedom))
 
 
 def by_seed(points: pd.DataFrame, row: Mapping[str, Any], column: str) -> pd.Series:
@@ -99,9 +87,7 @@ class Verdict:
 def verdict(points: pd.DataFrame, swept: Sequence[str], maximize: bool) -> Verdict | None:
     """Choose the configuration with the best mean ``value`` (on validation) and test it against each other one.
 
-    A rival is a configuration whose difference from the best one has an adjusted p-value (:func:`p_value`,
-    :func:`holm`) of 5 % or more. All pairs of configurations count as tests, not only those with the best one: which
-    one is the best is known from the same numbers, so any pair might have become the one that is tested.
+    A rival is a configuration whose difference from the best one has a p-value (:func:`p_value`) of 5 % or more.
 
     Returns:
         None where no point has a value.
@@ -118,11 +104,9 @@ def verdict(points: pd.DataFrame, swept: Sequence[str], maximize: bool) -> Verdi
         gap = abs(best.value - others[0].value)
         return Verdict(best, f"{gap:.2f} better than the next one, but one seed gives no error estimate", others, True)
     values = [by_seed(points, row, "value") for row in rows]
-    pairs = holm({(i, j): p_value(values[i], values[j]) for i, j in combinations(range(len(rows)), 2)})
     known = [place for place in range(1, len(rows)) if len(values[place]) > 1]
-    rivals = [place for place in known if not pairs[0, place] < ALPHA]
-    tests = sum(not math.isnan(p) for p in pairs.values())
-    corrected = f" (t tests, Holm-corrected for all {tests} pairs)" if tests > 1 else ""
+    rivals = [place for place in known if not p_value(values[0], values[place], len(known) + 1) < ALPHA]
+    corrected = " (Games-Howell test, corrected for all pairs)" if len(known) > 1 else ""
     parts = [f"at 95 % better than {len(known) - len(rivals)} of {_count(len(others))}{corrected}"]
     if rivals:
         parts.append(f"cannot be told from {len(rivals)}")

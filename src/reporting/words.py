@@ -138,7 +138,7 @@ def front_in_words(
             parts.append(f"By {COSTS[column][0]}: {more}{'; '.join(who)}.")
     front = "Diamonds: the cheapest configuration, and each that is better than all cheaper diamonds"
     if (table.seeds > 1).all():
-        front += " by more than chance explains (p < 0.05 in a t test over seeds, each step by itself)."
+        front += " by more than chance explains (p < 0.05, corrected for all pairs of configurations)."
     else:
         front += "; one seed gives no error estimate, so a small step may be chance."
     shared = "Points that ran side by side shared the machine: their times compare with each other only."
