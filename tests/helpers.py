@@ -20,6 +20,7 @@ from src.models.base import BaseVAE
 from src.runs import build
 from src.system.processes import Starter
 from src.system.warm import Warm
+from src.training.epoch_means import EpochMeans
 
 ROOT = Path(__file__).parents[1]
 MODELS = sorted(path.stem for path in (ROOT / "conf" / "model").glob("*.yaml"))
@@ -135,7 +136,7 @@ def fit(
     trainer = L.Trainer(
         accelerator="cpu",
         max_epochs=epochs,
-        callbacks=list(callbacks),
+        callbacks=[EpochMeans(), *callbacks],
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
         enable_progress_bar=False,
         enable_model_summary=False,

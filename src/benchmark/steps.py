@@ -75,7 +75,7 @@ def check_loss(model: BaseVAE, datamodule: ImageDataModule) -> None:
     loss = Network(model)(scaled(batch.x))
     by_hand = {"loss": loss.detach(), "gradient": differentiated(loss)}
     L.seed_everything(0, verbose=False)
-    loss = model.training_step(datamodule.on_after_batch_transfer(batch, 0), 0)
+    loss = model.training_step(datamodule.on_after_batch_transfer(batch, 0), 0)["loss"]
     ours = {"loss": loss.detach(), "gradient": differentiated(loss)}
     for name, value in ours.items():
         difference = (value - by_hand[name]).norm() / torch.maximum(value.norm(), by_hand[name].norm())

@@ -14,6 +14,7 @@ from src.models.predictor import Predictor
 from src.runs.fit import tested
 from src.system.console import progress
 from src.system.seeds import stream
+from src.training.epoch_means import EpochMeans
 from src.training.history import ProgressBar
 from src.training.resume import ReproducibleNoise
 
@@ -29,7 +30,7 @@ def elbo(predictor: Predictor) -> dict[str, Any]:
         accelerator="gpu" if predictor.device.type == "cuda" else "cpu",
         devices=1,
         logger=False,
-        callbacks=[ReproducibleNoise(predictor.seed), ProgressBar()],
+        callbacks=[EpochMeans(), ReproducibleNoise(predictor.seed), ProgressBar()],
         enable_checkpointing=False,
         enable_model_summary=False,
         use_distributed_sampler=False,

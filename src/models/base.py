@@ -12,8 +12,6 @@ from torch.distributions import Distribution, Independent, Normal
 
 from src.data.batches import Batch
 from src.data.pixels import Pixels
-from src.metrics.means import ExampleMean
-from src.metrics.posterior import ACTIVE_VARIANCE
 from src.models.likelihoods import Likelihood
 from src.models.objectives import ElboTerms, Inference, elbo_terms, linear_warmup, soft_bound
 from src.models.priors import StandardNormal
@@ -94,9 +92,6 @@ class BaseVAE(L.LightningModule, ABC):
         # The latest training batch's mean loss, distortion and rate, detached; the guard adds the gradient's norm.
         self.step_terms = torch.zeros(3)
         self.step_grad_norm: Tensor | None = None
-        # Loss, distortion and rate, then each latent's rate and, in evaluation, its posterior mean and that squared.
-        sizes = {"fit": 3 + latent_dim, "val": 3 + 3 * latent_dim, "test": 3 + 3 * latent_dim}
-        self.means = nn.ModuleDict({stage: ExampleMean(size) for stage, size in sizes.items()})
 
     # ---- the model -------------------------------------------------------------------------------------------
 
@@ -153,60 +148,33 @@ class BaseVAE(L.LightningModule, ABC):
     def on_train_start(self) -> None:
         self.recipe.begin(self.trainer)
 
-    def _step(self, batch: Batch, stage: str) -> tuple[Tensor, Tensor]:
-        """Return the loss per image ``[B]`` and the row ``[B, features]`` that was added to the stage's means."""
+    def _step(self, batch: Batch, moments: bool) -> tuple[Tensor, Tensor]:
+        """Return the loss per image ``[B]``, and a row of numbers per image that the callbacks average.
+
+        A row is loss, distortion, rate, the rate of each latent and, with ``moments``, its posterior mean and that
+        squared. A variance over images is meaningless while the weights change, so training does without.
+        """
         inference = self.infer(batch.x)
         with torch.autocast(batch.x.device.type, enabled=False):
             terms = elbo_terms(batch.x, inference, self.prior())
             loss = self.objective(batch.x, inference, terms)
         values = [loss[:, None], terms.distortion[:, None], terms.rate[:, None], terms.rate_per_latent]
-        if stage != "fit":  # a variance over images is meaningless while the weights change
-            values += [inference.posterior.mean, inference.posterior.mean**2]
-        row = torch.cat([value.detach() for value in values], dim=1)
-        self.means[stage].update(row)
-        return loss, row
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the mean loss of the batch; its terms stay in ``step_terms`` for the callbacks."""
-        loss, row = self._step(batch, "fit")
-        self.step_terms, self.step_grad_norm = row[:, :3].mean(0), None
-        return loss.mean()
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Use one posterior sample an image, and float32 whatever the precision of training."""
-        with in_float32(batch.x.device.type):
-            self._step(batch, "val")
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Do as in validation."""
-        with in_float32(batch.x.device.type):
-            self._step(batch, "test")
-
-    def on_train_epoch_end(self) -> None:
-        self._log_means("fit", "train")
-
-    def on_validation_epoch_end(self) -> None:
-        self._log_means("val", "val")
-
-    def on_test_epoch_end(self) -> None:
-        self._log_means("test", "test")
-
-    def _log_means(self, stage: str, tag: str) -> None:
-        """Log the exact means over the split as ``tag/elbo`` etc.; keep each latent's rate for the callbacks."""
-        means = self.means[stage].compute()
-        self.means[stage].reset()
-        loss, distortion, rate = means[:3].tolist()
-        self.rate_per_latent, *moments = means[3:].split(self.latent_dim)
-        metrics = {"elbo": -(distortion + rate), "distortion": distortion, "rate": rate, "loss": loss}
         if moments:
-            mean, square = moments
-            metrics["active_latents"] = float((square - mean**2 > ACTIVE_VARIANCE).sum())
-        pixels = self.trainer.datamodule.pixels
-        bits = self.likelihood.bits_per_dim(distortion + rate, torch.Size(self.image_shape).numel(), pixels)
-        if bits is not None:
-            metrics["bits_per_dim"] = bits
-        for name, value in metrics.items():
-            self.log(f"{tag}/{name}", value, sync_dist=True)  # the means are equal in all processes
+            values += [inference.posterior.mean, inference.posterior.mean**2]
+        return loss, torch.cat([value.detach() for value in values], dim=1)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Return the mean ``loss`` of the batch and the ``rows`` of its images."""
+        loss, rows = self._step(batch, moments=False)
+        self.step_terms, self.step_grad_norm = rows[:, :3].mean(0), None
+        return {"loss": loss.mean(), "rows": rows}
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Return the ``rows`` of the images: of one posterior sample each, in float32 whatever trains."""
+        with in_float32(batch.x.device.type):
+            return {"rows": self._step(batch, moments=True)[1]}
+
+    test_step = validation_step
 
     def configure_optimizers(self) -> Any:
         return self.recipe.optimizers(self)

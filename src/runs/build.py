@@ -23,6 +23,7 @@ from src.system.errors import UserError
 from src.system.files import readable
 from src.system.machine import check_precision, check_processes, multiplies_bfloat16
 from src.training.acceleration import NoProfiler, lay_out, on_apples_gpu, on_gpu
+from src.training.epoch_means import EpochMeans
 from src.training.recipe import Recipe
 from src.training.resume import StepLimit
 
@@ -110,7 +111,7 @@ def build_trainer(cfg: DictConfig) -> L.Trainer:
         cfg.trainer,
         max_steps=steps,
         profiler=NoProfiler() if profiler is None else profiler,
-        callbacks=list(callbacks.values()),
+        callbacks=[EpochMeans(), *callbacks.values()],  # first: the others read the means
         logger=build_loggers(cfg),
         default_root_dir=cfg.run_dir,
         _convert_="all",

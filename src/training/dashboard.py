@@ -19,6 +19,7 @@ from src.models.base import BaseVAE
 from src.models.predictor import Predictor
 from src.system.contents import PLAN
 from src.system.files import whole_file
+from src.training.epoch_means import EpochMeans
 from src.training.history import epochs_of
 
 
@@ -115,9 +116,10 @@ class Dashboard(Callback):
             log_image(logger, "samples", grids.grid(samples), trainer.global_step)
 
     def on_validation_end(self, trainer: Trainer, pl_module: BaseVAE) -> None:
-        """Log the rates of the latents, which the module has computed by now."""
+        """Log the rates of the latents."""
         if (writer := self._writer(trainer)) is not None:
-            writer.add_histogram("rate_per_latent", pl_module.rate_per_latent, trainer.global_step)
+            means = next(callback for callback in trainer.callbacks if isinstance(callback, EpochMeans))
+            writer.add_histogram("rate_per_latent", means.rate_per_latent, trainer.global_step)
 
 
 def summary_table(module: BaseVAE) -> str:

@@ -81,11 +81,10 @@ class Throughput(Callback):
         self._elapsed_before = self._elapsed_then = state_dict["elapsed"]
 
 
-class History(Checkpoint):
-    """Metrics of every epoch, kept in the checkpoint so that a resumed run has all of them.
+class History(Callback):
+    """Keep the metrics of every epoch, also in the checkpoint, so that a resumed run has all of them.
 
-    Those of the validation only where there was one: Lightning keeps the last one's. A ``Checkpoint`` only because
-    Lightning calls those after the module has logged its epoch.
+    An epoch without validation has none of its metrics: Lightning would repeat those of the last validation.
     """
 
     def __init__(self) -> None:

@@ -14,9 +14,9 @@ class Spy(Callback):
     """Check devices and the optimizer state's layout, and that no ordinary step waits for the GPU."""
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: BaseVAE, batch: Any, batch_idx: int) -> None:
-        """Check that batch, weights and metric sums are on one device, and on a GPU the data set too."""
+        """Check that batch and weights are on one device, and on a GPU the data set too."""
         device = trainer.strategy.root_device.type
-        found = {batch.x.device.type, pl_module.device.type, pl_module.means["fit"].sums.device.type}
+        found = {batch.x.device.type, pl_module.device.type}
         assert found == {device}, f"tensors are on {found}, not only on {device}"
         assert device == "cpu" or trainer.datamodule._on_gpu is not None, "the images are not on the GPU"
         self._set_sync_mode("error" if trainer.global_step in NO_WAIT else "default")

@@ -13,7 +13,7 @@ from src.runs import build
 from src.runs.checkpoints import read_weights
 from src.system.errors import UserError
 from src.system.explain import explain
-from tests.helpers import EXPERIMENTS, LIKELIHOODS, MODELS, built, composed
+from tests.helpers import EXPERIMENTS, LIKELIHOODS, MODELS, built, composed, fit
 
 
 def digits_batch(datamodule, size: int) -> Batch:
@@ -27,7 +27,7 @@ def descend(model, batch: Batch, steps: int) -> list[float]:
     losses = []
     for _ in range(steps):
         optimizer.zero_grad()
-        loss = model.training_step(batch, 0)
+        loss = model.training_step(batch, 0)["loss"]
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
@@ -41,7 +41,7 @@ def test_model_takes_a_step_and_reloads(name, depth, tmp_path):
     datamodule, model = built(*overrides)
     batch = digits_batch(datamodule, 8)
     optimizer = model.configure_optimizers()
-    loss = model.training_step(batch, 0)
+    loss = model.training_step(batch, 0)["loss"]
     loss.backward()
     assert torch.isfinite(loss)
     silent = [name for name, p in model.named_parameters() if p.grad is None or not (p.grad != 0).any()]
@@ -111,7 +111,7 @@ def test_five_deep_stages_train_at_once(precision):
     for _ in range(15):
         optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            loss = model.training_step(batch, 0)
+            loss = model.training_step(batch, 0)["loss"]
         loss.backward()
         first_layer.append(next(model.encoder.parameters()).grad.norm().item())
         optimizer.step()
@@ -210,11 +210,7 @@ def test_validation_is_in_float32_and_training_as_it_was(monkeypatch):
 def test_losses_of_a_validation_carry_the_final_weight():
     """With the weight of a warm-up the losses would rise, and the first epochs look best."""
     datamodule, model = built("model=conv_tiny", "data.image_size=8", "model.kl_weight=2", "model.kl_warmup_steps=1000")
-    trainer = L.Trainer(
-        accelerator="cpu", max_epochs=1, limit_train_batches=3, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
-    )  # fmt: skip
-    trainer.fit(model, datamodule)
+    trainer = fit(model, datamodule, limit_train_batches=3)
     assert model.train().current_kl_weight == pytest.approx(2 * 3 / 1000)
     of = {name.removeprefix("val/"): float(value) for name, value in trainer.callback_metrics.items()}
     assert of["loss"] == pytest.approx(of["distortion"] + 2 * of["rate"], rel=1e-5)

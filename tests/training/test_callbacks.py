@@ -16,10 +16,10 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard.summary import hparams
 
 from hydra_plugins.sweep_callback import Sweep
-from src.metrics.means import ExampleMean
 from src.runs import build
 from src.system.errors import UserError
 from src.training.dashboard import Dashboard, summary_table
+from src.training.epoch_means import ExampleMean
 from src.training.history import History, Throughput, _left, mark_kept
 from src.training.resume import BestCheckpoint, PatientEarlyStopping, ReproducibleNoise
 from tests.gpu_check.__main__ import Checks
