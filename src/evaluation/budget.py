@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from src.evaluation import feature_networks
+from src.evaluation import feature_training
 from src.evaluation.importance import importance_bound
 from src.evaluation.likelihood import bytes_a_code, likelihood_bytes, samples_at_once
 from src.models.footprint import Work, work_of
@@ -112,7 +112,7 @@ def settle(predictor: Predictor, options: Options, minutes: float | str | None) 
         if settled[part] != full[part]
     }
     here = measured(predictor, "samples" in options)
-    making = feature_networks.making(predictor.datamodule, predictor.cache_dir, predictor.device)
+    making = feature_training.making(predictor.datamodule, predictor.cache_dir, predictor.device)
     making = making if "samples" in options else 0.0
     once = f", {duration(making)} of it for a feature network that is made once" if making else ""
     seconds = here.of(settled, train, judged) + making
@@ -166,7 +166,7 @@ def nominal(predictor: Predictor) -> Cost:
     model = predictor.model
     x = torch.zeros(1, *model.image_shape, device=model.device)
     z = torch.zeros(1, model.latent_dim, device=model.device)
-    features = feature_networks.kept(predictor.datamodule, predictor.cache_dir, predictor.device).network.eval()
+    features = feature_training.kept(predictor.datamodule, predictor.cache_dir, predictor.device).network.eval()
     decoding = nominal_seconds(work_of(model, lambda: model.decode(z)))
     return Cost(
         nominal_seconds(work_of(model, lambda: model.posterior(x))),
@@ -188,7 +188,7 @@ def measured(predictor: Predictor, with_features: bool) -> Cost:
     x = batch.x
     z, _ = predictor.posterior(x)
     at_once = min(TRIED, samples_at_once(bytes_a_code(predictor.model), BOUNDS[0][0])[1])
-    features = feature_networks.kept(predictor.datamodule, predictor.cache_dir, predictor.device).network
+    features = feature_training.kept(predictor.datamodule, predictor.cache_dir, predictor.device).network
     features = features.to(predictor.device).eval()
     with stream(predictor.seed, "trial"):
         return Cost(

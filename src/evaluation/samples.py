@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from src.data.base import Split
-from src.evaluation.feature_networks import Features, inception_features, own_features
+from src.evaluation.feature_networks import Features, inception_features
+from src.evaluation.feature_training import own_features
 from src.metrics import distances
 from src.models.predictor import Predictor
 from src.system.console import progress

@@ -14,9 +14,10 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from src.evaluation import budget, feature_networks
+from src.evaluation import budget, feature_networks, feature_training
 from src.evaluation.budget import Cost, chosen, settle
-from src.evaluation.feature_networks import inception_features, own_features
+from src.evaluation.feature_networks import inception_features
+from src.evaluation.feature_training import own_features
 from src.evaluation.latents import latents, representation
 from src.evaluation.likelihood import bound, bytes_a_code, samples_at_once
 from src.evaluation.samples import memorisation, samples
@@ -250,7 +251,7 @@ def test_a_classifier_goes_on_where_its_training_was_interrupted(predictor, tmp_
     """Its training images are binarized at random; the resumed training draws the same ones."""
     caplog.set_level("INFO")
     predictor.datamodule.binarize = "dynamic"
-    monkeypatch.setattr(feature_networks, "STEPS", 45)  # of 11 an epoch
+    monkeypatch.setattr(feature_training, "STEPS", 45)  # of 11 an epoch
     whole = own_features(predictor.datamodule, tmp_path / "whole", predictor.device)
 
     def interrupted(epochs, what, total, done):
@@ -260,17 +261,17 @@ def test_a_classifier_goes_on_where_its_training_was_interrupted(predictor, tmp_
         raise KeyboardInterrupt
 
     with monkeypatch.context() as context:
-        context.setattr(feature_networks, "progress", interrupted)
+        context.setattr(feature_training, "progress", interrupted)
         with pytest.raises(KeyboardInterrupt):
             own_features(predictor.datamodule, tmp_path / "cut", predictor.device)
     (unfinished,) = (tmp_path / "cut").iterdir()
     assert torch.load(unfinished, weights_only=True)["epochs"] == 2
     monkeypatch.setattr(
-        feature_networks, "progress", lambda epochs, what, total, done: bars.append((total, done)) or epochs
+        feature_training, "progress", lambda epochs, what, total, done: bars.append((total, done)) or epochs
     )
     bars = []
-    place = feature_networks.kept(predictor.datamodule, tmp_path / "cut", predictor.device)
-    assert feature_networks._epochs_done(place.unfinished) == 2
+    place = feature_training.kept(predictor.datamodule, tmp_path / "cut", predictor.device)
+    assert feature_training._epochs_done(place.unfinished) == 2
     again = own_features(predictor.datamodule, tmp_path / "cut", predictor.device)
     assert bars == [(5, 2)]
     assert "resumes after 2 of 5 epochs" in caplog.text
@@ -404,7 +405,7 @@ def test_copies_of_training_images_are_noticed(predictor):
 
 def test_the_classifier_is_good_and_made_once(evaluated, cache, monkeypatch):
     datamodule, _ = built(*QUICK)
-    monkeypatch.setattr(feature_networks, "_train", None)  # nothing to train: it is read
+    monkeypatch.setattr(feature_training, "_train", None)  # nothing to train: it is read
     made = own_features(datamodule, cache, torch.device("cpu"))
     assert made.name == "classifier"
     assert made.facts["validation_accuracy"] > 0.95
@@ -417,9 +418,9 @@ def test_the_classifier_is_good_and_made_once(evaluated, cache, monkeypatch):
 
 def test_a_damaged_classifier_is_made_again(tmp_path, monkeypatch):
     datamodule, _ = built(*QUICK)
-    monkeypatch.setattr(feature_networks, "STEPS", 20)
+    monkeypatch.setattr(feature_training, "STEPS", 20)
     made = own_features(datamodule, tmp_path, torch.device("cpu"))
-    assert feature_networks.making(datamodule, tmp_path, torch.device("cpu")) == 0
+    assert feature_training.making(datamodule, tmp_path, torch.device("cpu")) == 0
     (path,) = tmp_path.glob("features-digits-*.pt")
     path.write_bytes(b"broken")
     assert own_features(datamodule, tmp_path, torch.device("cpu")).facts["hash"] == made.facts["hash"]
