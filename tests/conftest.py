@@ -37,7 +37,7 @@ def finished(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
 
 @pytest.fixture
 def picture_folder(tmp_path: Path) -> Callable[..., Path]:
-    """Return a function that writes random pictures: ``picture_folder({"cats/a.png": (20, 30)})`` returns the folder."""
+    """Return a function that writes random pictures, ``write({"cats/a.png": (20, 30)})``, and returns their folder."""
 
     def write(files: dict[str, tuple[int, ...]], seed: int = 0) -> Path:
         rng = np.random.default_rng(seed)

@@ -167,7 +167,8 @@ def check_resumable(path: Path, checkpoint: Mapping[str, Any], model: BaseVAE) -
         if file != here:
             raise UserError(
                 f"the optimizer's state in {path} is of another kind or another version of the code (weights in groups "
-                f"of {file}, here {here}): ckpt_path={path} with another hydra.run.dir begins a new run with its weights"
+                f"of {file}, here {here}): ckpt_path={path} with another hydra.run.dir begins a new run with its "
+                "weights"
             )
         for number, name in enumerate(name for group in groups for name in group):
             weight, values = model.get_parameter(name), state["state"].get(number)

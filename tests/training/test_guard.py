@@ -162,7 +162,7 @@ def test_an_overflow_under_float16_is_left_to_the_scaler():
 
 
 def test_gradients_under_float16_are_shown_unscaled():
-    """Gradients of the scaled loss are larger by its scale, also with a fused optimizer."""
+    """Those of the scaled loss are larger by the scale; a fused optimizer would unscale them only in its step."""
     norms = {}
     for name, options in (
         ("full", {"precision": "32-true"}),
