@@ -1,6 +1,6 @@
-"""Hydra sweeper that lets Optuna choose the points of a search.
+"""Search with Optuna through Hydra.
 
-The published plugin (hydra-optuna-sweeper 1.3) needs Optuna 2; this one works with current versions.
+The plugin hydra-optuna-sweeper 1.3 needs Optuna 2: https://github.com/hydra-ecosystem/hydra/issues/2162
 """
 
 import contextlib
@@ -26,18 +26,19 @@ STUDY = "sweep"
 
 
 class OptunaSweeper(Sweeper):
-    """Tree-structured Parzen estimator on what runs are compared by, kept in ``optuna.db`` in the sweep's folder.
+    """Optimize the metric ``compare_by`` with a tree-structured Parzen estimator.
 
-    The same command goes on with the study: points that were cut off or failed are tried again. A point that diverged
-    counts as pruned. Several points are asked for at a time, one for each of the launcher's slots.
+    The study is ``optuna.db`` in the sweep's folder. The same command resumes it and retries points that were
+    interrupted or failed. A point that diverged counts as pruned. The study suggests as many points at a time as the
+    launcher has slots.
 
     Args:
-        params: search space, in Hydra's words: ``choice(2, 8)``, ``range(1, 4)``, ``interval(0.1, 1)``,
+        params: search space in Hydra's syntax: ``choice(2, 8)``, ``range(1, 4)``, ``interval(0.1, 1)``,
             ``tag(log, interval(1e-4, 1e-2))``, ``tag(int, log, interval(2, 64))``.
-        trials: points in all.
-        at_once: points asked for at a time; None for one a slot.
-        startup: points drawn at random before the estimator begins.
-        seed: of the search.
+        trials: total number of points.
+        at_once: number of points suggested at a time; None for one a slot.
+        startup: number of random points before the estimator begins.
+        seed: seed of the search.
     """
 
     def __init__(
@@ -71,13 +72,13 @@ class OptunaSweeper(Sweeper):
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         folder = Path(self.config.hydra.sweep.dir)
         try:
-            space, fixed = self._asked(arguments)
-            with _alone_in(folder):
-                return self._searched(folder, space, fixed)
+            space, fixed = self._space(arguments)
+            with _exclusive(folder):
+                return self._run_study(folder, space, fixed)
         except UserError as error:
             sys.exit(f"error: {error}")
 
-    def _asked(self, arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    def _space(self, arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         """Return the search space and the fixed overrides."""
         space, fixed = search_space(self.params, arguments)
         if self.config.compare_by.endswith("/loss") and "model.kl_weight" in space:
@@ -87,7 +88,7 @@ class OptunaSweeper(Sweeper):
             )
         return space, fixed
 
-    def _searched(self, folder: Path, space: dict[str, Any], fixed: list[str]) -> float | None:
+    def _run_study(self, folder: Path, space: dict[str, Any], fixed: list[str]) -> float | None:
         import optuna
 
         if set("?%#{}") & set(str(folder.absolute())):
@@ -105,15 +106,15 @@ class OptunaSweeper(Sweeper):
                 f"the search in {folder} was begun for another metric ({former}): choose another hydra.sweep.dir"
             )
         study.set_user_attr("monitor", metric)
-        # With the same seed, a search that is resumed would draw its first points again.
+        # With the same seed a resumed search would draw its first points again.
         seed = self.seed + len(study.trials)
         study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=self.startup, constant_liar=True)
-        self._try_again(study)
+        self._requeue(study)
         self._search(study, space, fixed)
         return study.best_value if any(t.state.name == "COMPLETE" for t in study.trials) else None
 
-    def _try_again(self, study: Any) -> None:
-        """Put points that were cut off or failed back into the queue."""
+    def _requeue(self, study: Any) -> None:
+        """Put points that were interrupted or failed back into the queue."""
         from optuna.trial import TrialState
 
         queued = {trial.user_attrs.get("of") for trial in study.trials}
@@ -131,13 +132,13 @@ class OptunaSweeper(Sweeper):
         while (left := self.trials - failed - len(study.get_trials(states=kept, deepcopy=False))) > 0:
             width = self.at_once or getattr(self.launcher, "width", 4)
             try:
-                asked = [study.ask(space) for _ in range(min(left, width))]
+                trials = [study.ask(space) for _ in range(min(left, width))]
             except ValueError as error:
                 advice = "the search in this folder was begun with another space: choose another hydra.sweep.dir"
                 raise UserError(f"{advice} ({error})") from error
-            points = [[*fixed, *(f"{key}={_typed(value)}" for key, value in trial.params.items())] for trial in asked]
-            jobs = self.launcher.launch(points, initial_job_idx=asked[0].number)
-            for trial, job in zip(asked, jobs, strict=True):
+            points = [[*fixed, *(f"{key}={_typed(value)}" for key, value in trial.params.items())] for trial in trials]
+            jobs = self.launcher.launch(points, initial_job_idx=trials[0].number)
+            for trial, job in zip(trials, jobs, strict=True):
                 value = job.return_value
                 if value is None:
                     failed += 1
@@ -153,12 +154,12 @@ class OptunaSweeper(Sweeper):
 
 
 def direction_of(config: DictConfig) -> str:
-    """Return the direction in which the metric that runs are compared by gets better."""
+    """Return ``minimize`` or ``maximize``, as the metric ``compare_by`` demands."""
     return f"{natural_mode(config.compare_by)}imize"
 
 
 @contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
+def _exclusive(folder: Path) -> Iterator[None]:
     """Keep other searches out of the folder."""
     try:
         held = lock(folder, ".search.lock")
@@ -169,12 +170,12 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 
 def search_space(params: dict[str, str], arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """Optuna's distributions of the swept keys, and the overrides that every point has.
+    """Return Optuna's distributions of the swept keys, and the overrides of every point.
 
-    The command line has the last word over ``params``.
+    The command line takes precedence over ``params``.
 
     Raises:
-        UserError: a space cannot be searched.
+        UserError: Optuna cannot search a space.
     """
     typed = [f"{key}={value}" for key, value in params.items()] + list(arguments)
     space, fixed = {}, {}

@@ -1,4 +1,4 @@
-"""Hydra launcher that runs points with :mod:`src.sweeps.slots`; Hydra finds plugins in ``hydra_plugins`` only."""
+"""Launch points with :mod:`src.sweeps.slots`; Hydra finds plugins in ``hydra_plugins`` only."""
 
 import contextlib
 import functools
@@ -38,11 +38,11 @@ class SlotsLauncher(Launcher):
     """Run every point in its own process, as many at a time as the machine has slots.
 
     Args:
-        slots: number of slots; None for one a group of GPUs (times ``per_gpu``), or one a processor without them.
-        per_gpu: points that share a GPU.
-        threads: threads of each process; None divides the processors.
+        slots: number of slots; None for one a group of GPUs (times ``per_gpu``), or one a processor without GPUs.
+        per_gpu: number of points that share a GPU.
+        threads: number of threads of each process; None divides the processors.
         warm: fork the points from one process that has imported what a training needs, instead of starting a new
-            interpreter for each. Linux only: on macOS, system libraries do not survive a fork.
+            interpreter for each. Linux only: system libraries of macOS do not survive a fork.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class SlotsLauncher(Launcher):
 
     @property
     def width(self) -> int:
-        """Number of points that run at a time."""
+        """Return the number of points that run at a time."""
         return len(self._slots)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
@@ -72,16 +72,16 @@ class SlotsLauncher(Launcher):
                 Point(sweep, plan, overrides, number, program, self._starter)
                 for number, overrides in enumerate(job_overrides, initial_job_idx)
             ]
-            distinct = {point.folder: point for point in points}  # a search may ask for one twice
+            distinct = {point.folder: point for point in points}  # a search may suggest one twice
             run_all(list(distinct.values()), self._slots)
         except (UserError, OSError) as error:
             sys.exit(f"error: {explain(error) or error}")
         except KeyboardInterrupt as stop:
-            with contextlib.suppress(OSError):  # the terminal may be gone
+            with contextlib.suppress(OSError):  # the terminal may be closed
                 print("error: interrupted; repeat the command to go on", file=sys.stderr)
                 print(f"Report on the finished points: python -m src.report folder={sweep}", file=sys.stderr)
             sys.exit(status_of(stop))
-        return [_returned(distinct[point.folder]) for point in points]
+        return [_job_return(distinct[point.folder]) for point in points]
 
     @functools.cached_property
     def _slots(self) -> list[Slot]:
@@ -89,8 +89,8 @@ class SlotsLauncher(Launcher):
         return slots_here(self.config, plan, self.slots, self.per_gpu, self.threads)
 
 
-def _returned(point: Point) -> JobReturn:
+def _job_return(point: Point) -> JobReturn:
     job = JobReturn(overrides=point.record.overrides, working_dir=str(point.folder), task_name=point.name)
     job.return_value = point.value
-    job.status = JobStatus.COMPLETED  # failed points are counted at the end; Hydra would stop here
+    job.status = JobStatus.COMPLETED  # Hydra would stop at a failed one; they are counted at the end
     return job

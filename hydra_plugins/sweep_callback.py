@@ -1,4 +1,4 @@
-"""Hydra callback before and after a sweep, whichever launcher runs its points."""
+"""Prepare a sweep before its first point and report on it after the last, with any launcher."""
 
 import logging
 import shlex
@@ -18,12 +18,12 @@ from src.system.errors import UserError
 from src.system.explain import explain
 from src.system.files import quoted
 
-if TYPE_CHECKING:  # it imports pandas, which a sweep needs at its end only
+if TYPE_CHECKING:  # pandas is imported only at the end of a sweep
     from src.reporting.results import Results
 
 log = logging.getLogger(__name__)
 
-MOST_EXIT_CODE = 100  # shells use those above 125
+LARGEST_EXIT_CODE = 100  # shells reserve those above 125
 
 
 class Sweep(Callback):
@@ -33,7 +33,7 @@ class Sweep(Callback):
         """Write ``sweep.json`` and TensorBoard's columns before the first point starts."""
         try:
             plan = plan_of(config, shlex.join(["python", "-m", "src.train", *sys.argv[1:]]))
-            _refuse_other_machines(config, plan)
+            _check_slots(config, plan)
         except UserError as error:
             sys.exit(f"error: {error}")
         folder = sweep_folder(plan, config)
@@ -63,12 +63,12 @@ class Sweep(Callback):
         else:
             print("; ".join([*last_words(results), f"report: {page}"]))
         if any(without):
-            print("; ".join(_what_to_do(without)))
-            sys.exit(min(sum(without), MOST_EXIT_CODE))
+            print("; ".join(_advice(without)))
+            sys.exit(min(sum(without), LARGEST_EXIT_CODE))
 
 
-def _what_to_do(without: Missing) -> Iterator[str]:
-    """Say how points without a result get one."""
+def _advice(without: Missing) -> Iterator[str]:
+    """Say how to get the missing results."""
     if without.failed:
         yield f"{_points(without.failed)} failed: repeat the command to try again"
     if without.diverged:
@@ -82,11 +82,11 @@ def _points(count: int) -> str:
     return f"{count} point{'s' if count > 1 else ''}"
 
 
-def _refuse_other_machines(config: DictConfig, plan: Plan) -> None:
-    """Check that this machine has slots for the sweep before its folder is made; other launchers need none.
+def _check_slots(config: DictConfig, plan: Plan) -> None:
+    """Check before the folder is made that this machine has slots for the sweep; other launchers need none.
 
     Raises:
-        UserError: it has none.
+        UserError: the machine has none.
     """
     launcher = config.hydra.launcher
     if launcher is not None and str(launcher.get("_target_")).endswith(".SlotsLauncher"):
@@ -94,9 +94,9 @@ def _refuse_other_machines(config: DictConfig, plan: Plan) -> None:
 
 
 def last_words(results: "Results") -> list[str]:
-    """Say how many points are done and which configuration is the best, by the report's statistics.
+    """Say how many points are done and which configuration is best by the report's statistics.
 
-    No best one is named where numbers do not compare: of several kinds, or losses of several KL weights.
+    None is named if values cannot be compared: those of several kinds, or losses of several KL weights.
     """
     from src.reporting.statistics import configurations, verdict
     from src.reporting.words import TESTED, best_in_words, why_no_best

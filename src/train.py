@@ -3,7 +3,7 @@
 ``python -m src.train model=conv_deep data=chest_xray``; ``--help`` lists every group and key.
 """
 
-if not __package__:  # started as a file, it does not find the project
+if not __package__:  # run as a file, it cannot import the project
     raise SystemExit(f"error: type python -m src.train in {__file__.rpartition('src')[0]}")
 
 import logging
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 @command("train")
 def main(cfg: DictConfig) -> float | None:
-    """Run one training; return what it is compared by at the best epoch, for whoever optimises that."""
+    """Train, and return the metric ``compare_by`` of the best epoch, for a sweeper that optimizes it."""
     if HydraConfig.get().mode is RunMode.MULTIRUN:
         return run_here()
     name = HydraConfig.get().runtime.choices.get("model", cfg.model._target_)
@@ -31,7 +31,7 @@ def main(cfg: DictConfig) -> float | None:
         f"max_epochs {cfg.trainer.max_epochs}, {cfg.trainer.accelerator}, precision {cfg.trainer.precision}, "
         f"seed {cfg.seed}, into {os.path.relpath(cfg.run_dir)}"
     )
-    # torch and Lightning come after the config is composed and checked: a typo is answered at once.
+    # Import torch and Lightning after the config is checked, so that a typo is reported at once.
     import lightning as L
 
     from src.runs import build, checkpoints, fit, folder, record
@@ -50,17 +50,17 @@ def main(cfg: DictConfig) -> float | None:
     datamodule = build.build_datamodule(cfg)
     model = build.build_model(cfg, datamodule)
     build.check_metrics(cfg, model, datamodule)
-    # A damaged or foreign checkpoint is named before anything starts.
+    # Check the checkpoint before anything is written.
     if start.weights is not None:
         model.load_state_dict(checkpoints.weights_of(start.weights, start.checkpoint, model))
     if start.resume is not None:
         checkpoints.check_resumable(start.resume, start.checkpoint, model)
     acceleration.compile_networks(model, cfg)
     trainer = build.build_trainer(cfg)
-    fit.say(record.describe_size(model))  # before the images are decoded, which may take minutes
+    fit.say(record.describe_size(model))  # before decoding the images, which may take minutes
     datamodule.prepare_data()
     run.check_images(start, datamodule)
-    start = start._replace(checkpoint=None)  # it is mapped: its file would stay on the disk
+    start = start._replace(checkpoint=None)  # the mapped file would keep its disk space
     fit.say(record.describe_data(datamodule))
     if start.weights is not None:
         fit.say(f"beginning with the weights of {start.weights}")

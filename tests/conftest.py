@@ -1,6 +1,6 @@
-"""Fixtures, and the time that tests take.
+"""Define fixtures, and limit the time of tests.
 
-Nothing heavy is imported here: where several workers run the tests, the process that starts them reads this file too.
+Import nothing heavy here: the process that starts the workers reads this file too.
 """
 
 import fcntl
@@ -19,25 +19,25 @@ LONGEST = 60.0  # seconds of a test that is not marked slow
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
-    """A run of two epochs, with its output; not to be written into. The first worker that asks trains it for all."""
+    """Return a read-only run of two epochs and its output; the first worker that needs it trains it for all."""
     from tests.helpers import QUICK, cli
 
     own = tmp_path_factory.getbasetemp()
     shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
-    run, said = shared / "finished" / "run", shared / "finished" / "output.txt"
+    run, output = shared / "finished" / "run", shared / "finished" / "output.txt"
     run.parent.mkdir(exist_ok=True)
     with open(run.parent / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not said.exists():
+        if not output.exists():
             done = cli(*QUICK, "trainer.max_epochs=2", "seed=0", "tags=[quick]", f"hydra.run.dir={run}")
             assert done.returncode == 0, done.stdout
-            said.write_text(done.stdout)
-    return run, subprocess.CompletedProcess([], 0, said.read_text())
+            output.write_text(done.stdout)
+    return run, subprocess.CompletedProcess([], 0, output.read_text())
 
 
 @pytest.fixture
 def picture_folder(tmp_path: Path) -> Callable[..., Path]:
-    """Writes random pictures: ``picture_folder({"cats/a.png": (20, 30)})`` gives the folder that holds them."""
+    """Return a function that writes random pictures, ``write({"cats/a.png": (20, 30)})``, and returns their folder."""
 
     def write(files: dict[str, tuple[int, ...]], seed: int = 0) -> Path:
         rng = np.random.default_rng(seed)
@@ -51,20 +51,20 @@ def picture_folder(tmp_path: Path) -> Callable[..., Path]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests come first: a worker that begins one last keeps the others waiting."""
+    """Run files with slow tests first: one that starts last would keep the other workers waiting."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 
 
 def pytest_sessionfinish() -> None:
-    """The warm process ends, and what it has covered is counted."""
+    """End the warm process, so that its coverage is counted."""
     if (helpers := sys.modules.get("tests.helpers")) is not None:
         helpers.WARM.close()
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Iterator[None]:
-    """A test that takes over a minute is about processes and marked ``slow``, or it fails."""
+    """Fail a test that takes over a minute and is not marked ``slow``."""
     report = yield
     if call.when == "call" and call.duration > LONGEST and report.passed and item.get_closest_marker("slow") is None:
         report.outcome = "failed"

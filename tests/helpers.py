@@ -1,4 +1,4 @@
-"""What tests share: composed configs, the command line as a user types it, and real data where it is."""
+"""Share helpers between tests: composed configs, the command line as a user types it, and real data if present."""
 
 import os
 import subprocess
@@ -39,9 +39,9 @@ needs_binarized = pytest.mark.skipif(
 
 SMALL = ("model=conv_tiny", "data=digits", "data.image_size=8")
 QUICK = ("model=conv_tiny", "data=digits", "data.image_size=16", "data.batch_size=128")
-PLAIN = ("~callbacks.figures", "~callbacks.dashboard", "~logger")  # where a test looks at no picture
+PLAIN = ("~callbacks.figures", "~callbacks.dashboard", "~logger")  # for tests that check no picture
 
-# One for each worker: it imports once what commands need, and every command is forked from it.
+# One process for each worker imports what commands need; every command is forked from it.
 WARM = Warm(
     [
         "tests.cuda_calls",
@@ -55,13 +55,13 @@ WARM = Warm(
 
 
 def composed(*overrides: str) -> DictConfig:
-    """The config of ``python -m src.train <overrides>``."""
+    """Compose the config of ``python -m src.train <overrides>``."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return compose("train", overrides=list(overrides))
 
 
 def multirun_config(*overrides: str):
-    """The config that Hydra hands to a sweep's callback."""
+    """Compose the config that Hydra passes to a sweep's callback."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         plain = [o for o in overrides if not OverridesParser.create().parse_override(o).is_sweep_override()]
         config = compose("train", overrides=plain, return_hydra_config=True)
@@ -70,7 +70,7 @@ def multirun_config(*overrides: str):
 
 
 def built(*overrides: str, seed: int = 0) -> tuple[ImageDataModule, BaseVAE]:
-    """Data module and freshly initialised model of a command line."""
+    """Build the data module and a newly initialised model of a command line."""
     cfg = composed(*overrides)
     L.seed_everything(seed, verbose=False)
     datamodule = build.build_datamodule(cfg)
@@ -82,19 +82,19 @@ def command(*overrides: str, module: str = "src.train") -> list[str]:
 
 
 def cli(*overrides: str, module: str = "src.train", starter: Starter = WARM, **env: str) -> subprocess.CompletedProcess:
-    """Run a command as a user types it; stdout and stderr together in ``.stdout``.
+    """Run a command as a user types it; ``.stdout`` holds stdout and stderr.
 
-    ``starter=Cold()`` starts a new interpreter, for tests that are about that.
+    ``starter=Cold()`` starts a new interpreter, for tests that need one.
     """
     with tempfile.TemporaryFile("w+") as output:
         process = starter.start(module, overrides, {**os.environ, **env}, output)
-        status = process.wait(900)  # only for what would never end: a slow machine is no failure
+        status = process.wait(900)  # generous: a slow machine is no failure
         output.seek(0)
         return subprocess.CompletedProcess(command(*overrides, module=module), status, output.read())
 
 
 def assert_one_line_error(done: subprocess.CompletedProcess, *words: str) -> None:
-    """The command failed, and its last line alone says why."""
+    """Check that the command failed, and that only its last line says why."""
     lines = done.stdout.strip().splitlines()
     assert done.returncode != 0, done.stdout
     assert "Traceback" not in done.stdout, done.stdout
@@ -104,17 +104,17 @@ def assert_one_line_error(done: subprocess.CompletedProcess, *words: str) -> Non
 
 
 def data(*overrides: str):
-    """The data module of a command line, nothing read yet."""
+    """Build the data module of a command line, without reading any data."""
     return build.build_datamodule(composed(*overrides))
 
 
 def examples(datamodule: ImageDataModule, part: str, count: int):
-    """Images spread over a split, as the model sees them."""
+    """Return images spread over a split, as the model sees them."""
     return datamodule.scale(datamodule.pool.images[datamodule.spread(part, count)])
 
 
 def sides(splits) -> dict[int, str]:
-    """Which split each image is in; fails where one is in two."""
+    """Map each image to its split; fail if one is in two."""
     found = {}
     for side in ("train", "val", "test"):
         for index in getattr(splits, side).tolist():

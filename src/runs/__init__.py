@@ -1,1 +1,1 @@
-"""A run and its folder: made, trained, recorded, read back."""
+"""Build, train, record and reload a run and its folder."""

@@ -1,4 +1,4 @@
-"""What a config describes: its data, its model, its trainer; and what it leaves open, filled in."""
+"""Build the data, the model and the trainer of a config, and fill in what it leaves open."""
 
 import os
 from functools import partial
@@ -27,15 +27,15 @@ from src.training.epoch_means import EpochMeans
 from src.training.recipe import Recipe
 from src.training.resume import StepLimit
 
-# Config groups that a sweep may choose from.
+# Config groups that can be swept.
 CHOICES = ("experiment", "model", "data", "likelihood@model.likelihood", "optimizer", "schedule", "trainer")
 
 
 def hyperparameters(cfg: DictConfig) -> dict[str, str | int | float | bool]:
-    """Return flat names and values for the loggers: what shapes a run, and whatever its command line sets.
+    """Return flat names and values for the loggers: the main settings, and all that the command line sets.
 
-    A sweep varies the latter. Class names, paths and most keys of the data are only shown where they were typed:
-    TensorBoard sorts columns by name, so all keys of the data would stand before the model.
+    Class names, paths and most data keys are shown only if the command line, which may be a sweep's, sets them:
+    TensorBoard sorts columns by name and would put all data keys before the model.
     """
     tree = OmegaConf.to_container(cfg, resolve=True)
     tree["trainer"] = {key: tree["trainer"].get(key) for key in ("max_epochs", "precision", "gradient_clip_val")}
@@ -53,12 +53,12 @@ def hyperparameters(cfg: DictConfig) -> dict[str, str | int | float | bool]:
 
 
 def build_datamodule(cfg: DictConfig) -> ImageDataModule:
-    """The data set that a config describes."""
+    """Build the data module of a config."""
     return instantiate(cfg.data, _convert_="all")
 
 
 def build_model(cfg: DictConfig, datamodule: ImageDataModule) -> BaseVAE:
-    """The model that a config describes, for the images of ``datamodule``."""
+    """Build the model of a config for the images of ``datamodule``."""
     model = instantiate(
         cfg.model,
         image_shape=list(datamodule.image_shape),
@@ -72,10 +72,10 @@ def build_model(cfg: DictConfig, datamodule: ImageDataModule) -> BaseVAE:
 
 
 def check_metrics(cfg: DictConfig, model: BaseVAE, datamodule: ImageDataModule) -> None:
-    """See that what a run is compared, kept or stopped by is computed for these pixels under this likelihood.
+    """Check that the metrics that a run is compared, kept or stopped by exist for these pixels and this likelihood.
 
     Raises:
-        UserError: it asks for bits per dimension where the likelihood is none of the data.
+        UserError: the config asks for bits per dimension, but the likelihood is not one of these pixels.
     """
     if model.likelihood.bits_per_dim(0.0, 1, datamodule.pixels) is not None:
         return
@@ -88,19 +88,19 @@ def check_metrics(cfg: DictConfig, model: BaseVAE, datamodule: ImageDataModule) 
 
 
 def build_trainer(cfg: DictConfig) -> L.Trainer:
-    """The trainer that a config describes, with its callbacks and loggers.
+    """Build the trainer of a config, with its callbacks and loggers.
 
     Raises:
-        UserError: it would train on Apple's GPU, which does not compute in float64, as means over a split need; or
-            in more processes than there are processors.
+        UserError: the trainer would use Apple's GPU, which lacks the float64 that means over a split need, or more
+            processes than there are processors.
     """
     if on_apples_gpu(cfg):
         raise UserError(
             f"trainer.accelerator={cfg.trainer.accelerator} is Apple's GPU here (MPS), which has no float64: choose "
             "trainer=cpu"
         )
-    made = instantiate(cfg.get("callbacks") or {}, _convert_="all")
-    callbacks = {name: callback for name, callback in made.items() if callback is not None}  # null leaves one out
+    callbacks = instantiate(cfg.get("callbacks") or {}, _convert_="all")
+    callbacks = {name: callback for name, callback in callbacks.items() if callback is not None}  # null disables one
     steps = cfg.trainer.get("max_steps", -1)
     if isinstance(steps, int) and steps >= 0:
         callbacks["step_limit"], steps = StepLimit(steps), -1
@@ -116,13 +116,13 @@ def build_trainer(cfg: DictConfig) -> L.Trainer:
         default_root_dir=cfg.run_dir,
         _convert_="all",
     )
-    if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # not one that the user or a strategy brought
+    if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # keep one from the user or the strategy
         trainer.strategy.checkpoint_io = WholeCheckpoints(partial(put_aside, RunFolder(cfg.run_dir).path))
     return trainer
 
 
 def build_loggers(cfg: DictConfig) -> list[Logger]:
-    """Return the loggers that a config describes.
+    """Build the loggers of a config.
 
     Raises:
         UserError: a logger needs a package that is not installed.
@@ -141,9 +141,9 @@ def build_loggers(cfg: DictConfig) -> list[Logger]:
 
 
 def fill_seed(cfg: DictConfig, run: RunFolder) -> None:
-    """Draw a seed where the config leaves it open, so that the record names it. 0 is a seed.
+    """Draw a seed if the config has none (0 is a seed), so that it is recorded.
 
-    A resume takes the seed that was drawn, and so do the processes that Lightning starts for this one.
+    A resume and the processes that Lightning starts take the seed that was drawn before.
     """
     if cfg.seed is not None:
         return
@@ -156,13 +156,12 @@ def fill_seed(cfg: DictConfig, run: RunFolder) -> None:
 
 
 def fill_precision(cfg: DictConfig, recorded: Path | None = None) -> None:
-    """Replace ``trainer.precision=auto``: bf16-mixed where the device multiplies bfloat16, else 32-true.
+    """Replace ``trainer.precision=auto``: bf16-mixed if the device multiplies bfloat16, else 32-true.
 
-    Before anything is recorded, so that the record names what was trained in. A resume takes what is ``recorded``: the
-    path of the run's config.
+    A resume takes the precision in the config ``recorded`` of the run.
 
     Raises:
-        UserError: float16 on a CPU, where Lightning would take bfloat16 in its place.
+        UserError: float16 on a CPU, where Lightning would use bfloat16 instead.
     """
     cpu = cfg.trainer.accelerator == "cpu" or (cfg.trainer.accelerator == "auto" and not on_gpu(cfg))
     if cpu:

@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, and read without unpickling code once nothing in them is damaged."""
+"""Write checkpoints atomically, and read them without unpickling code after checking that they are intact."""
 
 import contextlib
 import errno
@@ -28,58 +28,58 @@ RESUMED = (
     "global_step",
     "pytorch-lightning_version",
 )
-# What optimizers keep of each weight in its own shape.
+# Entries of an optimizer's state that have the shape of their weight.
 MIRRORS = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer", "square_avg", "grad_avg", "ax"}
 ADVICE = "Use the overrides that the run was trained with"
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Lightning's checkpoint files, each written beside the one that it replaces, which stays until it is whole.
+    """Write a checkpoint next to the file that it replaces, and replace that only when it is complete.
 
-    Lightning writes them in the folder of temporary files, and then copies them over the old ones; it still does where
-    the path is a URL. A checkpoint that holds what the one before it holds, as ``last`` does after a new ``best``, is
-    another name of that file: none is ever written into.
+    Lightning writes to ``$TMPDIR`` and copies over the old file (https://github.com/Lightning-AI/pytorch-lightning/issues/21253),
+    which is still done if the path is a URL. A checkpoint with the content of the one before, such as ``last`` after a
+    new ``best``, becomes a hard link to it; that is safe because no file is ever modified in place.
 
     Args:
-        before_first: called once, before the first is written.
+        before_first: called once, before the first checkpoint is written.
     """
 
     def __init__(self, before_first: Callable[[], None] | None = None) -> None:
         super().__init__()
         self._before_first = before_first
-        self._latest: tuple[Path, int, Any] | None = None  # the one before: its path, its inode, marks of its content
+        self._latest: tuple[Path, int, Any] | None = None  # path, inode and version of the one before
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write one.
+        """Write a checkpoint.
 
         Raises:
-            OSError: the disk is full, or the file cannot be written; it names the file.
+            OSError: the disk is full, or the file cannot be written; the error names the file.
         """
         if "://" in str(path):
             return super().save_checkpoint(checkpoint, path, storage_options)
         if self._before_first is not None:
             self._before_first()
             self._before_first = None
-        marks, path = _marks(checkpoint), Path(path)
+        version, path = _version_of(checkpoint), Path(path)
         try:
-            if not self._linked(path, marks):
+            if not self._link_to_latest(path, version):
                 with whole_file(path) as temporary, temporary.open("wb") as file:
                     torch.save(checkpoint, file)
                     file.flush()
                     os.fsync(file.fileno())
-                self._latest = (path, path.stat().st_ino, marks)
-        except (OSError, RuntimeError) as error:  # torch turns the system's error into one of its own
+                self._latest = (path, path.stat().st_ino, version)
+        except (OSError, RuntimeError) as error:  # torch raises its own error for the system's
             cause = error if isinstance(error, OSError) else error.__context__
             if not isinstance(cause, OSError):
                 raise
             raise OSError(cause.errno or errno.EIO, cause.strerror, str(path)) from error
 
-    def _linked(self, path: Path, marks: Any) -> bool:
-        """Whether the checkpoint before this one holds the same and could be given its name too."""
-        if self._latest is None or self._latest[2] != marks:
+    def _link_to_latest(self, path: Path, version: Any) -> bool:
+        """Link ``path`` to the checkpoint before if that has the same content; return whether that was done."""
+        if self._latest is None or self._latest[2] != version:
             return False
         twin, inode, _ = self._latest
-        with contextlib.suppress(OSError):  # it is gone, or the file system has no links
+        with contextlib.suppress(OSError):  # the file is gone, or the file system has no links
             if twin != path and twin.stat().st_ino == inode:
                 with whole_file(path) as temporary:
                     temporary.unlink()
@@ -88,30 +88,30 @@ class WholeCheckpoints(TorchCheckpointIO):
         return False
 
 
-def _marks(tree: Any) -> Any:
-    """Of what a checkpoint holds: equal where that is, told without looking at the weights.
+def _version_of(tree: Any) -> Any:
+    """Return a version of a checkpoint's content, which is equal for equal content, without reading the weights.
 
-    Writing into a tensor gives it a new version. Fused optimizers do not, but the number of steps is among the marks.
+    Writing to a tensor increases its version. Fused optimizers do not, but the version holds the number of steps too.
     """
     if isinstance(tree, Tensor):
         return tree.data_ptr(), tree._version, tree.shape, tree.dtype
     if isinstance(tree, Mapping):
-        return {key: _marks(value) for key, value in tree.items()}
+        return {key: _version_of(value) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
-        return [_marks(value) for value in tree]
+        return [_version_of(value) for value in tree]
     return tree
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint, read without unpickling code.
+    """Read a checkpoint without unpickling code.
 
     Raises:
-        UserError: it is damaged, or holds more than tensors and plain values.
+        UserError: the file is damaged, or holds more than tensors and plain values.
     """
     try:
-        with zipfile.ZipFile(path) as parts:  # torch itself does not look at the checksums
+        with zipfile.ZipFile(path) as parts:  # torch does not verify checksums
             if any(part.compress_type != zipfile.ZIP_STORED for part in parts.infolist()):
-                raise ValueError("it is compressed")  # torch writes none, and a small one may hold very much
+                raise ValueError("it is compressed")  # torch never compresses; a small file could expand to fill memory
             if (damaged := parts.testzip()) is not None:
                 raise ValueError(f"the checksum of {damaged} in it is another")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -125,31 +125,31 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def read_weights(path: Path, model: BaseVAE, advice: str = ADVICE) -> dict[str, Tensor]:
-    """The weights of a checkpoint, once they are seen to fit the model.
+    """Return the weights of a checkpoint after checking that they fit the model.
 
     Raises:
-        UserError: it is damaged, or its weights are another model's; the message ends with ``advice``.
+        UserError: the file is damaged, or its weights are another model's; the message ends with ``advice``.
     """
     return weights_of(path, read_checkpoint(path), model, advice)
 
 
 def weights_of(path: Path, checkpoint: Mapping[str, Any], model: BaseVAE, advice: str = ADVICE) -> dict[str, Tensor]:
-    """As :func:`read_weights`, of a checkpoint that has been read from ``path``."""
+    """Do what :func:`read_weights` does, for a checkpoint that was read from ``path``."""
     weights, ours = checkpoint["state_dict"], model.state_dict()
     for name in sorted(weights.keys() | ours.keys()):
-        then, now = (f"{list(w[name].shape)} {w[name].dtype}" if name in w else "absent" for w in (weights, ours))
-        if then != now:
+        file, here = (f"{list(w[name].shape)} {w[name].dtype}" if name in w else "absent" for w in (weights, ours))
+        if file != here:
             raise UserError(
-                f"the checkpoint {path} does not fit this model: {name} is {then} in the file and {now} here. {advice}"
+                f"the checkpoint {path} does not fit this model: {name} is {file} in the file and {here} here. {advice}"
             )
     return weights
 
 
 def check_resumable(path: Path, checkpoint: Mapping[str, Any], model: BaseVAE) -> None:
-    """See that training can go on from a checkpoint: that it has all that takes, and for this very model.
+    """Check that training can be resumed from a checkpoint: it is complete and fits the model.
 
     Raises:
-        UserError: it has not.
+        UserError: something is missing or does not fit.
     """
     if lacking := [part for part in RESUMED if part not in checkpoint]:
         raise UserError(
@@ -163,11 +163,12 @@ def check_resumable(path: Path, checkpoint: Mapping[str, Any], model: BaseVAE) -
     names = {parameter: name for name, parameter in model.named_parameters()}
     groups = [[names[p] for p in group["params"]] for group in model.recipe.optimizer(model).param_groups]
     for state in states:
-        then, now = ([len(group) for group in of] for of in ([g["params"] for g in state["param_groups"]], groups))
-        if then != now:
+        file, here = [len(group["params"]) for group in state["param_groups"]], [len(group) for group in groups]
+        if file != here:
             raise UserError(
                 f"the optimizer's state in {path} is of another kind or another version of the code (weights in groups "
-                f"of {then}, here {now}): ckpt_path={path} with another hydra.run.dir begins a new run with its weights"
+                f"of {file}, here {here}): ckpt_path={path} with another hydra.run.dir begins a new run with its "
+                "weights"
             )
         for number, name in enumerate(name for group in groups for name in group):
             weight, values = model.get_parameter(name), state["state"].get(number)
@@ -181,7 +182,7 @@ def check_resumable(path: Path, checkpoint: Mapping[str, Any], model: BaseVAE) -
 
 
 def _is_state(state: Any) -> bool:
-    """Whether it looks like what an optimizer saves."""
+    """Return whether ``state`` has the form that optimizers save."""
     if not (isinstance(state, dict) and isinstance(state.get("state"), dict)):
         return False
     groups = state.get("param_groups")
@@ -189,28 +190,28 @@ def _is_state(state: Any) -> bool:
 
 
 def first_readable(paths: Sequence[Path]) -> tuple[Path, dict[str, Any], list[str]]:
-    """The first of several checkpoints that can be read, what it holds, and what is wrong with those before it.
+    """Return the first checkpoint that can be read, its content, and the errors of those before it.
 
     Raises:
-        UserError: none can be; the message is that of the first.
+        UserError: none can be read; the message is that of the first.
     """
-    refusals = []
+    errors = []
     for path in paths:
         try:
-            return path, read_checkpoint(path), [str(refusal) for refusal in refusals]
+            return path, read_checkpoint(path), [str(error) for error in errors]
         except UserError as error:
-            refusals.append(error)
-    raise refusals[0]
+            errors.append(error)
+    raise errors[0]
 
 
 def fingerprint_in(checkpoint: Mapping[str, Any], datamodule: ImageDataModule) -> str | None:
-    """The fingerprint of the images that a checkpoint was trained on; None where it has none."""
+    """Return the fingerprint of the images that a checkpoint was trained on; None if it has none."""
     state = checkpoint.get(type(datamodule).__qualname__)
     return state.get("fingerprint") if isinstance(state, dict) else None
 
 
 def restoring(error: BaseException) -> bool:
-    """Whether an exception came up while Lightning took up the state in a checkpoint."""
+    """Return whether an exception was raised while Lightning restored the state of a checkpoint."""
     frames = traceback.extract_tb(error.__traceback__)
     return any(
         Path(frame.filename).name == "checkpoint_connector.py" and frame.name.startswith(("restore", "_restore"))
@@ -219,6 +220,6 @@ def restoring(error: BaseException) -> bool:
 
 
 def hash_of(path: Path) -> str:
-    """The first 16 hex digits of a file's SHA-256."""
+    """Return the first 16 hex digits of a file's SHA-256."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]

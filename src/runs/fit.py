@@ -1,4 +1,4 @@
-"""Training itself, from new weights or from a checkpoint; the test of the weights that it has chosen; the record."""
+"""Train from new weights or a checkpoint, test the best weights, and write the record."""
 
 import logging
 import signal
@@ -24,11 +24,11 @@ say = rank_zero_only(logging.getLogger(__name__).info)  # to the terminal and tr
 def run_to_its_end(
     run: RunFolder, cfg: DictConfig, trainer: L.Trainer, model: BaseVAE, datamodule: ImageDataModule, start: Start
 ) -> None:
-    """Train, test and record; where something stops that, say how to go on.
+    """Train, test and record; after an interruption, say how to resume.
 
     Raises:
-        UserError: it cannot be trained, or the disk is full.
-        SystemExit: a signal has stopped it; with the status that shells have for that signal.
+        UserError: the run cannot be trained, or the disk is full.
+        SystemExit: a signal stopped the run; the status is 128 plus its number, as in a shell.
     """
     try:
         describe(trainer, cfg)
@@ -40,7 +40,7 @@ def run_to_its_end(
             metrics = record.summarize(trainer, model, datamodule, figures, config)
             run.write_record(metrics)
             say(record.report(run, metrics, record.kept_epoch(trainer)))
-    except SystemExit as stop:  # Lightning ends with 1 on Ctrl-C and with 0 on SIGTERM
+    except SystemExit as stop:  # Lightning exits with 1 on Ctrl-C and with 0 on SIGTERM
         say(f"\nInterrupted: {run.way_on}")
         sys.exit(128 + (signal.SIGTERM if isinstance(stop, SIGTERMException) else signal.SIGINT))
     except Exception as error:
@@ -61,10 +61,10 @@ def describe(trainer: L.Trainer, cfg: DictConfig) -> None:
 
 
 def fit(trainer: L.Trainer, model: BaseVAE, datamodule: ImageDataModule, start: Start) -> bool:
-    """Train; whether there was anything left to do, which a resumed run may have done before.
+    """Train and return whether a step was taken; a resumed run may have been complete.
 
     Raises:
-        UserError: a new run has not taken a single step, or the checkpoint cannot be gone on from.
+        UserError: a new run took no step, or the state in the checkpoint cannot be restored.
     """
     try:
         trainer.fit(model, datamodule, ckpt_path=start.resume, weights_only=True)
@@ -86,19 +86,17 @@ def fit(trainer: L.Trainer, model: BaseVAE, datamodule: ImageDataModule, start: 
 
 
 def test(run: RunFolder, trainer: L.Trainer, model: BaseVAE, datamodule: ImageDataModule) -> dict[str, float]:
-    """Figures of the test split under the best weights; under the last ones where no best were kept."""
-    # Only the weights: trainer.test(ckpt_path=...) would also set the callbacks back to the best epoch.
+    """Return the metrics of the test split under the best weights, or the last ones if no best were kept."""
+    # Load only the weights: trainer.test(ckpt_path=...) would also reset the callbacks to the best epoch.
     if run.best.exists():
         model.load_state_dict(read_weights(run.best, model))
     return tested(trainer, model, datamodule)
 
 
 def tested(trainer: L.Trainer, model: BaseVAE, datamodule: ImageDataModule) -> dict[str, float | int]:
-    """Exact means over the test split (or over ``datamodule.tested``): elbo, distortion, rate, loss, bits/dim.
+    """Return exact means over the split ``datamodule.tested``: elbo, distortion, rate, loss (nats per image), bits/dim.
 
-    And how many latents are active (Burda et al. 2016).
-
-    One posterior sample an image, in nats per image. What training ends with, and the evaluation's first part.
+    They come from one posterior sample an image. The number of active latents (Burda et al. 2016) is added.
     """
     trainer.test(model, datamodule, verbose=False)
     metrics = trainer.callback_metrics.items()

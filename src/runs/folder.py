@@ -1,7 +1,7 @@
-"""The run folder: what a run leaves behind, and what keeps two runs apart.
+"""Describe the run folder and keep two runs from sharing one.
 
 ``.hydra/`` (config, overrides), ``checkpoints/`` (best.ckpt, last.ckpt), ``metrics.json``, ``figures/``,
-``tensorboard/`` and the log. It is the unit of reload: nothing else is needed to use a run.
+``tensorboard/`` and the log. A run folder is self-contained: nothing else is needed to use the run.
 """
 
 import logging
@@ -29,16 +29,16 @@ log = logging.getLogger(__name__)
 
 
 class Start(NamedTuple):
-    """Where a training begins; with neither, at new weights."""
+    """Say where a training begins: from new weights if there is neither ``resume`` nor ``weights``."""
 
-    resume: Path | None = None  # the checkpoint that it goes on from, with all its state
-    weights: Path | None = None  # the checkpoint whose weights it begins with, and nothing else of it
-    checkpoint: dict[str, Any] | None = None  # what that file holds; mapped, so not to be kept for long
-    steps: int = 0  # optimizer steps that were taken before
+    resume: Path | None = None  # checkpoint to resume with all its state
+    weights: Path | None = None  # checkpoint of which only the weights are used
+    checkpoint: dict[str, Any] | None = None  # its content; the mapped file keeps its disk space until this is dropped
+    steps: int = 0  # optimizer steps taken before
 
 
 class RunFolder:
-    """Paths of one run."""
+    """Hold the paths of a run, and protect its files."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(os.path.relpath(path))
@@ -51,17 +51,17 @@ class RunFolder:
         self.tensorboard = self.path / "tensorboard"
 
     def start(self, cfg: DictConfig) -> Start:
-        """Where training begins, once it is seen that the folder is free for this run.
+        """Return where training begins, after checking that the folder is free for this run.
 
-        Of several processes of one run only the first looks: the others come when it has claimed the folder.
+        Only the first process of a run checks: it has claimed the folder when the others start.
 
         Raises:
-            UserError: another run is in it and this is no resume of it; or there is nothing to resume; or what would be
-                resumed was trained with other settings.
+            UserError: the folder holds another run, there is nothing to resume, or the run to resume was trained with
+                other settings.
         """
         named = None if cfg.ckpt_path in (None, "last") else Path(cfg.ckpt_path)
         resumes = cfg.ckpt_path == "last" or (named is not None and named.resolve() == self.last.resolve())
-        kept = [path for path in (self.last, self.best) if path.is_file()]  # killed in between, it has one alone
+        kept = [path for path in (self.last, self.best) if path.is_file()]  # a killed run may have one only
         if resumes and not kept:
             raise UserError(
                 f"there is no checkpoint {self.last}: hydra.run.dir must name the folder of the run to resume"
@@ -75,17 +75,17 @@ class RunFolder:
             raise UserError(f"{self.path} already holds a run: {way}, or choose another hydra.run.dir")
         if not resumes:
             return Start(weights=named, checkpoint=named and read_checkpoint(named))
-        path, checkpoint, refusals = first_readable(kept)
+        path, checkpoint, errors = first_readable(kept)
         if path != self.last:
-            why = refusals[0] if refusals else f"there is no {self.last}"
+            why = errors[0] if errors else f"there is no {self.last}"
             rank_zero_only(log.warning)("%s; going on from %s", why, path)
         return Start(resume=path, checkpoint=checkpoint, steps=int(checkpoint.get("global_step") or 0))
 
     @rank_zero_only
     def claim(self, cfg: DictConfig) -> None:
-        """Record the config: from now on the folder is this run's.
+        """Write the config, which makes the folder this run's.
 
-        That of a resumed run keeps saying which weights it began with.
+        The config of a resumed run still names the weights that it began with.
         """
         hydra = HydraConfig.get()
         if cfg.ckpt_path == "last" and self.config.exists():
@@ -98,28 +98,28 @@ class RunFolder:
                 OmegaConf.save(OmegaConf.create(part) if isinstance(part, dict) else part, file)
 
     def check_images(self, start: Start, datamodule: ImageDataModule) -> None:
-        """See that what is to be resumed was trained on these images, split as they are now.
+        """Check that the run to resume was trained on these images and splits.
 
-        Of weights that a new run begins with that is said, not asked for: there they are the test's business.
+        A new run that begins with weights of other images only gets a note.
 
         Raises:
-            UserError: they are others: images that it has trained on may be ones to test on now.
+            UserError: the images or splits differ: training images may be test images now.
         """
         if start.checkpoint is None:
             return
-        then = fingerprint_in(start.checkpoint, datamodule)
+        trained_on = fingerprint_in(start.checkpoint, datamodule)
         if start.resume is None:
-            if then not in (None, datamodule.fingerprint):
+            if trained_on not in (None, datamodule.fingerprint):
                 datamodule.splits.notes.append(
                     f"the weights of {start.weights} were trained on other images or splits than these: they may know "
                     "what they are tested on"
                 )
             return
-        for record in (self.metrics, self.before):  # of versions whose checkpoints do not say
-            then = then or readable_record(record).get("data", {}).get("fingerprint")
-        if then == datamodule.fingerprint or (then is None and datamodule.as_published):
+        for record in (self.metrics, self.before):  # checkpoints of earlier versions have no fingerprint
+            trained_on = trained_on or readable_record(record).get("data", {}).get("fingerprint")
+        if trained_on == datamodule.fingerprint or (trained_on is None and datamodule.as_published):
             return
-        was = f"then {str(then)[:8]}" if then else "not recorded by the version that trained it"
+        was = f"then {str(trained_on)[:8]}" if trained_on else "not recorded by the version that trained it"
         raise UserError(
             f"the images of {datamodule.name} or their splits are not those that {start.resume} was trained on "
             f"(fingerprint {datamodule.fingerprint[:8]}, {was}): bring those back, or begin a new run with another "
@@ -129,32 +129,30 @@ class RunFolder:
     def _refuse_other_settings(self, cfg: DictConfig) -> None:
         if not self.config.exists():
             raise UserError(f"{self.config} is missing: {self.path} is no complete run folder and cannot be resumed")
-        saved = read_saved_config(self.config)
-        then, now = (
-            dict(flatten(c)) for c in (resolved(saved, self.config), OmegaConf.to_container(cfg, resolve=True))
-        )
-        if (key := other_setting(then, now)) is not None:
+        saved = dict(flatten(resolved(read_saved_config(self.config), self.config)))
+        given = dict(flatten(OmegaConf.to_container(cfg, resolve=True)))
+        if (key := other_setting(saved, given)) is not None:
             raise UserError(
-                f"{self.path} was trained with {key}={then.get(key)}, this resume says {now.get(key)}: repeat its "
+                f"{self.path} was trained with {key}={saved.get(key)}, this resume says {given.get(key)}: repeat its "
                 f"overrides ({self.path}/.hydra/overrides.yaml)"
-                + (f" or add {key}={spelled(then[key])}" if key in then and key in now else "")
+                + (f" or add {key}={spelled(saved[key])}" if key in saved and key in given else "")
                 + ", or start a new run"
             )
 
     def write_record(self, record: dict[str, Any]) -> None:
-        """Write what a training has ended with into ``metrics.json``, with the hashes of its checkpoints."""
+        """Write the result of a training to ``metrics.json``, with the hashes of its checkpoints."""
         write_record(self.path, record, {path.name: hash_of(path) for path in (self.best, self.last) if path.is_file()})
 
     @property
     def way_on(self) -> str:
-        """What to do after an interruption."""
+        """Say what to do after an interruption."""
         if self.last.exists() or self.best.exists():
             return f"go on with the same overrides, hydra.run.dir={as_typed(self.path)} and ckpt_path=last"
         return f"no epoch was complete: delete {self.path} and start again"
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of nested mappings; lists stay whole."""
+    """Yield dotted keys and values of nested mappings; lists stay whole."""
     for key, value in tree.items():
         if isinstance(value, dict) and value:
             yield from flatten(value, f"{prefix}{key}.")
@@ -163,7 +161,7 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 
 def git_commit() -> str | None:
-    """Commit of the code, marked ``+changes`` where the working tree differs; None outside a repository."""
+    """Return the commit of the code, with ``+changes`` if the working tree differs; None outside a repository."""
 
     def git(*words: str) -> str:
         call = subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=True)

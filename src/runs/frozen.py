@@ -1,10 +1,10 @@
-"""What may change when a run is taken up again."""
+"""Say which settings may change when a run is resumed."""
 
 import re
 from collections.abc import Mapping
 from typing import Any
 
-# How long, where and on what it trains, not what is trained.
+# Settings of how long, where and on which machine a run trains; all others define the run.
 FREE_TO_CHANGE = re.compile(
     r"(ckpt_path|compile|compare_by|run_dir|tags|test|callbacks(?!\.checkpoint\.monitor$)|logger"
     r"|schedule\.factory\.mode|data\.(root|cache_dir|where_to_get|download|checksum|published)"
@@ -12,7 +12,7 @@ FREE_TO_CHANGE = re.compile(
 )
 
 
-def other_setting(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """The first key that differs and may not; None where a run may go on."""
-    keys = sorted(then.keys() | now.keys())
-    return next((k for k in keys if then.get(k) != now.get(k) and not FREE_TO_CHANGE.match(k)), None)
+def other_setting(saved: Mapping[str, Any], given: Mapping[str, Any]) -> str | None:
+    """Return the first key that differs and may not; None if the run may be resumed."""
+    keys = sorted(saved.keys() | given.keys())
+    return next((k for k in keys if saved.get(k) != given.get(k) and not FREE_TO_CHANGE.match(k)), None)

@@ -35,11 +35,11 @@ log = logging.getLogger(__name__)
 
 PACKAGES = ("src", "torch", "torchvision", "lightning", "torchmetrics")
 BUILT = {"data": ImageDataModule, "model": BaseVAE}  # the parts of a config that are built
-GET_CLASS = "hydra.utils.get_class"  # how conf/data/mnist.yaml names a data set class without building it
+GET_CLASS = "hydra.utils.get_class"  # conf/data/mnist.yaml names a data set class with it
 
 
 class LoadedRun(NamedTuple):
-    """The content of a run folder, ready for use."""
+    """Hold the content of a run folder, ready for use."""
 
     folder: RunFolder
     datamodule: ImageDataModule
@@ -48,7 +48,7 @@ class LoadedRun(NamedTuple):
     checkpoint: Path
     checkpoint_hash: str  # first 16 hex digits of the file's SHA-256
     epochs: list[dict[str, float]]  # metrics of every epoch; see History
-    record: dict[str, Any]  # metrics.json, empty where training did not finish
+    record: dict[str, Any]  # metrics.json, empty if training did not finish
 
 
 def load_run(
@@ -63,7 +63,7 @@ def load_run(
     Args:
         path: the folder.
         checkpoint: ``best`` or ``last``.
-        data_root: folder of the images on this machine; None takes the run's.
+        data_root: folder of the images on this machine; None for the run's.
         cache_dir: folder of decoded images; it replaces the run's.
         other_data: accept images or splits other than those of the training.
 
@@ -94,7 +94,7 @@ def predictor_of(run: LoadedRun, split: str, seed: int | None, device: str, cach
     Args:
         run: the run.
         split: ``val`` or ``test``.
-        seed: seed of everything random; None takes the run's.
+        seed: seed of all random draws; None for the run's.
         device: ``auto``, ``cpu`` or ``cuda``.
         cache_dir: folder of feature networks.
 
@@ -246,9 +246,9 @@ def _built(folder: RunFolder, key: str, node: dict[str, Any], advice: str) -> An
 def _build(folder: RunFolder, key: str, node: Any) -> Any:
     """Build what ``node`` describes as Hydra would, with fewer targets allowed.
 
-    To check the package of a target is not enough: ``torch.os.system`` begins with torch. A target must be a class that
-    is defined in ``src`` or ``torch.nn``, and a module or a data module: their constructors run no code that the config
-    chooses. ``get_class`` may name a data set of torchvision.
+    Checking the package of a target is not enough: ``torch.os.system`` begins with torch. A target must be a module or
+    data module class that is defined in ``src`` or ``torch.nn``: their constructors run no code of the config's
+    choice. ``get_class`` may name a data set of torchvision.
     """
     if isinstance(node, list):
         return [_build(folder, f"{key}.{i}", value) for i, value in enumerate(node)]

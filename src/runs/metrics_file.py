@@ -1,4 +1,4 @@
-"""``metrics.json`` of a run: read with care, written whole, and changed by one process at a time."""
+"""Read and write ``metrics.json`` of a run: checked, atomic, and by one process at a time."""
 
 import contextlib
 import json
@@ -14,10 +14,10 @@ from src.system.locks import lock
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """A run's ``metrics.json``, empty where there is none.
+    """Read a run's ``metrics.json``; return an empty record if there is none.
 
     Raises:
-        UserError: it is damaged, or from elsewhere.
+        UserError: the file is damaged, or is not the record of a run.
     """
     if not path.exists():
         return {}
@@ -31,7 +31,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def readable_record(path: Path) -> dict[str, Any]:
-    """As :func:`read_record`, empty where it is damaged."""
+    """Read a record as :func:`read_record`, but return an empty one if it is damaged."""
     try:
         return read_record(path)
     except UserError:
@@ -39,46 +39,46 @@ def readable_record(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
-    """Write a record: whole, or not at all; a list, such as the rates of 512 latents, on one line."""
+    """Write a record atomically, with every list of numbers on one line."""
     text = json.dumps(record, indent=2)
-    # No text can look like this: its line breaks are written as \\n.
+    # A string cannot match: its line breaks are escaped.
     text = re.sub(r"\[\n[-+\d\s.,eE]*\]", lambda numbers: " ".join(numbers[0].split()), text)
     with whole_file(path) as file:
         file.write_text(text + "\n")
 
 
 def put_aside(run: Path) -> None:
-    """Call ``metrics.json`` those of before: the weights that they are of are about to be replaced.
+    """Rename ``metrics.json`` to ``metrics.before.json``, because its weights are about to be replaced.
 
-    What was evaluated of a training that has not ended joins the record of its earlier end.
+    Evaluations of a training that did not finish are merged into the record of its earlier end.
     """
     metrics, before = run / METRICS, run / BEFORE
     if not metrics.exists():
         return
     with locked(run):
-        now, earlier = readable_record(metrics), readable_record(before)
-        if "steps" in now or not earlier:
+        current, earlier = readable_record(metrics), readable_record(before)
+        if "steps" in current or not earlier:
             metrics.replace(before)
             return
-        evaluation = _merged(earlier.get("evaluation", {}), now.get("evaluation", {}))
+        evaluation = _merged(earlier.get("evaluation", {}), current.get("evaluation", {}))
         write_json(before, earlier | {"evaluation": evaluation})
         metrics.unlink()
 
 
 def write_record(run: Path, record: Mapping[str, Any], checkpoints: Mapping[str, str]) -> None:
-    """Write what a training has ended with, and of what was evaluated before all that is of the same weights.
+    """Write the result of a training, and keep the earlier evaluations of the same weights.
 
     Args:
         run: the run's folder.
-        record: all but the evaluations.
-        checkpoints: hash of each checkpoint, by the file's name.
+        record: the record without evaluations.
+        checkpoints: hash of each checkpoint by file name.
     """
     with locked(run):
         found = [readable_record(run / name).get("evaluation", {}) for name in (BEFORE, METRICS)]
         kept = {
             split: same
             for split, parts in _merged(*found).items()
-            if (same := {name: of for name, of in parts.items() if of.get("checkpoint") in checkpoints.values()})
+            if (same := {name: part for name, part in parts.items() if part.get("checkpoint") in checkpoints.values()})
         }
         evaluation = {"evaluation": kept} if kept else {}
         write_json(run / METRICS, {**record, "checkpoints": dict(checkpoints), **evaluation})
@@ -86,13 +86,13 @@ def write_record(run: Path, record: Mapping[str, Any], checkpoints: Mapping[str,
 
 @contextlib.contextmanager
 def locked(run: Path) -> Iterator[None]:
-    """Keep other processes from writing ``metrics.json`` meanwhile: it is read, changed and written."""
+    """Keep other processes from writing ``metrics.json`` while it is read, changed and written."""
     with lock(run, METRICS_LOCK, patience=None) or contextlib.nullcontext():
         yield
 
 
 def _merged(*evaluations: dict[str, Any]) -> dict[str, Any]:
-    """Evaluations of the same splits together; the later ones have the last word."""
+    """Merge evaluations by split; later ones take precedence."""
     merged: dict[str, Any] = {}
     for split, parts in (item for evaluation in evaluations for item in evaluation.items()):
         merged[split] = merged.get(split, {}) | parts
@@ -100,7 +100,7 @@ def _merged(*evaluations: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_record(record: Any) -> bool:
-    """Whether mappings are where a record has mappings, and a count of steps is one that TensorBoard can take."""
+    """Return whether a record has mappings in the right places and a count of steps that TensorBoard accepts."""
     if not isinstance(record, dict):
         return False
     evaluation = record.get("evaluation", {})

@@ -1,4 +1,4 @@
-"""What a finished run says of itself: ``metrics.json`` and the table on the terminal."""
+"""Summarize a finished run: ``metrics.json``, and the table on the terminal."""
 
 import contextlib
 import os
@@ -24,11 +24,11 @@ from src.training.history import Throughput, epochs_of, kept_by
 UNIT = "nats per image: summed over pixels, averaged over the images of the split"
 PSEUDO = "pseudo-: grey pixels under a Bernoulli have no probability; compare such numbers with each other only"
 SPLITS = ("train", "val", "test")
-CLASSES = 10  # that are named
+CLASSES = 10  # number of classes that are named
 
 
 def describe_data(datamodule: ImageDataModule) -> str:
-    """Images of each split and class, and what was found while reading and splitting them, in one paragraph."""
+    """Describe in one paragraph the images of each split and class, and the notes on reading and splitting them."""
     pool, splits = datamodule.pool, datamodule.splits
     shape = "x".join(str(n) for n in datamodule.image_shape)
     val, test = (
@@ -43,18 +43,18 @@ def describe_data(datamodule: ImageDataModule) -> str:
 
 
 def parameters(model: BaseVAE) -> int:
-    """How many numbers are trained."""
+    """Return the number of trainable parameters."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def describe_size(model: BaseVAE) -> str:
-    """``27.1 M parameters``; fewer than a million are counted out."""
+    """Return ``27.1 M parameters``, or the exact number below a million."""
     count = parameters(model)
     return f"{count / 1e6:.1f} M parameters" if count >= 1e6 else f"{count:,} parameters"
 
 
 def data_notes(datamodule: ImageDataModule) -> list[str]:
-    """What was found while reading and splitting the images."""
+    """Return the notes on reading and splitting the images."""
     notes = [*datamodule.pool.notes]
     unused = (datamodule.pool.published == "val").sum()
     if unused and datamodule.val_fraction is not None:
@@ -66,23 +66,23 @@ def data_notes(datamodule: ImageDataModule) -> list[str]:
 
 
 def _classes(datamodule: ImageDataModule) -> list[str]:
-    """The classes and how many images of each are in each split; of many classes the first."""
+    """Name the first classes and the number of their images in each split."""
     pool = datamodule.pool
     if not pool.classes:
         return []
-    # Label -1, no class, becomes the last.
+    # Label -1 (no class) becomes the last class.
     parts = [pool.labels[getattr(datamodule.splits, part)] % (len(pool.classes) + 1) for part in SPLITS]
     table = torch.stack([part.bincount(minlength=len(pool.classes) + 1) for part in parts], 1).tolist()
-    *told, none = [
+    *named, none = [
         f"{name} {'/'.join(map(str, row))}" for name, row in zip([*pool.classes, "none"], table, strict=True)
     ]
-    more = [f"{len(told) - CLASSES} more"] * (len(told) > CLASSES)
-    shown = [*told[:CLASSES], *more, *[none] * any(table[-1])]
+    more = [f"{len(named) - CLASSES} more"] * (len(named) > CLASSES)
+    shown = [*named[:CLASSES], *more, *[none] * any(table[-1])]
     return [f"classes (training/validation/test): {', '.join(shown)}"]
 
 
 def best(trainer: L.Trainer) -> dict[str, float]:
-    """The monitored metric at the best epoch, and what else was validated there; empty where none was kept."""
+    """Return the monitored metric and all validation metrics of the best epoch; empty if none was kept."""
     kept = [c for c in kept_by(trainer) if c.best_model_score is not None]
     return {
         name: value for c in kept for name, value in ({c.monitor: float(c.best_model_score)} | c.best_metrics).items()
@@ -90,7 +90,7 @@ def best(trainer: L.Trainer) -> dict[str, float]:
 
 
 def tested_images(trainer: L.Trainer, datamodule: ImageDataModule) -> int:
-    """Images of the test split that a trainer has tested on, which may be told to take fewer."""
+    """Return the number of tested images, which ``limit_test_batches`` may reduce."""
     return min(len(datamodule.splits.test), sum(trainer.num_test_batches) * datamodule.batch_size)
 
 
@@ -101,12 +101,12 @@ def summarize(
     test: dict[str, float],
     config: dict[str, Any],
 ) -> dict[str, Any]:
-    """Everything ``metrics.json`` holds when training ends.
+    """Return the content of ``metrics.json`` at the end of training.
 
     Args:
-        trainer: has just trained ``model`` on ``datamodule``.
-        test: figures of the test split; empty where it was not tested.
-        config: the run's config, resolved.
+        trainer: the trainer, after it has trained ``model`` on ``datamodule``.
+        test: metrics of the test split; empty if it was not tested.
+        config: the run's resolved config.
     """
     throughput = next((c for c in trainer.callbacks if isinstance(c, Throughput)), None)
     splits = datamodule.splits
@@ -145,17 +145,17 @@ def summarize(
 
 
 def kept_epoch(trainer: L.Trainer) -> int | None:
-    """Return the epoch, counted from 1, whose weights are the best checkpoint; None where none was kept."""
+    """Return the epoch, counted from 1, whose weights are the best checkpoint; None if none was kept."""
     return next((int(epoch["epoch"]) + 1 for epoch in epochs_of(trainer) if "kept" in epoch), None)
 
 
 def report(run: RunFolder, metrics: dict[str, Any], kept: int | None = None) -> str:
-    """Return the table that a run ends with.
+    """Return the table that is printed at the end of a run.
 
     Args:
         run: the run's folder.
         metrics: what :func:`summarize` returned.
-        kept: the epoch that the best checkpoint is of; see :func:`kept_epoch`.
+        kept: the epoch of the best checkpoint, see :func:`kept_epoch`.
     """
     names = {**metrics["names"], "active_latents": "active latents", "bits_per_dim": "bits per dimension"}
     elbo_first = sorted(metrics["test"].items(), key=lambda figure: figure[0] != "elbo")
@@ -164,10 +164,10 @@ def report(run: RunFolder, metrics: dict[str, Any], kept: int | None = None) -> 
         printed, sign = as_printed(name, names["elbo"])
         figures[names.get(printed, printed)] = sign * value
     if metrics["kl_weight"] == 1:
-        figures.pop("loss", None)  # it is the −elbo
+        figures.pop("loss", None)  # it equals the −elbo
     if (active := figures.get("active latents")) is not None:
-        thin = f", {figures['rate'] / active:.2f} nats each" if active else ""  # of 512 active ones each may say little
-        figures["active latents"] = f"{active} of {metrics['latent_dim']}{thin}"
+        each = f", {figures['rate'] / active:.2f} nats each" if active else ""  # many may carry little each
+        figures["active latents"] = f"{active} of {metrics['latent_dim']}{each}"
     rows: list[tuple[str, Any]] = [(f"test {name}", value) for name, value in figures.items()]
     if metrics["train_images_per_second"]:
         speed = f"{metrics['train_images_per_second']:,.0f} images/s"
@@ -183,28 +183,28 @@ def report(run: RunFolder, metrics: dict[str, Any], kept: int | None = None) -> 
     lines = [f"  {name:<{width}}  {f'{value:.4f}' if isinstance(value, float) else value}" for name, value in rows]
     if metrics["pseudo_likelihood"]:
         lines.append(f"  {PSEUDO}")
-    tested, of = metrics["tested_images"], metrics["data"]["images"]["test"]
-    where = "the test split" if tested == of else f"{tested} of the {of} test images"
+    tested, total = metrics["tested_images"], metrics["data"]["images"]["test"]
+    where = "the test split" if tested == total else f"{tested} of the {total} test images"
     title = f"Result on {where}, in nats per image" if tested else "Not tested (test=false)"
     return "\n".join(["", title, *lines])
 
 
 def on_what(predictor: Predictor) -> str:
-    """The images of an evaluation, in words."""
+    """Describe the images and the seed of an evaluation."""
     return f"{predictor.split} split of {describe_data(predictor.datamodule)}; seed {predictor.seed}"
 
 
 class EvaluationRecord:
-    """Takes the parts of an evaluation as they come into the run's ``metrics.json`` and TensorBoard.
+    """Write each part of an evaluation to the run's ``metrics.json`` and TensorBoard as soon as it is computed.
 
-    Parts that were evaluated before stay, if they are of the same weights and images.
+    Earlier parts of the same weights and images are kept.
 
     Args:
         run: the run.
-        split: the images that are evaluated.
+        split: the split that is evaluated.
 
     Raises:
-        UserError: the folder cannot be written to.
+        UserError: the folder is not writable.
     """
 
     def __init__(self, run: LoadedRun, split: str) -> None:
@@ -216,22 +216,22 @@ class EvaluationRecord:
         self.names = run.model.metric_names(run.datamodule.pixels)
 
     def keep(self, name: str, figures: dict[str, Any]) -> None:
-        """Write one part."""
+        """Write a part to ``metrics.json`` and TensorBoard."""
         with locked(self.folder.path):
-            with contextlib.suppress(UserError):  # another evaluation, or a training, may have written meanwhile
+            with contextlib.suppress(UserError):  # another process may have written meanwhile
                 self.record = read_record(self.folder.metrics)
             evaluation = self.record.get("evaluation", {})
             stamp = {key: figures[key] for key in ("checkpoint", "data")}
-            then = evaluation.get(self.split, {})
-            kept = {part: of for part, of in then.items() if stamp.items() <= of.items()}
+            earlier = evaluation.get(self.split, {})
+            kept = {part: values for part, values in earlier.items() if stamp.items() <= values.items()}
             self.record = {**self.record, "evaluation": {**evaluation, self.split: {**kept, name: figures}}}
             write_json(self.folder.metrics, self.record)
             self._show(self.record["evaluation"][self.split])
 
     def _show(self, parts: dict[str, Any]) -> None:
-        """One table of all parts in TensorBoard's text tab, in place of the one before.
+        """Replace the table of all parts in TensorBoard's text tab.
 
-        As scalars they would be charts of one dot each, in front of those of the training.
+        Scalars would be charts of one dot each, in front of those of the training.
         """
         suffix = f".evaluation-{self.split}"
         for old in self.folder.tensorboard.glob(f"events.out.tfevents.*{suffix}"):

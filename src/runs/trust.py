@@ -20,7 +20,7 @@ MOVED = {
 }
 LARGEST = 2**16  # bytes
 DEEPEST = 50  # levels
-MOST_REPETITIONS = 2**12  # of a text, by values that refer to values that refer to it ...
+MOST_REPETITIONS = 2**12  # copies of a text through nested references
 SECONDS = 10.0  # to resolve a config
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 

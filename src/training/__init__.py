@@ -1,1 +1,1 @@
-"""How a model is trained: what Lightning calls, and what it is told."""
+"""Train a model: its optimizer, and the callbacks of Lightning's trainer."""

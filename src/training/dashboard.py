@@ -1,4 +1,4 @@
-"""What a run shows: TensorBoard while it trains, pictures when it ends."""
+"""Show a run: log to TensorBoard during training, write pictures at the end."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,18 +24,19 @@ from src.training.history import epochs_of
 
 
 class Scalars(TensorBoardLogger):
-    """Lightning's TensorBoard logger, without the epoch as a chart and with one HParams record for each run."""
+    """Log to TensorBoard as Lightning does, without a chart of the epoch and with one HParams record a run."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log metrics without ``epoch``, which Lightning adds: TensorBoard would show it before any loss."""
+        """Log metrics without the ``epoch`` that Lightning adds: TensorBoard would show it before any loss."""
         super().log_metrics({name: value for name, value in metrics.items() if name != "epoch"}, step)
 
     @rank_zero_only
     def log_hyperparams(self, params: Mapping[str, Any], *args: Any, **options: Any) -> None:
-        """Log hyperparameters, to be shown with ``val/elbo`` and ``test/elbo``.
+        """Log hyperparameters beside ``val/elbo`` and ``test/elbo``.
 
-        torch's ``add_hparams`` would open a second run, and Lightning's method would add a metric ``hp_metric``. In a
-        sweep the columns are named by the sweep: TensorBoard takes those of the first run that names any.
+        torch's ``add_hparams`` would create a second run (https://github.com/pytorch/pytorch/issues/32651), and
+        Lightning's method a metric ``hp_metric``. In a sweep only the sweep names the columns: TensorBoard takes those
+        of the first run that names any.
         """
         experiment, *session = hparams(dict(params), dict.fromkeys(("val/elbo", "test/elbo")))
         in_a_sweep = (Path(self.save_dir).parent / PLAN).exists()
@@ -49,7 +50,7 @@ class Scalars(TensorBoardLogger):
 
 
 def log_image(logger: Logger, name: str, image: torch.Tensor, step: int) -> None:
-    """Log an image [C, H, W] where the logger takes images: TensorBoard and Weights & Biases do."""
+    """Log an image [C, H, W] to TensorBoard or Weights & Biases; other loggers take no images."""
     if isinstance(logger, TensorBoardLogger):
         logger.experiment.add_image(name, image, step)
     elif isinstance(logger, WandbLogger):
@@ -57,13 +58,13 @@ def log_image(logger: Logger, name: str, image: torch.Tensor, step: int) -> None
 
 
 class Dashboard(Callback):
-    """Log what is no metric of a split: step-wise terms and images to every logger that takes them.
+    """Log the terms of single steps, and images to the loggers that take them.
 
-    TensorBoard also gets charts with training and validation together, the rate of each latent as a histogram, and a
+    TensorBoard also gets charts that combine training and validation, a histogram of the rates of the latents, and a
     summary of the model.
 
     Args:
-        every_n_epochs: draw images every so many epochs.
+        every_n_epochs: number of epochs between two drawings.
         num_images: number of reconstructions and of samples, a multiple of 8.
     """
 
@@ -104,14 +105,14 @@ class Dashboard(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: BaseVAE) -> None:
         """Draw reconstructions and samples."""
-        takers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger | WandbLogger)]
-        if not (takers and trainer.is_global_zero) or trainer.current_epoch % self.every_n_epochs:
+        image_loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger | WandbLogger)]
+        if not (image_loggers and trainer.is_global_zero) or trainer.current_epoch % self.every_n_epochs:
             return
         predictor = Predictor(pl_module, trainer.datamodule, "val", seed=trainer.datamodule.seed)
         originals = overview.originals_of(predictor, self.num_images)
         means = torch.cat([*predictor.reconstruct([originals])])
         samples = torch.cat([*predictor.generate(self.num_images)])
-        for logger in takers:
+        for logger in image_loggers:
             log_image(logger, "reconstructions", grids.stacks([originals, means]), trainer.global_step)
             log_image(logger, "samples", grids.grid(samples), trainer.global_step)
 
@@ -125,7 +126,7 @@ class Dashboard(Callback):
 def summary_table(module: BaseVAE) -> str:
     """Return the modules and their numbers of parameters as a Markdown table.
 
-    Lightning prints a column of FLOPs too, which is 0 everywhere for a model without ``example_input_array``.
+    Lightning's own table has a column of FLOPs, which is 0 without an ``example_input_array``.
     """
     summary = ModelSummary(module, max_depth=3)
     rows = zip(summary.layer_names, summary.layer_types, summary.param_nums, strict=True)
@@ -134,12 +135,12 @@ def summary_table(module: BaseVAE) -> str:
 
 
 class Figures(Callback):
-    """Writes the run's pictures: reconstructions, samples, loss curves, and a small strip for a sweep's contact sheet.
+    """Write the run's pictures: reconstructions, samples, loss curves, and a small strip for a sweep's contact sheet.
 
-    With test images and the tested weights, or where no test is to come with validation images when training ends.
+    They are drawn after the test, from test images; without a test, at the end of training from validation images.
 
     Args:
-        folder: where the PNG files go.
+        folder: folder of the PNG files.
         tested: whether a test follows the training.
     """
 
@@ -148,7 +149,7 @@ class Figures(Callback):
         self.tested = tested
 
     def on_fit_end(self, trainer: Trainer, pl_module: BaseVAE) -> None:
-        """Draw with the last weights."""
+        """Draw with the last weights if no test follows."""
         if self.tested:
             return
         training = pl_module.training
@@ -171,7 +172,7 @@ class Figures(Callback):
         self._draw_strip(predictor)
 
     def _draw_strip(self, predictor: Predictor) -> None:
-        """Originals, their reconstructions and two rows of samples, small, for a sweep's contact sheet."""
+        """Write a small picture of originals, their reconstructions and two rows of samples for a contact sheet."""
         originals = overview.originals_of(predictor, grids.COLUMNS)
         reconstructions = torch.cat([*predictor.reconstruct([originals])])
         samples = torch.cat([*predictor.generate(2 * len(originals))])

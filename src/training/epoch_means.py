@@ -1,4 +1,4 @@
-"""Means over the images of a split, exact for any batch sizes and number of processes."""
+"""Compute means over the images of a split, exact for any batch size and number of processes."""
 
 from typing import Any
 
@@ -12,10 +12,10 @@ from src.models.base import BaseVAE
 
 
 class ExampleMean(Metric):
-    """The mean over all images of a vector of ``features`` numbers an image.
+    """Compute the mean over all images of a vector of ``features`` numbers per image.
 
-    Sums and counts are kept in float64 and added over processes, so every image has the same weight, also in a last,
-    smaller batch (Kıvrıl 2021 divides by batches times batch size instead).
+    Sums and counts are float64 and added over processes, so every image has the same weight, even in a smaller last
+    batch (Kıvrıl 2021 divides by batches times batch size instead).
     """
 
     full_state_update = False
@@ -40,7 +40,7 @@ class ExampleMean(Metric):
 class EpochMeans(Callback):
     """Log the means of a split as ``train/elbo``, ``val/rate`` and so on, in nats per image, when the split ends.
 
-    They are made of the ``rows`` that a model's steps return. It comes before all callbacks that read the means.
+    They are computed from the ``rows`` that a model's steps return. Callbacks that read the means must come later.
 
     Attributes:
         rate_per_latent: mean rate ``[D]`` of each latent over the split that ended last.
@@ -52,15 +52,15 @@ class EpochMeans(Callback):
         self._means: dict[str, ExampleMean] = {}
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: BaseVAE) -> None:
-        """Begin anew; a row holds three terms and the rate of each latent."""
+        """Start a mean of rows that hold three terms and the rate of each latent."""
         self._means["train"] = ExampleMean(3 + pl_module.latent_dim).to(pl_module.device)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: BaseVAE) -> None:
-        """Begin anew; a row also holds the posterior mean of each latent, and that squared."""
+        """Start a mean of rows that also hold the posterior mean of each latent, and its square."""
         self._means["val"] = ExampleMean(3 + 3 * pl_module.latent_dim).to(pl_module.device)
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: BaseVAE) -> None:
-        """Begin anew, as in validation."""
+        """Start a mean of the same rows as in validation."""
         self._means["test"] = ExampleMean(3 + 3 * pl_module.latent_dim).to(pl_module.device)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: BaseVAE, outputs: Any, *args: Any) -> None:
@@ -76,7 +76,7 @@ class EpochMeans(Callback):
         self._means["test"].update(outputs["rows"])
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: BaseVAE) -> None:
-        """Log the means of the epoch, made while the weights moved."""
+        """Log the means of the epoch, over which the weights changed."""
         self._log(trainer, pl_module, "train")
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: BaseVAE) -> None:

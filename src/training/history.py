@@ -1,4 +1,4 @@
-"""What a run remembers of itself, over interruptions, and what it says while it trains."""
+"""Record epochs and speed over interruptions, and print the progress of training."""
 
 import logging
 import sys
@@ -17,28 +17,28 @@ from src.training.resume import BestCheckpoint
 
 log = logging.getLogger(__name__)
 
-LONG = 90.0  # seconds of a whole training, from which on the time that is left is worth saying
-LONG_EPOCH = 10.0  # seconds, from which on their tenths are not
+LONG = 90.0  # seconds of a whole training; a shorter one shows no remaining time
+LONG_EPOCH = 10.0  # seconds of an epoch; a longer one shows no tenths
 
 
 class Throughput(Callback):
-    """Images trained on and the seconds that took without validation, and the whole time; all go on at a resume."""
+    """Count training images, the seconds of training without validation, and all seconds, also over a resume."""
 
     def __init__(self) -> None:
         self.images = 0
         self.seconds = 0.0
-        self._elapsed_before = self._elapsed_then = 0.0
+        self._elapsed_before = self._elapsed_at_step = 0.0
         self._created = time.perf_counter()
         self._since: float | None = None
 
     @property
     def images_per_second(self) -> float | None:
-        """Mean speed of training over all processes; None before the first epoch."""
+        """Return the mean speed of training over all processes; None before the first epoch."""
         return self.images / self.seconds if self.seconds else None
 
     @property
     def elapsed(self) -> float:
-        """Seconds of the whole run: to the checkpoint it was resumed from, and since."""
+        """Return the seconds of the whole run: up to the checkpoint that it was resumed from, and since."""
         return self._elapsed_before + time.perf_counter() - self._created
 
     def _stop(self) -> None:
@@ -47,15 +47,15 @@ class Throughput(Callback):
             self._since = None
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: BaseVAE) -> None:
-        """The clock runs."""
+        """Start the timer."""
         self._since = time.perf_counter()
 
     def on_validation_start(self, trainer: Trainer, pl_module: BaseVAE) -> None:
-        """The clock stands."""
+        """Stop the timer."""
         self._stop()
 
     def on_validation_end(self, trainer: Trainer, pl_module: BaseVAE) -> None:
-        """The clock runs on: validation may come in the middle of an epoch."""
+        """Start the timer again: validation may come in the middle of an epoch."""
         if trainer.state.fn == "fit":
             self._since = time.perf_counter()
 
@@ -64,27 +64,27 @@ class Throughput(Callback):
     ) -> None:
         """Count the images of all processes."""
         self.images += len(batch.x) * trainer.world_size
-        self._elapsed_then = self.elapsed
+        self._elapsed_at_step = self.elapsed
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: BaseVAE) -> None:
-        """The clock stands."""
+        """Stop the timer."""
         self._stop()
-        self._elapsed_then = self.elapsed
+        self._elapsed_at_step = self.elapsed
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run goes on from; the same for all checkpoints of a step."""
-        return {"images": self.images, "seconds": self.seconds, "elapsed": self._elapsed_then}
+        """Return the counts, which are the same for all checkpoints of a step."""
+        return {"images": self.images, "seconds": self.seconds, "elapsed": self._elapsed_at_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Restore the counts."""
         self.images, self.seconds = state_dict["images"], state_dict["seconds"]
-        self._elapsed_before = self._elapsed_then = state_dict["elapsed"]
+        self._elapsed_before = self._elapsed_at_step = state_dict["elapsed"]
 
 
 class History(Callback):
     """Keep the metrics of every epoch, also in the checkpoint, so that a resumed run has all of them.
 
-    An epoch without validation has none of its metrics: Lightning would repeat those of the last validation.
+    An epoch without validation gets no ``val/`` metrics; Lightning's ``callback_metrics`` repeat those of the last one.
     """
 
     def __init__(self) -> None:
@@ -92,11 +92,11 @@ class History(Callback):
         self._validated = False
 
     def on_validation_end(self, trainer: Trainer, pl_module: BaseVAE) -> None:
-        """This epoch has one."""
+        """Remember that this epoch was validated."""
         self._validated = True
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: BaseVAE) -> None:
-        """Add the epoch."""
+        """Append the metrics of the epoch."""
         metrics = {
             name: float(value)
             for name, value in trainer.callback_metrics.items()
@@ -106,11 +106,11 @@ class History(Callback):
         self.epochs.append({"epoch": trainer.current_epoch, **metrics})
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run goes on from."""
+        """Return the metrics of all epochs."""
         return {"epochs": self.epochs}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Restore the metrics of all epochs."""
         self.epochs = list(state_dict["epochs"])
 
 
@@ -132,9 +132,10 @@ def kept_by(trainer: Trainer) -> list[BestCheckpoint]:
 
 
 class EpochLine(Checkpoint):
-    """Says a line an epoch, above the bar and in the log: what it has come to, the seconds it took, the minutes left.
+    """Log a line an epoch: its metrics, the seconds it took, and the time left.
 
-    A ``Checkpoint``, and the last of them, so that it knows the epoch's metrics and whether it was kept as the best.
+    It is a ``Checkpoint``, and the last one, because those run after all other callbacks: it sees the epoch's metrics
+    and whether the epoch was kept as the best.
     """
 
     def __init__(self) -> None:
@@ -142,62 +143,58 @@ class EpochLine(Checkpoint):
         self._seconds: list[float] = []
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: BaseVAE) -> None:
-        """The clock runs."""
+        """Start the timer."""
         self._began = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: BaseVAE) -> None:
-        """Say it."""
+        """Log the line."""
         self._seconds.append(time.perf_counter() - self._began)
         epochs = epochs_of(trainer)
         if not epochs or not trainer.is_global_zero:
             return
-        epoch, of = epochs[-1], trainer.max_epochs
-        parts = [f"epoch {_number(trainer)}", *_figures(trainer, pl_module, epoch), _took(self._seconds[-1])]
+        seconds = f"{self._seconds[-1]:.{1 if self._seconds[-1] < LONG_EPOCH else 0}f} s"
+        parts = [f"epoch {_number(trainer)}", *_figures(trainer, pl_module, epochs[-1]), seconds]
         if not trainer.should_stop:
-            parts[-1] += _left(trainer.current_epoch + 1, of, self._seconds)
+            parts[-1] += _time_left(trainer.current_epoch + 1, trainer.max_epochs, self._seconds)
         log.info("  ".join(parts))
 
 
 def _number(trainer: Trainer) -> str:
-    """The epoch, counted from 1, and of how many."""
-    most = trainer.max_epochs
-    return f"{trainer.current_epoch + 1}" + (f"/{most}" if most is not None and most > 0 else "")
+    """Return the epoch, counted from 1, and the limit if there is one, such as ``3/10``."""
+    limit = trainer.max_epochs
+    return f"{trainer.current_epoch + 1}" + (f"/{limit}" if limit is not None and limit > 0 else "")
 
 
-def _left(done: int, of: int | None, seconds: Sequence[float]) -> str:
-    """Write ``, about 4 min left``; nothing after the last epoch, or where the whole training is short.
+def _time_left(done: int, epochs: int | None, seconds: Sequence[float]) -> str:
+    """Return ``, about 4 min left``; an empty text after the last epoch and if the whole training is short.
 
     Args:
-        done: number of epochs that have ended.
-        of: number of epochs in all; None or -1 where it is not limited.
+        done: number of finished epochs.
+        epochs: number of epochs in all; None or -1 without a limit.
         seconds: durations of epochs.
     """
     mean = sum(seconds) / len(seconds)
-    return f", about {duration((of - done) * mean)} left" if of and of > done and of * mean > LONG else ""
-
-
-def _took(seconds: float) -> str:
-    """``0.3 s`` or ``36 s``: a tenth is noise in what takes longer."""
-    return f"{seconds:.{1 if seconds < LONG_EPOCH else 0}f} s"
+    shown = epochs and epochs > done and epochs * mean > LONG
+    return f", about {duration((epochs - done) * mean)} left" if shown else ""
 
 
 def _figures(trainer: Trainer, module: BaseVAE, epoch: dict[str, float]) -> list[str]:
-    """The epoch's figures in nats per image, as papers print them: less is better."""
+    """Return the epoch's metrics in words, in nats per image; the −elbo, as papers print it: less is better."""
     names = module.metric_names(trainer.datamodule.pixels)
     elbo = f"−{names.get('elbo', 'elbo')}"
-    said = []
+    parts = []
     if "val/elbo" in epoch:
         best = " (best)" if any(c.saved_at == trainer.global_step for c in kept_by(trainer)) else ""
-        said = [f"val {elbo} {-epoch['val/elbo']:.2f}{best}"]
-        said += [f"{name} {epoch[f'val/{name}']:.2f}" for name in ("distortion", "rate")]
-        said += [f"loss {epoch['val/loss']:.2f}"] if module.kl_weight != 1 else []
+        parts = [f"val {elbo} {-epoch['val/elbo']:.2f}{best}"]
+        parts += [f"{name} {epoch[f'val/{name}']:.2f}" for name in ("distortion", "rate")]
+        parts += [f"loss {epoch['val/loss']:.2f}"] if module.kl_weight != 1 else []
     if "train/elbo" in epoch:
-        said.append(f"train {'' if said else f'{elbo} '}{-epoch['train/elbo']:.2f}")
-    return said
+        parts.append(f"train {'' if parts else f'{elbo} '}{-epoch['train/elbo']:.2f}")
+    return parts
 
 
 class ProgressBar(TQDMProgressBar):
-    """Lightning's bar, shown on terminals only, with the loss of the step that the guard has looked at last."""
+    """Show Lightning's bar on terminals only, with the loss that the guard has read last."""
 
     def __init__(self, refresh_rate: int = 10) -> None:
         super().__init__(refresh_rate=refresh_rate)
@@ -205,16 +202,16 @@ class ProgressBar(TQDMProgressBar):
             self.disable()
 
     def enable(self) -> None:
-        """Lightning enables the bar of rank 0 itself: a file still gets none."""
+        """Enable the bar on a terminal; Lightning calls this for rank 0 wherever the output goes."""
         if sys.stderr.isatty():
             super().enable()
 
     def on_train_epoch_start(self, trainer: Trainer, *args: Any) -> None:
-        """The bar counts epochs as the lines above it do."""
+        """Number the epoch as the logged lines do."""
         super().on_train_epoch_start(trainer, *args)
         self.train_progress_bar.set_description(f"epoch {_number(trainer)}")
 
     def get_metrics(self, trainer: Trainer, pl_module: BaseVAE) -> dict[str, Any]:
-        """The loss; read from the device by the guard, so that the bar waits for nothing."""
+        """Return the loss that the guard has read, so that the bar does not wait for the device."""
         terms = next((c.latest for c in trainer.callbacks if isinstance(c, NonFiniteGuard)), None)
         return {} if terms is None else {"loss": f"{terms.loss:.1f}"}

@@ -1,4 +1,4 @@
-"""How a model is trained: its optimizer and learning rate, clipping, and what a trainer must be able to do."""
+"""Configure training: optimizer and learning rate, gradient clipping, and checks of precision and batch size."""
 
 import inspect
 from collections.abc import Callable
@@ -17,15 +17,15 @@ PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
 class Schedule(NamedTuple):
-    """A learning-rate schedule: its factory, when it steps (every so many epochs or steps), the metric it may watch."""
+    """Describe a learning-rate schedule: its factory, how often it steps, and the metric that it may monitor."""
 
     factory: Callable[[torch.optim.Optimizer], Any]
     interval: str  # "epoch" or "step"
     monitor: str | None = None
-    frequency: int | None = None
+    frequency: int | None = None  # in intervals; None for every one
 
     def scheduler(self, optimizer: torch.optim.Optimizer) -> Any:
-        """The scheduler of an optimizer; one that watches a metric in a ``mode`` is told which, see :func:`mode_of`."""
+        """Return the scheduler of an optimizer; ``mode`` follows from the monitored metric, see :func:`mode_of`."""
         options = dict(getattr(self.factory, "keywords", {}))
         given = options.pop("mode", None)
         if self.monitor and "mode" in inspect.signature(self.factory).parameters:
@@ -35,11 +35,11 @@ class Schedule(NamedTuple):
 
 
 class Recipe:
-    """Trains a model with one optimizer.
+    """Train a model with one optimizer.
 
     Args:
         optimizer: called with parameters, or with groups of them.
-        schedule: of the learning rate, or None for a constant one.
+        schedule: the learning-rate schedule; None for a constant rate.
     """
 
     def __init__(self, optimizer: Callable[..., torch.optim.Optimizer], schedule: Schedule | None = None) -> None:
@@ -47,10 +47,10 @@ class Recipe:
         self._schedule = schedule
 
     def check(self, trainer: L.Trainer, model: BaseVAE) -> None:
-        """See that precision and batch size are ones that the model can be trained with.
+        """Check precision and batch size.
 
         Raises:
-            UserError: they are not.
+            UserError: the model cannot be trained with them.
         """
         if trainer.precision not in PRECISIONS:
             raise UserError(f"trainer.precision={trainer.precision}: choose one of {', '.join(PRECISIONS)}")
@@ -58,42 +58,42 @@ class Recipe:
         datamodule, needed = trainer.datamodule, 2 * trainer.world_size
         images = len(datamodule.splits.train)
         if normalized and min(datamodule.batch_size, images) < needed:
-            few = (
+            too_few = (
                 f"{images} training image{'s' * (images > 1)}"
                 if images < needed
                 else f"data.batch_size={datamodule.batch_size}"
             )
             raise UserError(
-                f"{few}: this model has batch norm, which needs at least 2 images in each process: take more, or a "
+                f"{too_few}: this model has batch norm, which needs at least 2 images in each process: take more, or a "
                 "model without it, such as model=conv_shallow"
             )
 
     def begin(self, trainer: L.Trainer) -> None:
-        """Lay a resumed optimizer's state out as its weights are."""
+        """Give the state of a resumed optimizer the memory layout of its weights."""
         for optimizer in trainer.optimizers:
             lay_out_state(optimizer)
 
     def optimizer(self, model: BaseVAE) -> torch.optim.Optimizer:
-        """A new optimizer of all parameters of a model.
+        """Return a new optimizer of all parameters of a model.
 
         Raises:
-            UserError: it cannot be made.
+            UserError: the optimizer cannot be made.
         """
-        return _made("optimizer", optimizer_of, model, self._optimizer)
+        return _make("optimizer", optimizer_of, model, self._optimizer)
 
     def optimizers(self, model: BaseVAE) -> Any:
-        """The optimizer, and its learning-rate schedule where there is one.
+        """Return the optimizer, with its learning-rate schedule if there is one, as Lightning takes them.
 
         Raises:
             UserError: one of them cannot be made.
         """
         optimizer = self.optimizer(model)
-        # Else Lightning leaves it to a fused optimizer to unscale float16's gradients in its step: too late for the
-        # guard, which would take scaled ones for diverged, and for clipping.
+        # Otherwise Lightning lets a fused optimizer unscale float16 gradients in its step, too late for the guard and
+        # for clipping: https://github.com/Lightning-AI/pytorch-lightning/pull/15555
         optimizer._step_supports_amp_scaling = False
         if self._schedule is None:
             return optimizer
-        scheduler = _made("schedule", self._schedule.scheduler, optimizer)
+        scheduler = _make("schedule", self._schedule.scheduler, optimizer)
         schedule = {
             "scheduler": scheduler,
             "interval": self._schedule.interval,
@@ -104,10 +104,10 @@ class Recipe:
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def clip(self, model: BaseVAE, limit: float | None, algorithm: str | None) -> None:
-        """Clip as ``trainer.gradient_clip_val`` says, also with a fused optimizer.
+        """Clip the gradients by ``trainer.gradient_clip_val``, with any optimizer.
 
-        Lightning refuses those under any mixed precision, as they may unscale float16's gradients themselves; ours
-        never do, see :meth:`optimizers`.
+        Lightning refuses to clip for fused optimizers under mixed precision, because they may unscale float16 gradients
+        in their step (ours do not, see :meth:`optimizers`): https://github.com/Lightning-AI/pytorch-lightning/pull/21436
         """
         if not limit:
             return
@@ -117,7 +117,7 @@ class Recipe:
             nn.utils.clip_grad_norm_(model.parameters(), limit)
 
 
-def _made(what: str, make: Callable[..., Any], *args: Any) -> Any:
+def _make(what: str, make: Callable[..., Any], *args: Any) -> Any:
     try:
         return make(*args)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:

@@ -1,4 +1,4 @@
-"""What makes a resumed run end as the uninterrupted one."""
+"""Make a resumed run end as an uninterrupted one."""
 
 from pathlib import Path
 from typing import Any
@@ -14,83 +14,87 @@ from src.system.seeds import derive_seed, random_state, set_random_state
 
 
 class ReproducibleNoise(Callback):
-    """Latent noise, dropout and dynamic binarization as a function of seed and epoch.
+    """Make latent noise, dropout and dynamic binarization a function of seed and epoch.
 
-    So a resumed run draws what the uninterrupted one draws, every validation sees the same noise, and what the
-    dashboard samples does not disturb training.
+    A resumed run then draws the same numbers as an uninterrupted one, every validation sees the same noise, and the
+    dashboard's samples do not change training.
     """
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
-        self._stream: tuple[Tensor, list[Tensor]] | None = None
+        self._training_state: tuple[Tensor, list[Tensor]] | None = None
 
-    def _start(self, trainer: Trainer, *what: object) -> None:
-        torch.manual_seed(derive_seed(self.seed, *what, trainer.global_rank))
+    def _seed_stream(self, trainer: Trainer, *names: object) -> None:
+        torch.manual_seed(derive_seed(self.seed, *names, trainer.global_rank))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: BaseVAE) -> None:
-        """A stream of its own for each epoch and process."""
-        self._start(trainer, "train", trainer.current_epoch)
+        """Start a stream for the epoch and the process."""
+        self._seed_stream(trainer, "train", trainer.current_epoch)
 
     def on_validation_start(self, trainer: Trainer, pl_module: BaseVAE) -> None:
-        """The same stream at every validation; the training stream is put aside."""
-        self._stream = random_state()
-        self._start(trainer, "validation")
+        """Save the state of the training stream and start the same stream for every validation."""
+        self._training_state = random_state()
+        self._seed_stream(trainer, "validation")
 
     def on_validation_end(self, trainer: Trainer, pl_module: BaseVAE) -> None:
-        """Training goes on where it was."""
-        if self._stream is not None:
-            set_random_state(self._stream)
+        """Restore the training stream."""
+        if self._training_state is not None:
+            set_random_state(self._training_state)
 
     def on_test_start(self, trainer: Trainer, pl_module: BaseVAE) -> None:
-        """The same stream at every test."""
-        self._start(trainer, "test")
+        """Start the same stream for every test."""
+        self._seed_stream(trainer, "test")
 
 
 class PatientEarlyStopping(EarlyStopping):
-    """Lightning's early stopping, which also stays stopped: a run that had stopped does not train on when resumed.
+    """Stop early as Lightning does, and do not train another epoch when a stopped run is resumed.
+
+    Lightning's own callback would: https://github.com/Lightning-AI/pytorch-lightning/issues/8278
 
     Args:
         monitor: the metric; see :func:`mode_of` for ``mode``.
-        **options: as for Lightning's.
+        **options: arguments of Lightning's callback.
     """
 
     def __init__(self, monitor: str, mode: str | None = None, **options: Any) -> None:
         super().__init__(monitor, mode=mode_of(monitor, mode, "early_stopping.mode"), **options)
 
     def on_train_start(self, trainer: Trainer, pl_module: BaseVAE) -> None:
-        """Its counter has been restored by now."""
+        """Stop if the restored counter has reached the patience."""
         trainer.should_stop = trainer.should_stop or self.wait_count >= self.patience
 
 
 class StepLimit(Callback):
-    """Ends training, with a validation, once it has taken ``max_steps`` optimizer steps.
+    """End training, with a validation, after ``max_steps`` optimizer steps.
 
-    In mid-epoch that ends the epoch: a resume begins with the next one.
-    In place of Lightning's own limit, with which no run can be taken up again: its FitLoop then holds the finished
-    epoch of a checkpoint for an unfinished one, and ends it a second time with nothing validated.
+    It also ends an epoch that is not complete; a resume begins with the next one. Lightning's own limit breaks the
+    resume: the FitLoop ends the finished epoch of a checkpoint a second time, without a validation. See
+    https://github.com/Lightning-AI/pytorch-lightning/issues/19617 and https://github.com/Lightning-AI/pytorch-lightning/issues/18645
     """
 
     def __init__(self, max_steps: int) -> None:
         self.max_steps = max_steps
 
     def on_train_start(self, trainer: Trainer, pl_module: BaseVAE) -> None:
-        """A resumed run may have reached it."""
-        self._look(trainer)
+        """Stop if a resumed run has already reached the limit."""
+        self._stop_at_limit(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: BaseVAE, *args: Any) -> None:
-        """After the step."""
-        self._look(trainer)
+        """Stop if the step was the last one."""
+        self._stop_at_limit(trainer)
 
-    def _look(self, trainer: Trainer) -> None:
+    def _stop_at_limit(self, trainer: Trainer) -> None:
         trainer.should_stop = trainer.should_stop or trainer.global_step >= self.max_steps
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Lightning's checkpoint of the best epoch, whose memory of it belongs to the run folder and moves with that.
+    """Keep a checkpoint of the best epoch, also after the run folder was moved.
+
+    Lightning forgets the best epoch when ``dirpath`` has changed: https://github.com/Lightning-AI/pytorch-lightning/issues/15705
 
     Args:
         monitor: the metric, None to keep the latest epoch; see :func:`mode_of` for ``mode``.
-        **options: as for Lightning's.
+        **options: arguments of Lightning's callback.
     """
 
     def __init__(self, monitor: str | None = None, mode: str | None = None, **options: Any) -> None:
@@ -101,12 +105,12 @@ class BestCheckpoint(ModelCheckpoint):
         self._validated = False
 
     def on_validation_end(self, trainer: Trainer, pl_module: BaseVAE) -> None:
-        """There is something to choose by."""
+        """Remember that this epoch was validated."""
         self._validated = True
         super().on_validation_end(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: BaseVAE) -> None:
-        """Look at the epoch, unless it is to be judged by a validation and had none."""
+        """Save the epoch if it is the best; skip it if the metric needs a validation that it did not have."""
         if self._validated or not str(self.monitor).startswith("val/"):
             super().on_train_epoch_end(trainer, pl_module)
         self._validated = False
@@ -119,11 +123,11 @@ class BestCheckpoint(ModelCheckpoint):
         super()._save_checkpoint(trainer, filepath)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run goes on from."""
+        """Return the state of the callback with the metrics of the best epoch."""
         return {**super().state_dict(), "best_metrics": self.best_metrics}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Remember this folder's file, wherever the folder was when it was written."""
+        """Restore the state with the path that the best checkpoint has in this folder."""
         best = str(Path(self.dirpath) / Path(state_dict["best_model_path"]).name)
         if Path(best).is_file():
             moved = {"dirpath": self.dirpath, "best_model_path": best, "kth_best_model_path": best}

@@ -1,4 +1,4 @@
-"""The command line as a user types it."""
+"""Test the training command as a user types it."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def test_run_folder_is_complete(finished):
     assert OmegaConf.load(run / ".hydra" / "config.yaml").model.latent_dim == 2
 
 
-def test_metrics_say_what_was_measured(finished):
+def test_metrics_record_the_result(finished):
     run, done = finished
     metrics = json.loads((run / "metrics.json").read_text())
     test = metrics["test"]
@@ -67,7 +67,7 @@ def test_metrics_say_what_was_measured(finished):
     if commit.returncode == 0:
         assert metrics["git_commit"].startswith(commit.stdout.strip())
     assert re.search(rf"test −pseudo-elbo +{-test['elbo']:.4f}\n", done.stdout)  # as papers print it
-    assert "test loss" not in done.stdout  # at a KL weight of 1 it is the same
+    assert "test loss" not in done.stdout  # it equals the −elbo at a KL weight of 1
     figure = r"\d+\.\d\d"
     terms = rf"distortion {figure}  rate {figure}  train {figure}"
     assert re.search(rf"^epoch 2/2  val −pseudo-elbo {figure} \(best\)  {terms}  (\d\.\d|\d\d+) s$", done.stdout, re.M)
@@ -107,8 +107,8 @@ def test_a_second_run_does_not_overwrite_the_first(finished):
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != "train.log"}
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can be told to refuse locks")
-def test_where_the_disk_has_no_locks_a_run_says_so_once_and_goes_on(tmp_path):
+@pytest.mark.skipif(sys.platform != "linux", reason="locks can be disabled only on Linux")
+def test_without_locks_a_run_warns_once_and_continues(tmp_path):
     done = cli("src.train", *QUICK, *PLAIN, "trainer=debug", f"hydra.run.dir={tmp_path}", module="tests.lockless")
     assert done.returncode == 0, done.stdout
     assert done.stdout.count("has no locks (No locks available)") == 1
@@ -143,7 +143,7 @@ def test_checkpoints_that_are_missing_damaged_or_of_another_model_are_named(fini
 
 
 def test_the_best_checkpoint_is_tested_and_training_stops_early(tmp_path):
-    """Selected by the lowest rate, the best epoch is the first: its weights are tested, not the last."""
+    """The first epoch has the lowest rate, so its weights are tested and not the last."""
     done = cli(
         *QUICK,
         "trainer.max_epochs=9",
@@ -156,7 +156,7 @@ def test_the_best_checkpoint_is_tested_and_training_stops_early(tmp_path):
     )
     assert done.returncode == 0, done.stdout
     metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert metrics["epochs"] == 3  # the first sets the mark, two do not pass it
+    assert metrics["epochs"] == 3  # the first is the best, two more exhaust the patience
     datamodule, model = built(*QUICK)
     rates = {}
     for name in ("best", "last"):
@@ -171,9 +171,9 @@ def test_the_best_checkpoint_is_tested_and_training_stops_early(tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
-    """Dropout, dynamic binarization, a schedule and KL warm-up all go on as if nothing had happened.
+    """The resume restores dropout, dynamic binarization, the schedule and the KL warm-up.
 
-    The killed one was started anew, the others are forked from a warm process: that changes nothing either.
+    The killed run starts a new interpreter and the others are forked, which makes no difference.
     """
     overrides = (
         "model=conv_dropout",
@@ -227,7 +227,7 @@ def test_bad_input_is_one_line(overrides, words, tmp_path):
 
 
 def test_overrides_that_are_given_to_make_itself_are_refused():
-    """It would train the default model, without a word."""
+    """Otherwise make would silently train the default model."""
     outside = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
 
     def make(*words: str) -> subprocess.CompletedProcess:
@@ -253,7 +253,7 @@ def test_a_broken_picture_is_named(picture_folder, tmp_path):
 
 
 def test_divergence_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
-    """A learning rate that explodes at the second epoch."""
+    """The learning rate explodes in the second epoch."""
     explode = (
         "schedule=warmup",
         "schedule.interval=epoch",

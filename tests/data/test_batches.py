@@ -1,4 +1,4 @@
-"""Batches, shared out among processes, and the pixels in them."""
+"""Test batches, how processes share them, and their pixels."""
 
 import re
 from types import SimpleNamespace
@@ -25,7 +25,7 @@ def test_processes_share_the_batches_of_one_process(world_size):
 
     whole = batches(0, 1)
     shares = [batches(rank, world_size) for rank in range(world_size)]
-    assert len(whole) == 4  # the incomplete fifth is left out
+    assert len(whole) == 4  # the incomplete fifth is dropped
     for step, batch in enumerate(whole):
         assert sorted(torch.cat([share[step] for share in shares]).tolist()) == sorted(batch.tolist())
 
@@ -60,7 +60,7 @@ def test_a_batch_that_processes_cannot_share_is_refused():
         datamodule.train_dataloader()
 
 
-def test_loading_draws_nothing_from_the_noise_stream():
+def test_loading_draws_no_noise():
     datamodule = data("data=digits", "data.image_size=8")
     datamodule.setup("fit")
     torch.manual_seed(0)
@@ -80,7 +80,7 @@ def test_loading_draws_nothing_from_the_noise_stream():
         (["data.dequantize=true"], Pixels.DEQUANTIZED, None),
     ],
 )
-def test_pixels_are_what_they_are_called(overrides, pixels, values):
+def test_pixels_have_the_values_of_their_kind(overrides, pixels, values):
     datamodule = data("data=digits", "data.image_size=8", *overrides)
     x = examples(datamodule, "train", 200)
     assert datamodule.pixels is pixels

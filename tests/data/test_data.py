@@ -1,4 +1,4 @@
-"""The real data sets, where they are."""
+"""Test the real data sets if they are present."""
 
 import re
 import shutil
@@ -39,7 +39,7 @@ def test_damaged_mnist_is_named(tmp_path):
 
 
 def write_mnist(root: Path, images: int = 20, labels: int = 20) -> Path:
-    """Files of MNIST's form with random content; torchvision asks for nothing else."""
+    """Write files in MNIST's format with random content, which torchvision accepts."""
     raw = root / "MNIST" / "raw"
     raw.mkdir(parents=True)
     pixels = np.random.default_rng(0).integers(0, 256, (images, 28, 28), dtype=np.uint8)
@@ -49,7 +49,7 @@ def write_mnist(root: Path, images: int = 20, labels: int = 20) -> Path:
     return raw
 
 
-def test_files_of_another_data_set_are_not_taken_for_mnist(tmp_path):
+def test_files_of_another_data_set_are_refused_as_mnist(tmp_path):
     write_mnist(tmp_path)
     words = ("data=mnist", f"data.root={tmp_path}", "data.download=false")
     with pytest.raises(UserError, match="not the published ones; data.checksum=null takes them as they are"):
@@ -57,7 +57,7 @@ def test_files_of_another_data_set_are_not_taken_for_mnist(tmp_path):
     assert len(data(*words, "data.checksum=null").pool) == 40
 
 
-def test_files_that_are_cut_off_or_pages_of_the_web_are_damaged(tmp_path):
+def test_truncated_files_and_web_pages_are_damaged(tmp_path):
     raw = write_mnist(tmp_path, labels=19)
     words = ("data=mnist", f"data.root={tmp_path}", "data.download=false", "data.checksum=null")
     with pytest.raises(UserError, match="20 images and 19 labels"):
@@ -98,7 +98,7 @@ def test_real_xrays_are_split_by_patient(tmp_path):
     assert len(splits.val) == pytest.approx(522, abs=40)
     found = describe_data(datamodule)
     assert "30 sets of byte-identical images" in found
-    # Numbers start again in each series: no (number, disease) pair is in both published splits.
+    # Patient numbers restart in each series: no (number, disease) pair is in both published splits.
     assert "groups also occur in the published test split" in found
     series = [
         re.search(r"(NORMAL2-IM-\d+|^IM-\d+|person\d+_\w+?)(_\d|-)", n.split("/")[-1]).group(1) for n in images.names

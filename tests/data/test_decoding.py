@@ -1,4 +1,4 @@
-"""Every kind of picture as a viewer shows it, and what is said of those that are none."""
+"""Test that pictures are decoded as a viewer shows them, and that bad files are reported."""
 
 import shutil
 import struct
@@ -13,7 +13,7 @@ from src.data.decoding import Bad, decode, decode_all
 RAMP = np.linspace(0, 1, 64 * 64).reshape(64, 64)
 
 
-def test_decoding_is_pillows(picture_folder):
+def test_decoding_equals_pillow(picture_folder):
     path = picture_folder({"a.png": (40, 60, 3)}) / "a.png"
     decoded = decode(path, 16, 3)
     expected = Image.open(path).resize((16, 16), Image.Resampling.BILINEAR)
@@ -39,7 +39,7 @@ def test_deep_grey_is_read_with_the_depth_of_all_files(bits, kind, tmp_path):
     assert found.notes == [f"grey of more than 8 bits read as {bits}-bit: 2 files, up to {2**bits - 1:,}"]
 
 
-def test_values_that_are_no_grey_levels_are_refused_in_words(tmp_path):
+def test_values_that_are_not_grey_levels_are_refused(tmp_path):
     Image.fromarray((RAMP * 4000 - 1024).astype(np.int32)).save(tmp_path / "ct.tif")
     Image.fromarray((RAMP * 4000).astype(np.uint16)).save(tmp_path / "deep.png")
     Image.fromarray(RAMP.astype(np.float32)).save(tmp_path / "float.tif")
@@ -51,7 +51,7 @@ def test_values_that_are_no_grey_levels_are_refused_in_words(tmp_path):
         decode(tmp_path / "float.tif", 8, 1)
 
 
-def test_sixteen_bit_grey_with_white_at_zero_is_turned_round(tmp_path):
+def test_sixteen_bit_grey_with_white_at_zero_is_inverted(tmp_path):
     values = (RAMP * 65535).astype(np.uint16)
     Image.fromarray(values).save(tmp_path / "a.tif", tiffinfo={262: 0})
     with Image.open(tmp_path / "a.tif") as image:
@@ -63,7 +63,7 @@ def test_sixteen_bit_grey_with_white_at_zero_is_turned_round(tmp_path):
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "PA", "L"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_transparent_parts_are_white(mode, channels, tmp_path):
-    """A black stroke on a transparent (black) ground, as drawing programs save it."""
+    """Drawing programs save a black stroke on a transparent black background."""
     alpha = np.zeros((8, 8), np.uint8)
     alpha[:, :4] = 255
     black = np.zeros((8, 8), np.uint8)
@@ -96,7 +96,7 @@ def test_an_alpha_channel_without_transparent_parts_changes_nothing(picture_fold
 
 @pytest.mark.parametrize(("full", "note"), [(65535, []), (4095, ["16-bit colour uses levels up to 15 of 255 and is"])])
 def test_sixteen_bit_colour_is_scaled_and_its_fewer_bits_are_named(full, note, tmp_path):
-    """Pillow writes no such file: a TIFF by hand, one strip of 8 x 8 pixels."""
+    """Pillow cannot write such a file, so write a TIFF with one strip of 8 x 8 pixels by hand."""
     tags = [(256, 8), (257, 8), (258, 16), (259, 1), (262, 2), (273, 200), (277, 3), (278, 8), (279, 8 * 8 * 6)]
     head = struct.pack("<2sHIH", b"II", 42, 8, len(tags))
     for tag, value in tags:
@@ -109,7 +109,7 @@ def test_sixteen_bit_colour_is_scaled_and_its_fewer_bits_are_named(full, note, t
         [tmp_path / "a.tif"], 8, 3, lambda _, decoded: taken.append(decoded.pixels[:, 3, 3]), pytest.fail
     )
     assert taken[0].tolist() == [full >> 8, full >> 9, 0]
-    assert [told[:46] for told in found.notes] == [words[:46] for words in note]
+    assert [words[:46] for words in found.notes] == [words[:46] for words in note]
 
 
 def test_exif_orientation_is_obeyed(tmp_path):
@@ -128,16 +128,16 @@ def _exif(orientation: bytes, *entries: bytes) -> bytes:
     )
 
 
-def test_exif_that_pillow_cannot_rewrite_or_read_is_no_obstacle(tmp_path):
+def test_exif_that_pillow_cannot_rewrite_or_read_is_no_error(tmp_path):
     half = np.repeat([[0, 255]], 16, axis=0).astype(np.uint8).repeat(8, 1)  # black at the left
     turned = struct.pack("<HHIHH", 0x0112, 3, 1, 3, 0)
-    odd = struct.pack("<HHI4s", 0x0100, 2, 3, b"AAA")  # a width in letters: Pillow reads it, and cannot write it
+    odd = struct.pack("<HHI4s", 0x0100, 2, 3, b"AAA")  # a width in letters: Pillow reads it and cannot write it
     cases = {
         "rewrite.jpg": _exif(turned, odd),
         "cut.jpg": _exif(turned)[:15],
         "noise.jpg": b"Exif\0\0II*\0\xff\xff\xff\xff",
     }
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         for name, exif in cases.items():
             Image.fromarray(half).save(tmp_path / name, exif=exif, quality=95)
@@ -145,13 +145,13 @@ def test_exif_that_pillow_cannot_rewrite_or_read_is_no_obstacle(tmp_path):
         files = [tmp_path / name for name in cases]
         found = decode_all(files, 16, 1, lambda i, decoded: taken.update({i: decoded.pixels[0]}), pytest.fail)
     assert not found.bad
-    assert not told
+    assert not warned
     assert taken[0][8, 0] > 250  # turned
     assert taken[1][8, 0] < 5
     assert taken[2][8, 0] < 5
 
 
-def test_the_first_frame_is_taken_and_that_is_said(tmp_path):
+def test_the_first_frame_is_taken_and_noted(tmp_path):
     first, second = (Image.fromarray(np.full((8, 8), level, np.uint8)) for level in (10, 200))
     first.save(tmp_path / "stack.tif", save_all=True, append_images=[second])
     taken = []
@@ -162,30 +162,30 @@ def test_the_first_frame_is_taken_and_that_is_said(tmp_path):
     assert found.notes == ["first of several frames taken: 1 files"]
 
 
-def test_whatever_a_decoder_raises_is_about_the_file(picture_folder):
+def test_an_error_of_a_decoder_names_the_fault_of_the_file(picture_folder):
     root = picture_folder({"a.jpg": (40, 60, 3)})
     jpeg = (root / "a.jpg").read_bytes()
     (root / "huge.pgm").write_bytes(b"P5\n20000 20000\n255\n")
     (root / "cut.jpg").write_bytes(jpeg[: len(jpeg) // 2])
     (root / "empty.png").write_bytes(b"")
     (root / "text.png").write_bytes(b"<html>")
-    said = {}
+    reasons = {}
     for name in ("huge.pgm", "cut.jpg", "empty.png", "text.png"):
         with pytest.raises(Bad) as caught:
             decode(root / name, 8, 1)
-        said[name] = str(caught.value)
-    assert "400,000,000 pixels, more than the 178,956,970" in said["huge.pgm"]
-    assert said["huge.pgm"].endswith("Make it smaller")
-    assert "truncated" in said["cut.jpg"]
-    assert said["empty.png"].startswith("zero bytes")
-    assert "no image" in said["text.png"]
+        reasons[name] = str(caught.value)
+    assert "400,000,000 pixels, more than the 178,956,970" in reasons["huge.pgm"]
+    assert reasons["huge.pgm"].endswith("Make it smaller")
+    assert "truncated" in reasons["cut.jpg"]
+    assert reasons["empty.png"].startswith("zero bytes")
+    assert "no image" in reasons["text.png"]
 
 
 @pytest.mark.parametrize(
     "error", [KeyError("tag"), RuntimeError("odd"), ZeroDivisionError(), ValueError(), OSError("cut")]
 )
-def test_any_exception_of_a_decoder_is_about_the_file_but_not_one_of_the_process(error, tmp_path, monkeypatch):
-    """A kind of file whose decoder fails."""
+def test_any_exception_of_a_decoder_makes_a_bad_file_but_one_of_the_process_is_raised(error, tmp_path, monkeypatch):
+    """Register a file format whose decoder fails."""
 
     def fail(*_):
         raise raised[0]
@@ -202,7 +202,7 @@ def test_any_exception_of_a_decoder_is_about_the_file_but_not_one_of_the_process
 
 
 def test_files_that_would_crash_decoders_are_bad_files(picture_folder, tmp_path):
-    """A hundred pictures of each kind with a few bytes changed: decoded, or bad, and nothing else."""
+    """Change a few bytes in a hundred pictures of each format: each is decoded or bad."""
     rng = np.random.default_rng(0)
     picture = Image.fromarray(rng.integers(0, 256, (24, 24, 4), dtype=np.uint8))
     files = []

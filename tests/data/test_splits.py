@@ -1,4 +1,4 @@
-"""Splits that leak nothing."""
+"""Test that splits leak no image from one to another."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from tests.helpers import sides
 
 
 def pool(content: list[int], groups: list[str] | None = None, published: list[str] | None = None) -> ImagePool:
-    """One-pixel images of these values."""
+    """Return one-pixel images of these values."""
     images = torch.tensor(content, dtype=torch.uint8).view(-1, 1, 1, 1)
     return ImagePool(
         images,
@@ -33,7 +33,7 @@ def test_splits_are_disjoint_complete_and_deterministic():
 
 def test_identical_images_and_patients_stay_together():
     content = [i // 2 for i in range(120)]  # pairs of identical images
-    groups = [f"patient{i % 40 // 3}" for i in range(120)]  # linked with them into larger components
+    groups = [f"patient{i % 40 // 3}" for i in range(120)]  # they link pairs to larger components
     found = sides(split(pool(content, groups), 0.2, 0.2, 3))
     for a in range(120):
         for b in range(a):
@@ -55,7 +55,7 @@ def test_published_validation_on_request():
     splits = split(images, None, 0.5, 0)
     assert (splits.train.tolist(), splits.val.tolist()) == ([0, 1], [3])
     unpublished = pool(list(range(90)))
-    assert len(split(unpublished, None, 0.3, 0).val) == 6  # a tenth of what is not tested on
+    assert len(split(unpublished, None, 0.3, 0).val) == 6  # a tenth of the images that are not test images
     images = pool([*range(20), 20, 21], published=["train"] * 20 + ["val"] * 2)
     carved = split(images, None, 0.2, 0)
     assert carved.val.tolist() == [20, 21]
@@ -67,8 +67,8 @@ def test_published_validation_on_request():
 
 
 @pytest.mark.parametrize("patients", [False, True])
-def test_images_that_are_added_move_few_others(patients):
-    """A permutation of the groups, drawn anew for one more, parts some third of them otherwise."""
+def test_added_images_move_few_others(patients):
+    """A new permutation of all groups would move about a third of them."""
 
     def sides_of(count: int) -> dict[int, str]:
         names = [f"patient{i % 100}" for i in range(count)] if patients else None

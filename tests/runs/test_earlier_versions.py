@@ -1,4 +1,4 @@
-"""Folders written by an earlier version: a sweep of November 2026, before modules moved."""
+"""Read folders of an earlier version: a sweep of November 2026, before modules moved."""
 
 import json
 import shutil

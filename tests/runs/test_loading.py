@@ -1,4 +1,4 @@
-"""Read a run folder back, by itself and without trusting it."""
+"""Read a run folder back, from itself alone and without trusting it."""
 
 import json
 import pickle
@@ -94,8 +94,8 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{b}: &{b} [{', '.join(9 * [f'*{a}'])}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
 )
 CONFIGS = {
-    "anchors that stand for a billion values": BOMB,
-    "an anchor that holds itself": "model: &m {_target_: src.models.vae.VAE, me: *m}\n",
+    "anchors that expand to a billion values": BOMB,
+    "an anchor that contains itself": "model: &m {_target_: src.models.vae.VAE, me: *m}\n",
     "thousands of levels": "data: " + 50_000 * "[" + 50_000 * "]",
     "a hundred levels": nested(100),
     "values that refer to others without end": "a0: 'xxxxxxxxxx'\n"
@@ -110,13 +110,13 @@ CONFIGS = {
 
 
 @pytest.mark.parametrize("what", CONFIGS)
-def test_what_no_run_has_saved_is_refused_in_bounded_time(run, what):
+def test_a_hostile_config_is_refused_in_bounded_time(run, what):
     (run / ".hydra" / "config.yaml").write_text(CONFIGS[what])
-    began = time.monotonic()
+    start = time.monotonic()
     with pytest.raises(UserError, match=r"cannot read .*config\.yaml") as refused:
         load_run(run)
     assert "\n" not in str(refused.value)
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - start < 30
     with pytest.raises(UserError, match=r"cannot read .*config\.yaml"):
         RunFolder(run).start(OmegaConf.create({"ckpt_path": "last"}))
 
@@ -153,7 +153,7 @@ def test_a_link_to_itself_and_an_empty_list_of_widths_are_refused(run):
         load_run(run)
 
 
-def test_another_runs_weights_are_not_taken_for_its_own(run):
+def test_another_runs_weights_are_refused(run):
     """They fit the model and the file is intact."""
     best = run / "checkpoints" / "best.ckpt"
     checkpoint = torch.load(best, weights_only=True)
@@ -183,7 +183,7 @@ def test_a_checkpoint_that_does_not_fit_the_config_is_refused(run):
         load_run(run)
 
 
-def test_weights_that_are_no_numbers_are_refused(run):
+def test_weights_that_are_not_finite_are_refused(run):
     best = run / "checkpoints" / "best.ckpt"
     checkpoint = torch.load(best, weights_only=True)
     checkpoint["state_dict"]["posterior_head.bias"][0] = float("nan")
@@ -205,7 +205,7 @@ def test_a_run_of_another_version_names_its_commit(run, key, value):
     assert str(value) in message or key.split(".")[1] in message
     if "_target_" in key:
         return
-    assert "was changed since" in message  # the same commit wrote it
+    assert "was changed since" in message  # this commit wrote it
     record = json.loads((run / "metrics.json").read_text())
     (run / "metrics.json").write_text(json.dumps({**record, "git_commit": "abc123"}))
     with pytest.raises(UserError, match="another version of the code: commit abc123"):
@@ -270,7 +270,7 @@ def test_a_run_cannot_write_outside_of_itself(run, tmp_path):
 
 @pytest.mark.parametrize("place", ["tensorboard/00000/latents", "embedding/test.npz", ".metrics.lock", "figures/a/b/c"])
 def test_links_out_are_refused_at_any_depth(run, tmp_path, place):
-    """An export to the projector would remove the target of a link, and write into it."""
+    """An export to the projector would delete the target of a link and write to it."""
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "mine").touch()
@@ -285,14 +285,14 @@ def test_links_out_are_refused_at_any_depth(run, tmp_path, place):
     assert [*outside.iterdir()] == [outside / "mine"]
 
 
-@pytest.mark.parametrize("said", [{"download": True}, {}])
-def test_reading_a_run_downloads_nothing(run, tmp_path, said):
+@pytest.mark.parametrize("options", [{"download": True}, {}])
+def test_reading_a_run_downloads_nothing(run, tmp_path, options):
     """The config of a foreign run could name any folder to download into."""
     mnist = {
         "_target_": "src.data.arrays.TorchvisionDataModule",
         "dataset": {"_target_": "hydra.utils.get_class", "path": "torchvision.datasets.MNIST"},
         "root": str(tmp_path / "root"),
-        **said,
+        **options,
     }
     for key, value in mnist.items():
         change(run, f"data.{key}", value)
@@ -338,7 +338,7 @@ def test_every_project_config_may_be_read_back(tmp_path):
 
 
 def test_classes_that_have_moved_are_found_under_their_new_names(tmp_path):
-    """These are all earlier names of what conf/ has named in the parts that are built or compared on a resume."""
+    """The list is complete for the parts of a config that are built or compared on a resume."""
     moved = ["src.models.base.Schedule"]
     moved += [f"src.likelihoods.{name}Likelihood" for name in ("Bernoulli", "ContinuousBernoulli", "Gaussian")]
     (tmp_path / "config.yaml").write_text("\n".join(f"part{i}: {{_target_: {name}}}" for i, name in enumerate(moved)))

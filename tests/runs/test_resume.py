@@ -1,4 +1,4 @@
-"""What a run folder is protected from: other processes, other images, other models, damage, a full disk."""
+"""Test that a run folder is safe from other processes, other images, other models, damage and a full disk."""
 
 import contextlib
 import errno
@@ -30,7 +30,7 @@ from tests.helpers import PLAIN, QUICK, WARM, assert_one_line_error, built, cli
 
 @pytest.fixture
 def run(finished, tmp_path) -> Path:
-    """A copy of a finished run of two epochs, to be spoilt."""
+    """Return a copy of a finished run of two epochs that a test may damage."""
     return Path(shutil.copytree(finished[0], tmp_path / "run"))
 
 
@@ -56,10 +56,10 @@ def test_one_training_at_a_time_works_in_a_run_folder(run, monkeypatch):
     done = cli(*RESUMED, "trainer.max_epochs=3", f"hydra.run.dir={run}")
     assert_one_line_error(done, "another process trains in", "choose another hydra.run.dir")
     assert contents(run) | {run / "train.log": (run / "train.log").read_bytes()} == before
-    monkeypatch.setenv(HELD, str(run.resolve()))  # as for a point of a sweep, whose starter has the lock
+    monkeypatch.setenv(HELD, str(run.resolve()))  # in a sweep the launcher holds the lock
     assert lock_for_training(run) is None
     monkeypatch.delenv(HELD)
-    monkeypatch.setenv("LOCAL_RANK", "1")  # as for the second process of that training
+    monkeypatch.setenv("LOCAL_RANK", "1")  # the second process of a training needs no lock
     assert lock_for_training(run) is None
     monkeypatch.delenv("LOCAL_RANK")
     with pytest.raises(UserError, match="another process trains in"):
@@ -68,8 +68,8 @@ def test_one_training_at_a_time_works_in_a_run_folder(run, monkeypatch):
     lock_for_training(run).close()
 
 
-def test_a_folder_that_is_named_after_what_hydra_chose_is_locked_like_any_other(tmp_path):
-    """As the default one is: an error while its name was looked up was made a warning, and two runs shared a folder."""
+def test_a_folder_that_is_named_after_a_choice_of_hydra_is_locked_too(tmp_path):
+    """The default folder is one: if its name could not be resolved, two runs would share a folder."""
     (tmp_path / "conv_tiny").mkdir()
     held = lock_for_training(tmp_path / "conv_tiny")
     words = (*QUICK, "trainer=debug", f"hydra.run.dir='{tmp_path}/${{hydra:runtime.choices.model}}'")
@@ -81,13 +81,13 @@ def test_a_folder_that_is_named_after_what_hydra_chose_is_locked_like_any_other(
     assert (tmp_path / "conv_tiny" / ".lock").exists()
 
 
-def test_a_name_of_a_folder_that_means_nothing_is_one_line():
+def test_a_folder_name_that_cannot_be_resolved_is_one_line():
     assert_one_line_error(cli(*QUICK, "hydra.run.dir='${nothing:here}'"), "nothing")
 
 
 @pytest.mark.parametrize("name", [".lock", "train.log", "metrics.json"])
 def test_a_resume_writes_nothing_through_a_link_out(run, tmp_path, name):
-    """The lock was made, and the log begun, before anybody looked."""
+    """Lock and log are written first, so they must be checked before."""
     (run / name).unlink(missing_ok=True)
     (run / name).symlink_to(tmp_path / "elsewhere")
     done = cli(*RESUMED, "trainer.max_epochs=3", f"hydra.run.dir={run}")
@@ -95,7 +95,7 @@ def test_a_resume_writes_nothing_through_a_link_out(run, tmp_path, name):
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_where_there_are_no_locks_that_is_said_once(tmp_path, monkeypatch, caplog):
+def test_missing_locks_are_reported_once(tmp_path, monkeypatch, caplog):
     def no_locks(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -108,7 +108,7 @@ def test_where_there_are_no_locks_that_is_said_once(tmp_path, monkeypatch, caplo
     assert "no locks (No locks available)" in caplog.text
 
 
-def test_of_two_trainings_that_begin_at_once_one_is_whole(tmp_path):
+def test_of_two_trainings_that_start_at_once_one_finishes(tmp_path):
     words = (*QUICK, *PLAIN, "trainer.max_epochs=1", f"hydra.run.dir={tmp_path}/run")
     with tempfile.TemporaryFile("w+") as output:
         both = [WARM.start("src.train", words, dict(os.environ), output) for _ in range(2)]
@@ -116,7 +116,7 @@ def test_of_two_trainings_that_begin_at_once_one_is_whole(tmp_path):
     assert {"metrics.json", "train.log", ".lock"} <= {path.name for path in (tmp_path / "run").iterdir()}
 
 
-def test_a_lock_whose_file_is_gone_locks_nothing(tmp_path):
+def test_a_lock_whose_file_is_gone_is_free(tmp_path):
     first = lock(tmp_path)
     (tmp_path / ".lock").unlink()
     second = lock(tmp_path)
@@ -126,14 +126,14 @@ def test_a_lock_whose_file_is_gone_locks_nothing(tmp_path):
     second.close()
 
 
-def test_a_folder_of_a_run_that_was_refused_its_data_is_as_before(tmp_path):
+def test_a_run_without_its_data_makes_no_folder(tmp_path):
     missing = ("data=image_folder", f"data.root={tmp_path}/nowhere", "model=conv_tiny")
     assert_one_line_error(cli(*missing, f"hydra.run.dir={tmp_path}/run"), "there is no folder")
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_is_told_by_the_exit_status(number, status, tmp_path):
+def test_the_exit_status_names_the_signal(number, status, tmp_path):
     words = (*QUICK, *PLAIN, "trainer.max_epochs=1000", "~callbacks.early_stopping", f"hydra.run.dir={tmp_path}")
     with tempfile.TemporaryFile("w+") as output:
         process = WARM.start("src.train", words, dict(os.environ), output)
@@ -167,8 +167,8 @@ def test_a_resume_is_of_the_same_images(picture_folder, tmp_path):
 # ---- where a run begins --------------------------------------------------------------------------------------------
 
 
-def test_a_path_gives_the_weights_and_the_command_all_else(run, tmp_path):
-    """With a learning rate of zero the weights stay; another optimizer's state is not asked for."""
+def test_a_checkpoint_path_gives_only_the_weights(run, tmp_path):
+    """With a learning rate of zero the weights stay; the other optimizer's state is not used."""
     start = run / "checkpoints" / "best.ckpt"
     still = ("optimizer=sgd", "optimizer.lr=0", "trainer.max_epochs=1", "trainer.limit_test_batches=1")
     done = cli(*QUICK, *PLAIN, *still, f"ckpt_path={start}", f"hydra.run.dir={tmp_path}/new")
@@ -177,8 +177,8 @@ def test_a_path_gives_the_weights_and_the_command_all_else(run, tmp_path):
     assert "Result on 128 of the 359 test images" in done.stdout
     _, model = built(*QUICK)
     trained = dict(model.named_parameters()).keys()
-    then, now = (read_checkpoint(p)["state_dict"] for p in (start, tmp_path / "new" / "checkpoints" / "last.ckpt"))
-    assert all(torch.equal(then[name], now[name]) for name in trained)
+    old, new = (read_checkpoint(p)["state_dict"] for p in (start, tmp_path / "new" / "checkpoints" / "last.ckpt"))
+    assert all(torch.equal(old[name], new[name]) for name in trained)
     still = (*still, "trainer.max_epochs=2", "ckpt_path=last")
     assert cli(*QUICK, *PLAIN, *still, f"hydra.run.dir={tmp_path}/new").returncode == 0
     record = json.loads((tmp_path / "new" / "metrics.json").read_text())
@@ -218,7 +218,7 @@ def test_a_resume_keeps_what_was_evaluated_of_the_same_weights(run):
 # ---- damage --------------------------------------------------------------------------------------------------------
 
 
-def test_a_broken_checkpoint_is_named_and_the_other_one_gone_on_from(run):
+def test_a_broken_checkpoint_is_named_and_the_other_one_resumed(run):
     last = run / "checkpoints" / "last.ckpt"
     last.write_bytes(last.read_bytes()[:5_000])
     done = cli(*RESUMED, *PLAIN, "trainer.max_epochs=3", f"hydra.run.dir={run}")
@@ -232,7 +232,7 @@ def test_a_broken_checkpoint_is_named_and_the_other_one_gone_on_from(run):
         first_readable([last, run / "checkpoints" / "best.ckpt"])
 
 
-def test_a_flipped_bit_is_seen(run):
+def test_a_flipped_bit_is_detected(run):
     last = run / "checkpoints" / "last.ckpt"
     data = bytearray(last.read_bytes())
     data[len(data) // 2] ^= 1
@@ -250,7 +250,7 @@ def test_a_checkpoint_that_lacks_something_is_not_resumed(run, part):
 
 
 @pytest.mark.parametrize("states", [3, [3], [{}], [{"state": 3}]])
-def test_an_optimizer_state_that_is_none_is_not_resumed(run, states):
+def test_an_invalid_optimizer_state_is_not_resumed(run, states):
     path = run / "checkpoints" / "last.ckpt"
     checkpoint = read_checkpoint(path) | {"optimizer_states": states}
     with pytest.raises(UserError, match="the optimizer's state in .* is none"):
@@ -258,7 +258,7 @@ def test_an_optimizer_state_that_is_none_is_not_resumed(run, states):
 
 
 def test_an_optimizer_state_of_an_earlier_version_is_not_resumed(run):
-    """It had one group of parameters, and wide layers' weights of another size."""
+    """Its optimizer had one group of parameters."""
     path = run / "checkpoints" / "last.ckpt"
     _, model = built(*QUICK, "model=conv_shallow")
     optimizer = torch.optim.Adam(model.parameters())
@@ -272,7 +272,7 @@ def test_an_optimizer_state_of_an_earlier_version_is_not_resumed(run):
         check_resumable(path, checkpoint, model)
 
 
-def test_an_optimizer_state_in_factors_is_resumed(tmp_path):
+def test_the_factored_state_of_adafactor_is_resumed(tmp_path):
     words = (*QUICK, *PLAIN, "optimizer._target_=torch.optim.Adafactor", "~optimizer.betas", "~optimizer.fused")
     place = f"hydra.run.dir={tmp_path}"
     assert cli(*words, place, "trainer.max_epochs=1").returncode == 0
@@ -281,7 +281,7 @@ def test_an_optimizer_state_in_factors_is_resumed(tmp_path):
 
 
 def test_a_run_of_an_earlier_version_is_resumed_only_on_the_same_images(run):
-    """Its checkpoints have no fingerprint, its record has; and it was split otherwise."""
+    """Its checkpoints have no fingerprint, but its record has one."""
     for name in ("best", "last"):
         change(run / "checkpoints" / f"{name}.ckpt", lambda checkpoint: checkpoint.pop("DigitsDataModule"))
     go_on = (*RESUMED, *PLAIN, f"hydra.run.dir={run}")
@@ -310,7 +310,7 @@ def test_an_optimizer_state_of_other_shapes_is_not_resumed(run):
         check_resumable(path, read_checkpoint(path), model)
 
 
-def test_a_state_that_lightning_cannot_take_up_is_one_line(run):
+def test_a_state_that_lightning_cannot_restore_is_one_line(run):
     change(run / "checkpoints" / "last.ckpt", lambda checkpoint: checkpoint.update(loops={"fit_loop": 3}))
     done = cli(*RESUMED, *PLAIN, "trainer.max_epochs=3", f"hydra.run.dir={run}")
     assert_one_line_error(done, "cannot take up the state in", "last.ckpt")
@@ -318,7 +318,7 @@ def test_a_state_that_lightning_cannot_take_up_is_one_line(run):
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path):
-    """The limit on a file's size stands in for a disk that fills."""
+    """A limit on file size acts like a full disk."""
     path = tmp_path / "last.ckpt"
     WholeCheckpoints().save_checkpoint({"state_dict": {"weight": torch.ones(3)}}, path)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -335,7 +335,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_killed_writers_have_left_goes_and_nothing_else(tmp_path):
+def test_only_unfinished_files_are_removed(tmp_path):
     with contextlib.suppress(KeyboardInterrupt), whole_file(tmp_path / "last.ckpt") as temporary:
         left = tmp_path / temporary.name
         shutil.copy(temporary, tmp_path / f"{temporary.name}.copy")
@@ -348,8 +348,8 @@ def test_what_killed_writers_have_left_goes_and_nothing_else(tmp_path):
     assert sorted(path.name for path in tmp_path.rglob("*")) == [".x.part", "deeper", "last.ckpt", "mine.part"]
 
 
-def test_a_full_disk_is_named_with_the_way_on(tmp_path):
-    """On a disk of 300 KiB, where this user may mount one."""
+def test_a_full_disk_is_named_with_what_to_do(tmp_path):
+    """Use a disk of 300 KiB if this user may mount one."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
@@ -366,7 +366,7 @@ def test_a_full_disk_is_named_with_the_way_on(tmp_path):
 
 
 def test_a_record_is_read_as_it_was_written(tmp_path):
-    """Lists of numbers take a line; texts that look like lists stay as they are."""
+    """Lists of numbers are written on one line; strings that look like lists are not changed."""
     record = {
         "rates": [0.1, 1e-7, -3],
         "root": "/scans/[a  b] x",
@@ -379,8 +379,7 @@ def test_a_record_is_read_as_it_was_written(tmp_path):
     assert '"rates": [ 0.1, 1e-07, -3 ]' in (tmp_path / "metrics.json").read_text()
 
 
-def test_a_folder_that_was_removed_while_its_run_went_on_is_no_error(tmp_path):
-    """Looked for when the program ends."""
+def test_a_folder_that_was_removed_during_its_run_is_no_error(tmp_path):
     check = Check("train")
     check._claim_folder(tmp_path / "run")
     (tmp_path / "run" / ".lock").unlink()

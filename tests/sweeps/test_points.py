@@ -210,10 +210,10 @@ from pathlib import Path
 from tests.lockless import refuse_locks
 from tests.points import point
 from src.sweeps.slots import run_all
-from hydra_plugins.optuna_sweeper import _alone_in
+from hydra_plugins.optuna_sweeper import _exclusive
 refuse_locks()
 folder = Path({str(tmp_path)!r})
-with _alone_in(folder):
+with _exclusive(folder):
     run_all([point(folder, f"value={{i}}") for i in range(2)], [{{}}, {{}}])
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

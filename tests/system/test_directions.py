@@ -80,7 +80,7 @@ def test_a_search_that_was_begun_the_other_way_is_not_gone_on_with(tmp_path):
     sweeper = OptunaSweeper({})
     sweeper.config = multirun_config("seed=0,1", "compare_by=val/loss")
     with pytest.raises(UserError, match="choose another hydra.sweep.dir"):
-        sweeper._searched(tmp_path, {}, [])
+        sweeper._run_study(tmp_path, {}, [])
 
 
 def test_a_search_goes_the_way_of_its_metric():

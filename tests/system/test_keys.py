@@ -451,7 +451,7 @@ def test_the_commands_that_read_explain_their_own_keys_and_list_no_others():
             tree = compose(of)
         assert {key for key, *_ in rows} == {key for key, _ in flatten(OmegaConf.to_container(tree))}
         assert "chest_xray" not in done.stdout
-    assert rows == [("folder", "...", "the folder of a multirun, or any that holds run folders")]
+    assert rows == [("folder", "...", "folder of a multirun, or any folder of runs")]
     assert "run=... " in cli("--help", "run=x", module="src.explore").stdout
     assert "== Configuration groups ==" in cli("--help").stdout  # all of a training's keys are Hydra's to list
 

@@ -1,4 +1,4 @@
-"""Noise, means and what a run remembers, without a subprocess."""
+"""Test noise, means, checkpoints and history without a subprocess."""
 
 import math
 import sys
@@ -20,7 +20,7 @@ from src.runs import build
 from src.system.errors import UserError
 from src.training.dashboard import Dashboard, summary_table
 from src.training.epoch_means import ExampleMean
-from src.training.history import History, Throughput, _left, mark_kept
+from src.training.history import History, Throughput, _time_left, mark_kept
 from src.training.resume import BestCheckpoint, PatientEarlyStopping, ReproducibleNoise
 from tests.gpu_check.__main__ import Checks
 from tests.gpu_check.spy import Spy
@@ -44,7 +44,7 @@ def test_logged_validation_is_the_mean_over_the_split():
             -metrics[f"{stage}/distortion"] - metrics[f"{stage}/rate"], rel=1e-5
         )
         assert metrics[f"{stage}/loss"] == pytest.approx(-metrics[f"{stage}/elbo"], rel=1e-5)
-    # The rate needs no noise: it can be had from one pass over the whole split.
+    # The rate needs no noise: compute it in one pass over the whole split.
     model.eval()
     images = examples(datamodule, "val", len(datamodule.splits.val))
     posterior = model.posterior(images).base_dist
@@ -80,8 +80,8 @@ def test_the_hparams_tab_shows_whatever_a_sweep_varies(fixed, columns, tmp_path,
     sweep.hydra.overrides.task = grid[:-1]
     sweep.hydra.sweep.dir = str(tmp_path)
     Sweep().on_multirun_start(sweep)
-    told = EventAccumulator(str(tmp_path)).Reload().summary_metadata["_hparams_/experiment"].plugin_data.content
-    names = {column.name for column in HParamsPluginData.FromString(told).experiment.hparam_infos}
+    content = EventAccumulator(str(tmp_path)).Reload().summary_metadata["_hparams_/experiment"].plugin_data.content
+    names = {column.name for column in HParamsPluginData.FromString(content).experiment.hparam_infos}
     assert names == {key.lstrip("+") for key in swept} | columns
 
     words = [word.replace("choice([a],[b])", "[a]") for word in fixed]
@@ -119,7 +119,7 @@ def test_a_stopped_run_stays_stopped():
     assert fit(model, datamodule, stopper, epochs=9).current_epoch == 3
     again = PatientEarlyStopping(monitor="val/elbo", mode="max", patience=2, min_delta=1e6)
 
-    class Restore(L.Callback):  # what a checkpoint does
+    class Restore(L.Callback):  # as a checkpoint does
         def on_fit_start(self, trainer, pl_module):
             again.load_state_dict(stopper.state_dict())
 
@@ -146,8 +146,8 @@ def test_best_checkpoint_belongs_to_the_folder_it_is_in(tmp_path):
     assert (fresh.best_model_path, fresh.best_model_score) == ("", None)
 
 
-def test_the_gpu_checks_spy_sees_what_lies_otherwise():
-    """It goes along with an ordinary training, and stops one whose optimizer's state lies across its weights."""
+def test_the_gpu_checks_spy_finds_a_wrong_memory_layout():
+    """It passes an ordinary training, and stops one whose optimizer state has another layout than the weights."""
     datamodule, model = built(*SMALL)
     fit(model, datamodule, Spy(), limit_train_batches=2)
 
@@ -161,8 +161,7 @@ def test_the_gpu_checks_spy_sees_what_lies_otherwise():
         fit(model, datamodule, Spoil(), Spy(), limit_train_batches=2)
 
 
-def test_a_gpu_check_that_ends_early_has_failed(tmp_path, capsys):
-    """Whatever it raises."""
+def test_a_gpu_check_that_raises_has_failed(tmp_path, capsys):
     checks = Checks(tmp_path, "cpu", 1.0)
     checks.check("fine", lambda: None)
     checks.check("broken", lambda: torch.empty(-1))
@@ -179,7 +178,7 @@ def test_throughput_does_not_depend_on_when_validation_comes():
         fit(model, datamodule, throughput, epochs=2, val_check_interval=interval)
         clocks.append(throughput.seconds)
         assert 0 < throughput.seconds < throughput.elapsed <= time.perf_counter() - created + 1
-    assert clocks[1] > clocks[0] / 3  # was a quarter when the clock stopped at the first validation
+    assert clocks[1] > clocks[0] / 3  # a quarter if the timer stopped at the first validation
 
 
 @pytest.mark.parametrize("algorithm", ["norm", "value"])
@@ -196,7 +195,7 @@ def test_gradients_are_clipped_in_every_precision(precision, algorithm):
                 largest.append((torch.nn.utils.get_total_norm(gradients) if algorithm == "norm" else biggest).item())
 
     clipping = {"gradient_clip_val": 0.5, "gradient_clip_algorithm": algorithm}
-    # Lightning would take bfloat16 on a CPU.
+    # With precision=16-mixed Lightning would use bfloat16 on a CPU.
     half = (
         [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=64.0))]
         if precision == "16-mixed"
@@ -244,8 +243,8 @@ def test_history_and_throughput_survive_a_checkpoint():
     assert later.epochs == history.epochs
 
 
-def test_epochs_without_a_validation_have_none_of_its_figures(tmp_path, caplog):
-    """Lightning keeps the figures of the last one: they stood as those of every epoch since."""
+def test_epochs_without_a_validation_have_none_of_its_metrics(tmp_path, caplog):
+    """Lightning keeps the metrics of the last validation in ``callback_metrics``."""
     plateau = ("schedule=plateau", "schedule.factory.patience=0", "+schedule.factory.threshold=1e6")
     plateau += ("+schedule.factory.threshold_mode=abs",)
     places = (f"run_dir={tmp_path}", "~logger", "~callbacks.dashboard", "~callbacks.figures", "~callbacks.progress_bar")
@@ -265,15 +264,15 @@ def test_epochs_without_a_validation_have_none_of_its_figures(tmp_path, caplog):
     history = next(c for c in trainer.callbacks if isinstance(c, History))
     assert ["val/elbo" in epoch for epoch in history.epochs] == [False, False, True] * 2 + [False]
     assert all("train/elbo" in epoch for epoch in history.epochs)
-    told = [record.message for record in caplog.records if record.message.startswith("epoch ")]
-    assert ["val" in line for line in told] == [False, False, True] * 2 + [False]
+    lines = [record.message for record in caplog.records if record.message.startswith("epoch ")]
+    assert ["val" in line for line in lines] == [False, False, True] * 2 + [False]
     assert saved == [False, False, *[True] * 5]
-    # The plateau's schedule looks when there is something new: two validations, of which the second is no better.
+    # The plateau schedule steps only after a validation: there are two, and the second is no better.
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(cfg.optimizer.lr / 2)
 
 
 def test_a_new_best_checkpoint_is_written_once(tmp_path):
-    """What is written as best and then as last is one file with two names; the next last leaves the best alone."""
+    """A new best epoch is one file with two names; the next ``last`` does not change ``best``."""
     places = (f"run_dir={tmp_path}", "~logger", "~callbacks.dashboard", "~callbacks.figures", "~callbacks.progress_bar")
     cfg = composed(*SMALL, *places, "trainer.max_epochs=4", "trainer.limit_train_batches=4")
     datamodule, model = built(*SMALL)
@@ -295,12 +294,12 @@ def test_a_new_best_checkpoint_is_written_once(tmp_path):
     trainer = build.build_trainer(cfg)
     trainer.callbacks.append(Listen())
     trainer.fit(model, datamodule)
-    # In the first epoch the callback that keeps the last one has another state before and after.
+    # In the first epoch the state of the ``last`` callback differs between the two.
     assert seen == [(0, False), (1, True), (2, True), (2, False)]
 
 
-def test_a_run_with_a_step_limit_goes_on_as_far_as_that_allows(tmp_path):
-    """Lightning's own limit ends a resumed run at once, without a validation: early stopping then finds no elbo."""
+def test_a_run_with_a_step_limit_can_be_resumed(tmp_path):
+    """Lightning's own limit ends it at once, without a validation: https://github.com/Lightning-AI/pytorch-lightning/issues/19617"""
 
     def trained_for(max_steps: int, start: str | None) -> L.Trainer:
         places = (
@@ -319,18 +318,18 @@ def test_a_run_with_a_step_limit_goes_on_as_far_as_that_allows(tmp_path):
         return trainer
 
     last = str(tmp_path / "checkpoints" / "last.ckpt")
-    for max_steps, start in ((4, None), (6, last), (-1, last)):  # an epoch, one and a half, all that there are
+    for max_steps, start in ((4, None), (6, last), (-1, last)):  # an epoch, one and a half, all epochs
         trainer = trained_for(max_steps, start)
         assert trainer.global_step == (max_steps if max_steps > 0 else 6 + 3 * 4)
         assert math.isfinite(trainer.callback_metrics["val/elbo"])
     assert trained_for(3, last).global_step == 18  # reached before
 
 
-def test_the_time_that_is_left_stays_known_until_the_last_epoch():
-    """It was written only while more than 90 seconds were left: after epoch 2 of 3 it disappeared."""
-    assert [_left(done, 3, [60.0] * done) for done in (1, 2, 3)] == [", about 2 min left", ", about 60 s left", ""]
-    assert _left(1, 2, [80.0]) == ", about 80 s left"
-    assert [_left(1, of, [40.0]) for of in (2, -1, None)] == ["", "", ""]  # short as a whole, or without a limit
+def test_the_time_left_is_shown_until_the_last_epoch():
+    """It depends on the length of the whole training, not on the time left."""
+    assert [_time_left(done, 3, [60.0] * done) for done in (1, 2, 3)] == [", about 2 min left", ", about 60 s left", ""]
+    assert _time_left(1, 2, [80.0]) == ", about 80 s left"
+    assert [_time_left(1, epochs, [40.0]) for epochs in (2, -1, None)] == ["", "", ""]  # short, or without a limit
 
 
 def test_the_kept_epoch_is_the_one_with_the_best_metrics():

@@ -1,4 +1,4 @@
-"""The guard: when it stops a run, and which setting it names. Without a subprocess."""
+"""Test when the guard stops a run and which setting it names, without a subprocess."""
 
 import math
 import re
@@ -18,7 +18,7 @@ BATCHES = {"limit_train_batches": 4, "limit_val_batches": 1}
 
 
 class Poison(L.Callback):
-    """Spoils one thing at step 3."""
+    """Make one thing infinite or NaN at step 3."""
 
     def __init__(self, what: str) -> None:
         self.what = what
@@ -49,7 +49,7 @@ class Poison(L.Callback):
         ("last", r"\(and of \d+ more\) is not finite after step 20"),
     ],
 )
-def test_it_names_step_and_culprit(what, words, tmp_path):
+def test_it_names_step_and_cause(what, words, tmp_path):
     datamodule, model = built(*SMALL)
     logger = TensorBoardLogger(tmp_path)
     with pytest.raises(Diverged, match=words):
@@ -59,8 +59,8 @@ def test_it_names_step_and_culprit(what, words, tmp_path):
 @pytest.mark.parametrize(
     ("what", "words"), [("rate", "rate is not finite at step 3"), ("gradient", "gradient.* at step 3")]
 )
-def test_one_that_reads_rarely_still_names_the_first_bad_step(what, words):
-    """As on a GPU, where no step waits for the guard."""
+def test_with_rare_readings_it_still_names_the_first_bad_step(what, words):
+    """On a GPU no step waits for the guard."""
     datamodule, model = built(*SMALL)
     with pytest.raises(Diverged, match=words):
         fit(model, datamodule, Poison(what), NonFiniteGuard(read_every=7))
@@ -68,18 +68,18 @@ def test_one_that_reads_rarely_still_names_the_first_bad_step(what, words):
 
 GAUSSIAN = ("likelihood@model.likelihood=gaussian",)
 LINES = [
-    # before any step it is no learning rate
+    # Before any step it cannot be the learning rate.
     (("model.kl_weight=1e40",), {}, "model.kl_weight=1e+40 is too high: lower it"),
     (("model.kl_weight=1e40", "optimizer.lr=1e3"), {}, "model.kl_weight=1e+40 is too high: lower it"),
     (("model.kl_weight=1e25",), {}, "model.kl_weight=1e+25 is too high: lower it"),  # its gradient overflows
-    # nor where the network is as it was, and the weight is warmed up
+    # Nor if distortion and rate keep their size while the KL weight warms up.
     (("model.kl_weight=1e30", "model.kl_warmup_steps=3"), {}, "model.kl_weight=1e+30 is too high: lower it"),
-    # a rate that throws the weights away, whatever the weight of the rate
+    # A learning rate that is too high for any KL weight.
     (("optimizer.lr=1e27",), {}, "optimizer.lr=1e+27 is too high: lower it, or set trainer.gradient_clip_val"),
     (("optimizer.lr=1e27", "model.kl_weight=1e6"), {}, "optimizer.lr=1e+27 is too high: lower it, or set"),
     (("optimizer.lr=1e27",), {"gradient_clip_val": 1.0}, "optimizer.lr=1e+27 is too high: lower it"),
     (("optimizer=sgd", "optimizer.lr=1e3"), {}, "optimizer.lr=1000 is too high: lower it, or set trainer"),
-    # gradient descent at a rate that is good for other losses
+    # Gradient descent at a learning rate that suits other losses.
     (("optimizer=sgd", "optimizer.lr=1e-5", "model.kl_weight=1e10"), {}, "model.kl_weight=1e+10 is too high: lower it"),
     (
         ("optimizer=sgd", "optimizer.lr=1e-4", *GAUSSIAN, "model.likelihood.scale=0.0026"),
@@ -102,13 +102,13 @@ def test_it_names_the_setting_with_its_value(overrides, options, line, read_ever
 @pytest.mark.parametrize(
     "overrides",
     [
-        ("optimizer.lr=100",),  # of no use, and finite
+        ("optimizer.lr=100",),  # useless but finite
         ("model.kl_weight=1e12",),
         (*GAUSSIAN, "model.likelihood.scale=0.0026"),
         (*GAUSSIAN, "model.likelihood.scale=1e10"),
     ],
 )
-def test_what_is_finite_goes_on(overrides):
+def test_a_finite_run_continues(overrides):
     datamodule, model = built(*SMALL, *overrides)
     assert fit(model, datamodule, NonFiniteGuard(), **BATCHES).global_step == 4
 
@@ -126,8 +126,8 @@ def test_what_anomaly_detection_finds_is_one_line():
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
-def test_figures_of_a_split_are_looked_at(split):
-    """All of them: with this weight the loss overflows, and the elbo does not."""
+def test_all_metrics_of_a_split_are_checked(split):
+    """With this KL weight the loss overflows and the elbo does not."""
     datamodule, model = built(*SMALL)
 
     class Weigh(L.Callback):
@@ -151,18 +151,18 @@ def test_figures_of_a_split_are_looked_at(split):
 
 
 def test_an_overflow_under_float16_is_left_to_the_scaler():
-    """The first scale is one that overflows: the scaler leaves those steps out, and then trains."""
+    """The first scales overflow: the scaler skips those steps and then trains."""
     datamodule, model = built(*SMALL)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=10**6)
     precision = MixedPrecision("16-mixed", "cpu", scaler)
     before = [p.detach().clone() for p in model.parameters()]
     fit(model, datamodule, NonFiniteGuard(), plugins=[precision], epochs=8, limit_val_batches=1)
     assert scaler.get_scale() < 2.0**120
-    assert any(not torch.equal(then, now) for then, now in zip(before, model.parameters(), strict=True))
+    assert any(not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
 
 
 def test_gradients_under_float16_are_shown_unscaled():
-    """Those of a scaled loss are 65,536 times larger; with a fused optimizer the guard saw them."""
+    """Those of the scaled loss are larger by the scale; a fused optimizer would unscale them only in its step."""
     norms = {}
     for name, options in (
         ("full", {"precision": "32-true"}),

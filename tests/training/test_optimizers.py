@@ -1,4 +1,4 @@
-"""How far a step moves a wide layer, under every optimizer of torch that takes ordinary parameters."""
+"""Test how far a step moves a wide layer, for every optimizer of torch that takes ordinary parameters."""
 
 import copy
 import functools
@@ -14,13 +14,13 @@ from src.training.optimizers import FACTORS, decays_apart, follows_gradient, opt
 from src.training.recipe import Recipe
 from tests.helpers import built
 
-INPUTS = 4_096  # 16 times what a WideLinear calls wide
+INPUTS = 4_096  # 16 times the width at which step_factor falls below 1
 FIXED = ("Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "RMSprop", "Rprop", "Adafactor")
 PROPORTIONAL = ("SGD", "ASGD")
 
 
 def pair(seed: int = 0) -> tuple[WideLinear, nn.Linear]:
-    """A wide layer, and a plain one of the same function."""
+    """Return a wide layer and a plain one that compute the same function."""
     torch.manual_seed(seed)
     wide, plain = WideLinear(INPUTS, 3), nn.Linear(INPUTS, 3)
     plain.load_state_dict(wide.state_dict())
@@ -28,7 +28,7 @@ def pair(seed: int = 0) -> tuple[WideLinear, nn.Linear]:
 
 
 def step(model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
-    """How one step moves the function at ``x``."""
+    """Take a step and return the change of the function at ``x``."""
 
     def loss():
         optimizer.zero_grad()
@@ -54,16 +54,16 @@ def test_a_wide_layer_starts_as_a_linear_one():
 def test_a_step_of_fixed_length_moves_it_as_far_as_a_narrow_layer(name, options):
     wide, plain = pair()
     for layer in (wide, plain):
-        layer.bias.requires_grad_(False)  # it is not wide
+        layer.bias.requires_grad_(False)  # only the weight is wide
     x = torch.rand(64, INPUTS)
 
     def make(parameters):
         return getattr(torch.optim, name)(parameters, lr=1e-4, **options)
 
     if options and (name == "Rprop" or decays_apart(make)):
-        return  # without decay, or with the decay of the test below
+        return  # decoupled decay is tested below
     ours, theirs = optimizer_of(wide, make), make(plain.parameters())
-    for _ in range(3):  # with what an optimizer remembers
+    for _ in range(3):  # later steps use the moments
         moved, plainly = step(wide, ours, x), step(plain, theirs, x)
         torch.testing.assert_close(moved, plainly / 16, rtol=2e-2, atol=2e-5)
         plain.load_state_dict(wide.state_dict())
@@ -78,7 +78,7 @@ def test_a_step_of_fixed_length_moves_it_as_far_as_a_narrow_layer(name, options)
     ],
 )
 def test_a_step_along_the_gradient_moves_it_as_it_moves_a_plain_layer(name, options):
-    """The head that SGD all but froze: stored 16 times larger it moved 256 times less than a plain layer."""
+    """SGD almost froze a head that was stored 16 times larger: it moved 256 times less than a plain layer."""
     wide, plain = pair()
     x = torch.rand(64, INPUTS)
 
@@ -107,7 +107,7 @@ def test_weights_decay_alike_whatever_their_inputs():
 
 
 @pytest.mark.parametrize("name", [*FIXED, *PROPORTIONAL])
-def test_kinds_of_optimizers_are_found_out(name):
+def test_kinds_of_optimizers_are_recognized(name):
     def make(parameters):
         return getattr(torch.optim, name)(parameters, lr=1e-3)
 
@@ -120,7 +120,7 @@ def test_kinds_of_optimizers_are_found_out(name):
 
 @pytest.mark.parametrize("schedule", ["OneCycleLR", "CosineAnnealingLR", "ReduceLROnPlateau"])
 def test_schedules_see_one_learning_rate(schedule):
-    """One cycle gives all groups its own largest rate: factors kept in the rate itself would be lost."""
+    """OneCycleLR sets the learning rate of all groups: factors kept in the rate itself would be lost."""
     wide, _ = pair()
     optimizer = optimizer_of(wide, lambda parameters: torch.optim.Adam(parameters, lr=1e-3))
     options = {
@@ -139,7 +139,7 @@ def test_schedules_see_one_learning_rate(schedule):
     assert optimizer.param_groups[0]["lr"] != rate or schedule == "OneCycleLR"
 
 
-def test_an_optimizer_goes_on_from_what_it_saved():
+def test_an_optimizer_resumes_from_its_state():
     wide, _ = pair()
     x = torch.rand(8, INPUTS)
 
@@ -169,7 +169,7 @@ def test_weights_of_earlier_versions_are_read():
 
 
 def test_sgd_trains_the_posterior_head():
-    """Of 18,432 inputs; frozen it reads as posterior collapse: on digits a rate of 0.14 nats in place of 9.5."""
+    """It has 18,432 inputs. A frozen head looks like posterior collapse: on digits a rate of 0.14 nats, not 9.5."""
     datamodule, model = built(
         "model=conv_shallow", "data=digits", "data.image_size=28", "optimizer=sgd", "optimizer.lr=1e-4"
     )
@@ -186,18 +186,18 @@ def test_sgd_trains_the_posterior_head():
     assert (head - before).norm() > 0.01 * before.norm()  # it was 1.3e-4 after 200 steps
 
 
-def test_a_step_that_an_exception_has_left_leaves_no_shorter_ones():
-    """As one that memory was too small for: the factors of the next step came on top of its own."""
+def test_a_step_that_raises_does_not_shorten_later_ones():
+    """After an out-of-memory error the factors must not be applied twice."""
     wide, _ = pair()
-    optimizer = optimizer_of(wide, Leaving)
+    optimizer = optimizer_of(wide, Raising)
     for _ in range(3):
         with pytest.raises(MemoryError):
             optimizer.step()
     assert [group["lr"] for group in optimizer.param_groups] == [1e-3, 1e-3 / 16]
 
 
-class Leaving(torch.optim.Adam):
-    """Takes no steps of wide layers."""
+class Raising(torch.optim.Adam):
+    """Raise at the step of wide layers."""
 
     def __init__(self, parameters):
         super().__init__(parameters, lr=1e-3)
@@ -209,7 +209,7 @@ class Leaving(torch.optim.Adam):
         super().step(closure)
 
 
-def test_optimizers_that_take_no_step_on_a_cpu_are_taken_for_adam():
+def test_optimizers_that_cannot_step_on_a_cpu_count_as_adam():
     class OnGPU(torch.optim.AdamW):
         def step(self, closure=None):
             raise RuntimeError("expected a CUDA tensor")
@@ -234,7 +234,7 @@ def test_optimizers_that_take_no_step_on_a_cpu_are_taken_for_adam():
         (torch.optim.Adam, {"lr": -1.0}, "the optimizer cannot be made: Invalid learning rate: -1.0"),
     ],
 )
-def test_what_cannot_train_says_what_to_leave_out(kind, settings, words):
+def test_an_unusable_optimizer_says_what_to_change(kind, settings, words):
     _, model = built("model=conv_tiny", "data=digits")
     recipe = Recipe(functools.partial(kind, **settings))
     with pytest.raises(UserError, match=words):

@@ -1,4 +1,4 @@
-"""What makes training fast changes no result: layouts, compilation, precision, allocator, decoding."""
+"""Test that layouts, compilation, precision, allocator and decoding change no result."""
 
 import copy
 import functools
@@ -144,9 +144,7 @@ def test_auto_precision_is_bfloat16_where_the_processor_multiplies_it(native, pr
     build.fill_precision(cfg)
     assert cfg.trainer.precision == precision
     asked = composed("experiment=chest_xray_conv_deep", "trainer.precision=16-mixed")
-    with pytest.raises(
-        UserError, match="trainer.precision=16-mixed is for GPUs"
-    ):  # Lightning would silently use bfloat16
+    with pytest.raises(UserError, match="trainer.precision=16-mixed is for GPUs"):  # Lightning would use bfloat16
         build.fill_precision(asked)
     # A resume keeps the precision of the run, whatever this processor multiplies.
     (tmp_path / ".hydra").mkdir()
