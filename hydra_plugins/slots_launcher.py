@@ -16,6 +16,7 @@ from src.sweeps.points import Point, program_of
 from src.sweeps.slots import Slot, run_all, slots_here
 from src.system.errors import UserError
 from src.system.explain import explain
+from src.system.files import as_typed
 from src.system.processes import Cold
 from src.system.signals import status_of
 from src.system.warm import forking
@@ -79,7 +80,8 @@ class SlotsLauncher(Launcher):
         except KeyboardInterrupt as stop:
             with contextlib.suppress(OSError):  # the terminal may be closed
                 print("error: interrupted; repeat the command to go on", file=sys.stderr)
-                print(f"Report on the finished points: python -m src.report folder={sweep}", file=sys.stderr)
+                report = f"python -m src.report {as_typed('folder', sweep)}"
+                print(f"Report on the finished points: {report}", file=sys.stderr)
             sys.exit(status_of(stop))
         return [_job_return(distinct[point.folder]) for point in points]
 

@@ -111,5 +111,6 @@ def last_words(results: "Results") -> list[str]:
     best = best_in_words(results, points, swept, configurations(points, swept, ("value", *TESTED)), chosen)
     seeds = f"{best['seeds']} seed{'s' if best['seeds'] > 1 else ''}"
     others = len(chosen.rivals)
-    doubt = f", cannot be told from {others} other{'s' if others > 1 else ''}" if others else ""
+    tested = others and chosen.best.seeds > 1  # one seed gives no error estimate
+    doubt = f", cannot be told from {others} other{'s' if others > 1 else ''}" if tested else ""
     return [*words, f"best {best['what'].replace(' = ', '=')}: {best['metric']} {best['value']} ({seeds}){doubt}"]

@@ -8,9 +8,11 @@ if not __package__:  # started as a file, it does not find the project
     raise SystemExit(f"error: type python -m src.evaluate in {__file__.rpartition('src')[0]}")
 
 import logging
+import shlex
 import sys
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from src.system.cli import announce, command
@@ -46,7 +48,9 @@ def main(cfg: DictConfig) -> None:
                 log.info("these are test images: use split=val while you still choose models or settings")
             missing = [part for part in options if part not in parts]
             if missing and isinstance(sys.exception(), KeyboardInterrupt):
-                log.info("To go on: the same command with parts=[%s]", ",".join(missing))
+                typed = [word for word in HydraConfig.get().overrides.task if not word.startswith("parts=")]
+                words = ["python", "-m", "src.evaluate", *typed, f"parts=[{','.join(missing)}]"]
+                log.info("To go on: %s", shlex.join(words))
 
 
 if __name__ == "__main__":

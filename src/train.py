@@ -66,6 +66,7 @@ def main(cfg: DictConfig) -> float | None:
         fit.say(f"beginning with the weights of {start.weights}")
     if start.resume is not None:
         fit.say(f"going on after {start.steps:,} steps, from {start.resume}")
+    build.begin_logging(trainer)
     stop_interrupting()
     run.claim(cfg)
     fit.run_to_its_end(run, cfg, trainer, model, datamodule, start)

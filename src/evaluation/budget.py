@@ -1,7 +1,7 @@
 """How many samples an evaluation takes, and the forecast of how long that will be.
 
 The sizes follow from the model's own cost, counted in floating-point operations and bytes at the speed of a nominal
-processor: the same command takes the same sizes on every machine, whatever else runs there. Only the forecast that is
+processor: the same budget gives the same sizes on every machine, whatever else runs there. Only the forecast that is
 printed is measured.
 """
 

@@ -31,7 +31,7 @@ class Pictures(NamedTuple):
 
     names: list[str]
     x: Tensor  # [N, C, H, W]
-    folder: str = "pictures"  # name of the folder of their figures, different for different places
+    folder: str  # name of the folder of their figures, different for different places
     inverted: bool = False
 
     @property

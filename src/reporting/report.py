@@ -230,9 +230,10 @@ def _figures(
 def _front(table: pd.DataFrame, points: pd.DataFrame, column: str, sign: int) -> list[int]:
     """Return the positions of the configurations on the front of one cost; ``sign`` is 1 where less of it is better."""
     elbos = [by_seed(points, row, "test_elbo") for _, row in table.iterrows()]
+    tested = sum(len(values) > 1 for values in elbos)
 
     def better(i: int, j: int) -> bool:
-        return not p_value(elbos[i], elbos[j], len(elbos)) >= ALPHA  # without an error estimate, any difference counts
+        return not p_value(elbos[i], elbos[j], tested) >= ALPHA  # without an error estimate, any difference counts
 
     return pareto([sign * v for v in table[column].astype(float)], list(table.test_elbo.astype(float)), better)
 

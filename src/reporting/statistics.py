@@ -42,7 +42,7 @@ def configurations(points: pd.DataFrame, swept: Sequence[str], columns: Sequence
 
 
 def p_value(ours: Sequence[float], theirs: Sequence[float], among: int) -> float:
-    """Test whether two configurations differ in their means (Games & Howell 1976): NaN where a seed is all there is.
+    """Test whether two configurations differ in their means (Games & Howell 1976); NaN for a single seed.
 
     The p-value is corrected for all pairs among the configurations of a sweep: the best one is chosen from the same
     numbers, so any pair might have become the one that is tested. Variances may differ. Between two configurations
@@ -57,7 +57,7 @@ def p_value(ours: Sequence[float], theirs: Sequence[float], among: int) -> float
         return math.nan
     errors = [np.var(values, ddof=1) / len(values) for values in (ours, theirs)]
     if not (error := sum(errors)):
-        return math.nan
+        return float(np.mean(ours) == np.mean(theirs))
     freedom = error**2 / sum(e**2 / (len(values) - 1) for e, values in zip(errors, (ours, theirs), strict=True))
     return float(studentized_range.sf(abs(np.mean(ours) - np.mean(theirs)) / math.sqrt(error / 2), among, freedom))
 
@@ -140,6 +140,6 @@ def pareto(
     known = [i for i in range(len(cost)) if math.isfinite(cost[i]) and math.isfinite(quality[i])]
     front: list[int] = []
     for i in sorted(known, key=lambda i: (cost[i], -quality[i])):
-        if not front or (quality[i] > quality[front[-1]] and better(i, front[-1])):
+        if all(quality[i] > quality[j] and better(i, j) for j in front):
             front.append(i)
     return front

@@ -1,7 +1,6 @@
 """The report's words: numbers, configurations, the best one, fronts and commands."""
 
 import math
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from src.reporting.results import SEED, Results
 from src.reporting.statistics import FEW_SEEDS, Verdict
 from src.reporting.style import shown
 from src.system.directions import as_printed
-from src.system.files import quoted
+from src.system.files import as_value
 
 # Column of a cost: its name, and 1 where less of it is better, else -1.
 COSTS = {
@@ -107,11 +106,12 @@ def more_seeds(results: Results, points: pd.DataFrame, best: str) -> dict[str, s
     seeds = sorted({int(seed) for seed in points[SEED].dropna() if isinstance(seed, int | float)})
     wanted = max(FEW_SEEDS, len(seeds) + 2)
     new = [seed for seed in range(2 * wanted) if seed not in seeds][: wanted - len(seeds)]
-    if results.plan.points:
+    # Another command may have filled the folder before: repeating the last one would not train the best point again.
+    if any({*_without(words, SEED)} <= {*results.overrides[best]} for words in results.plan.points):
         # Points whose names have no seed would be trained again under a name that has one.
         asked = sorted(seeds + new) if SEED in results.plan.swept else new
         words = _without(shlex.split(results.plan.command), SEED, "hydra.sweep.dir")
-        at = [f"hydra.sweep.dir={_as_value(results.folder)}"]
+        at = [f"hydra.sweep.dir={as_value(results.folder)}"]
         what = "Add seeds to this folder; finished points stay as they are"
     elif results.plan.command:
         asked, at = sorted(seeds + new), []
@@ -148,7 +148,7 @@ def front_in_words(
 def commands(results: Results, row: pd.Series) -> dict[str, str]:
     """Return what to type to run a point again, to evaluate it and to train on."""
     overrides, path = results.overrides[row.point], Path(row.path)
-    at = _as_value(path)
+    at = as_value(path)
     known = [f"seed={row.seed}" if o in ("seed=null", "seed=None") else o for o in overrides]
     train = ["python", "-m", "src.train", *(o for o in known if not o.startswith("ckpt_path="))]
     epochs = [] if pd.isna(row.epochs) else [f"trainer.max_epochs={2 * int(row.epochs)}"]
@@ -159,8 +159,3 @@ def commands(results: Results, row: pd.Series) -> dict[str, str]:
     if (path / "checkpoints" / "last.ckpt").is_file():
         found["continue"] = shlex.join([*longer, f"hydra.run.dir={at}", "ckpt_path=last"])
     return found
-
-
-def _as_value(path: Path) -> str:
-    """Return a path as the value of an override, in Hydra's quotes where it needs them."""
-    return str(path) if re.fullmatch(r"[\w./+-]+", str(path)) else quoted(path)

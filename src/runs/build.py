@@ -7,9 +7,8 @@ from pathlib import Path
 import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from omegaconf import DictConfig, OmegaConf
 
@@ -19,10 +18,11 @@ from src.runs.checkpoints import WholeCheckpoints
 from src.runs.folder import RunFolder, flatten
 from src.runs.metrics_file import put_aside
 from src.runs.trust import saved_value
-from src.system.errors import UserError
+from src.system.errors import UserError, one_line
 from src.system.files import readable
 from src.system.machine import check_precision, check_processes, multiplies_bfloat16
 from src.training.acceleration import NoProfiler, lay_out, on_apples_gpu, on_gpu
+from src.training.dashboard import Scalars
 from src.training.epoch_means import EpochMeans
 from src.training.recipe import Recipe
 from src.training.resume import StepLimit
@@ -112,7 +112,7 @@ def build_trainer(cfg: DictConfig) -> L.Trainer:
         max_steps=steps,
         profiler=NoProfiler() if profiler is None else profiler,
         callbacks=[EpochMeans(), *callbacks.values()],  # first: the others read the means
-        logger=build_loggers(cfg),
+        logger=[logger for logger in instantiate(cfg.get("logger") or {}, _convert_="all").values() if logger],
         default_root_dir=cfg.run_dir,
         _convert_="all",
     )
@@ -121,23 +121,20 @@ def build_trainer(cfg: DictConfig) -> L.Trainer:
     return trainer
 
 
-def build_loggers(cfg: DictConfig) -> list[Logger]:
-    """Build the loggers of a config.
+def begin_logging(trainer: L.Trainer) -> None:
+    """Connect the loggers that need an account or a server, before the run's folder is taken.
 
     Raises:
-        UserError: a logger needs a package that is not installed.
+        UserError: a logger cannot be used.
     """
-    loggers = []
-    for name, node in (cfg.get("logger") or {}).items():
+    for logger in trainer.loggers:
+        if isinstance(logger, Scalars | CSVLogger):
+            continue
         try:
-            loggers += [instantiate(node, _convert_="all")] if node is not None else []
-        except InstantiationException as error:
-            if not isinstance(error.__cause__, ModuleNotFoundError):
-                raise
-            raise UserError(
-                f"logger={name} needs a package that is not installed: pip install '.[{name}]' installs it"
-            ) from error
-    return loggers
+            _ = logger.experiment
+        except Exception as error:  # whatever the package of the logger raises
+            hint = "; logger.wandb.offline=true needs no account" if isinstance(logger, WandbLogger) else ""
+            raise UserError(f"{type(logger).__name__} cannot begin: {one_line(error)}{hint}") from error
 
 
 def fill_seed(cfg: DictConfig, run: RunFolder) -> None:

@@ -147,7 +147,7 @@ class RunFolder:
     def way_on(self) -> str:
         """Say what to do after an interruption."""
         if self.last.exists() or self.best.exists():
-            return f"go on with the same overrides, hydra.run.dir={as_typed(self.path)} and ckpt_path=last"
+            return f"go on with the same overrides, {as_typed('hydra.run.dir', self.path)} and ckpt_path=last"
         return f"no epoch was complete: delete {self.path} and start again"
 
 

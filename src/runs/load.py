@@ -71,7 +71,7 @@ def load_run(
         UserError: the folder is incomplete, foreign, of another version of the code, or its data are not here.
     """
     check("run", str(path), READER["run"])
-    folder = RunFolder(path)
+    folder = RunFolder(Path(path).expanduser())
     file = _checkpoint_file(folder, checkpoint)
     config = _read_config(folder)
     record = read_record(folder.metrics)
@@ -195,8 +195,8 @@ def _epochs(last: Path, held: dict[str, Any]) -> list[dict[str, float]]:
     states = {k: v for k, v in callbacks.items() if isinstance(v, dict)} if isinstance(callbacks, dict) else {}
     epochs = states.get("History", {}).get("epochs")
     epochs = [epoch for epoch in epochs if isinstance(epoch, dict)] if isinstance(epochs, list) else []
-    best = next((state["best_metrics"] for state in states.values() if "best_metrics" in state), None)
-    return mark_kept(epochs, best if isinstance(best, dict) else {})
+    best = next((state["best_epoch"] for state in states.values() if "best_epoch" in state), None)
+    return mark_kept(epochs, best)
 
 
 def _check_fingerprint(

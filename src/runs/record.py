@@ -3,6 +3,7 @@
 import contextlib
 import os
 import platform
+import shlex
 from shutil import which
 from typing import Any
 
@@ -177,8 +178,10 @@ def report(run: RunFolder, metrics: dict[str, Any], kept: int | None = None) -> 
     rows += [
         ("run folder", run.path),
         *[("samples", picture) for picture in [run.figures / "samples.png"] if picture.exists()],
-        ("look at it", f"{'tensorboard --logdir ' if which('tensorboard') else 'make tensorboard LOGDIR='}{run.path}"),
     ]
+    if run.tensorboard.is_dir():
+        command = "tensorboard --logdir " if which("tensorboard") else "make tensorboard LOGDIR="
+        rows.append(("look at it", f"{command}{shlex.quote(str(run.path))}"))
     width = max(len(name) for name, _ in rows)
     lines = [f"  {name:<{width}}  {f'{value:.4f}' if isinstance(value, float) else value}" for name, value in rows]
     if metrics["pseudo_likelihood"]:

@@ -1,21 +1,25 @@
 """Check a composed config, and the values of a sweep, against :mod:`src.system.keys`."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, QuotedString
-from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from src.system.directions import mode_of
 from src.system.errors import UserError
 from src.system.keys import KEYS, check, groups_of, kind_of, pattern_of, takes_paths
-from src.system.kinds import Anything, Kind, nearest, spelled
+from src.system.kinds import Kind, spelled
 from src.system.machine import check_precision, check_processes
+from src.system.names import Names, unknown_choice
+from src.system.nodes import has, is_group, leaves, own, plain
 from src.system.places import no_folder
 
 # Keys that a training reads by name and that therefore cannot be deleted.
@@ -25,7 +29,7 @@ NEEDED = (
     *("trainer.max_epochs", "model.latent_dim", "data.image_size", "data.channels", "data.batch_size"),
     *("seed", "tags", "compile", "compare_by", "test", "ckpt_path", "run_dir"),
 )
-RENAMED = {"sweep": "folder"}  # keys of the report by their former names
+LOGGER_PACKAGES = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow"}  # extras of pyproject.toml
 MAY_BE_NULL = ("schedule", "callbacks", "logger", "hydra.launcher", "hydra.sweeper")
 
 
@@ -45,12 +49,12 @@ def check_config(config: DictConfig, command: str) -> None:
     _check_names(config, keys, typed)
     needed = NEEDED if command == "train" else [key for key in keys if "*" not in key]
     for key in needed:
-        if not _has(config, key):
+        if not has(config, key):
             raise UserError(f"{key} is missing: it may be set, but not left out")
     lines = {override.key_or_group: override.input_line.lstrip("+") for override in typed}
     swept = {override.key_or_group for override in typed if override.is_sweep_override()}
     place = {pattern: number for number, pattern in enumerate(keys)}
-    known = [(pattern, *leaf) for leaf in _leaves(config, keys) if (pattern := pattern_of(leaf[0], keys)) is not None]
+    known = [(pattern, *leaf) for leaf in leaves(config, keys) if (pattern := pattern_of(leaf[0], keys)) is not None]
     for pattern, key, node, name in sorted(known, key=lambda leaf: (leaf[1] not in lines, place[leaf[0]])):
         if OmegaConf.is_missing(node, name):
             if key in swept:
@@ -71,7 +75,7 @@ def check_config(config: DictConfig, command: str) -> None:
 
 def _check_value(key: str, node: DictConfig, name: str, kind: Kind, line: str | None) -> None:
     try:
-        value = _plain(node[name])
+        value = plain(node[name])
     except OmegaConfBaseException as error:
         if "HydraConfig was not set" in str(error):  # such as ${run_dir}, which is known only in the run
             return
@@ -101,8 +105,8 @@ def check_root(config: DictConfig, root: str | None = None) -> None:
 def expand_home(config: DictConfig, command: str) -> None:
     """Replace ``~`` at the beginning of paths, which the shell leaves after ``key=``."""
     keys = KEYS[command]
-    for key, node, name in _leaves(config, keys):
-        value = _own(node, name)
+    for key, node, name in leaves(config, keys):
+        value = own(node, name)
         if isinstance(value, str) and value.startswith("~") and takes_paths(kind_of(key, keys)):
             with open_dict(config):
                 node[name] = os.path.expanduser(value)
@@ -122,7 +126,7 @@ def _check_modes(config: DictConfig) -> None:
         if mode is None and target.startswith(("lightning.", "pytorch_lightning.")):
             mode = "min"  # the default of Lightning's callbacks
         # The mode of a user's own callback or of a schedule may mean something else.
-        needs_mode = target.startswith("src.") and _has(config, f"{at}.{place}")
+        needs_mode = target.startswith("src.") and has(config, f"{at}.{place}")
         if mode in ("min", "max") or (mode is None and needs_mode):
             mode_of(metric, mode, f"{at}.{place}")
 
@@ -142,7 +146,9 @@ def check_sweep(config: DictConfig, command: str) -> None:
     swept = [override for override in parsed(words) if override.is_sweep_override()]
     keys = KEYS[command]
     groups_swept = any(_options(config, override) for override in swept)
-    if not groups_swept:
+    # A node of a cluster may have images that this machine lacks.
+    data_known = not groups_swept and not re.search("slurm|ray", str(config.hydra.launcher._target_), re.IGNORECASE)
+    if data_known and "data.root" not in [override.key_or_group for override in swept]:
         check_root(config)
     for override in swept:
         key = override.key_or_group
@@ -157,17 +163,17 @@ def check_sweep(config: DictConfig, command: str) -> None:
                     raise unknown_choice(override.get_key_element(), spelled(value), options)
             continue
         kind = kind_of(key, keys)
-        if not (_has(config, key) or override.is_add() or (groups_swept and kind is not None)):
+        if not (has(config, key) or override.is_add() or (groups_swept and kind is not None)):
             raise Names(config).unknown(key, override.input_line)
         for value in values if kind is not None else ():
             if not (isinstance(value, str) and "${" in value):  # known only in each point
                 check(key, value, kind)
-                _check_against_others(config, key, value, groups_swept)
+                _check_against_others(config, key, value, data_known)
 
 
-def _check_against_others(config: DictConfig, key: str, value: Any, groups_swept: bool) -> None:
+def _check_against_others(config: DictConfig, key: str, value: Any, data_known: bool) -> None:
     """Check a swept value that is right or wrong depending on other keys."""
-    if key == "data.root" and not groups_swept:
+    if key == "data.root" and data_known:
         check_root(config, value)
     if key == "trainer.precision" and OmegaConf.select(config, "trainer.accelerator") == "cpu":
         check_precision(value)
@@ -182,78 +188,22 @@ def _check_names(config: DictConfig, keys: dict[str, Kind], typed: Iterable[Over
         if task_key and not override.is_delete() and key.split(".")[0] not in known:
             raise names.unknown(key, override.input_line)
         ours = str(OmegaConf.select(config, f"{key.rpartition('.')[0]}._target_") or "src.").startswith("src.")
-        if task_key and ours and override.is_add() and kind_of(key, keys) is None and not _is_group(config, key):
+        if task_key and ours and override.is_add() and kind_of(key, keys) is None and not is_group(config, key):
             raise names.unknown(key, override.input_line)
     for group in groups_of(keys):
         node = OmegaConf.select(config, group)
         empty = node is None and group.startswith(MAY_BE_NULL)
-        if _has(config, group) and not isinstance(node, DictConfig) and not empty:
+        if has(config, group) and not isinstance(node, DictConfig) and not empty:
             inside = next(key for key in keys if key.startswith(f"{group}."))
-            hint = names.choice_for(group, spelled(_plain(node)))
-            raise UserError(f"{group}={spelled(_plain(node))}: {group} holds keys, such as {inside}{hint}")
+            hint = names.choice_for(group, spelled(plain(node)))
+            raise UserError(f"{group}={spelled(plain(node))}: {group} holds keys, such as {inside}{hint}")
     for group in ("callbacks", "logger"):
         for name, node in (OmegaConf.select(config, group) or {}).items():
             if node is not None and (not isinstance(node, DictConfig) or "_target_" not in node):
                 raise UserError(f"{group}.{name} has no _target_: name the class that it is, or ~{group}.{name}")
-
-
-class Names:
-    """The keys of a composed config, to find the one that was probably meant.
-
-    Args:
-        config: the config with its ``hydra`` node.
-        undecided: groups whose choice is not known.
-    """
-
-    def __init__(self, config: DictConfig, undecided: Sequence[str] = ()) -> None:
-        keys = [key for key, *_ in _nodes(config) if key.split(".")[0] != "hydra"]
-        choices = config.hydra.runtime.choices.items()
-        self._choices = {str(group): choice for group, choice in choices if not str(group).startswith("hydra/")}
-        self._choices |= dict.fromkeys(undecided)
-        self._keys = [*self._choices, *keys]
-
-    def unknown(self, key: str, typed: str) -> UserError:
-        """Return the error for a key that does not exist; ``typed`` is the override that names it."""
-        _, equals, value = typed.lstrip("+~").partition("=")
-        if key.startswith("hydra."):
-            return UserError(f"{key} is no key; --cfg hydra lists those that there are")
-        if (near := self._nearest(key)) is not None:
-            return UserError(f"{key} is no key: did you mean {near}{equals}{value}?")
-        group = key.split(".", maxsplit=1)[0]
-        if isinstance(kind_of(key), Anything) and equals:
-            return UserError(f"{key} is no key: +{key}={value} adds it, if the library knows it")
-        of = f" of {group}={self._choices[group]}" if self._choices.get(group) else ""
-        return UserError(f"{key} is no key{of}; --help lists those that there are")
-
-    def choice_for(self, node: str, value: str) -> str:
-        """Return a hint for a node that was set to ``value`` instead of choosing from its group."""
-        group = next((name for name in self._choices if name.endswith(f"@{node}")), None)
-        return f"; did you mean {group}={value}?" if group and value != "null" else ""
-
-    def _nearest(self, key: str) -> str | None:
-        """Return a key that ends in ``key``, or has a similar name in the same node, or a similar name anywhere."""
-        if (renamed := RENAMED.get(key)) in self._keys:
-            return renamed
-        others = [name for name in self._keys if name != key and not name.startswith(f"{key}.")]
-        parent, dot, last = key.rpartition(".")
-        ends = [name for name in others if name.endswith(f".{key}") or name.startswith(f"{key}@")]
-        if ends:
-            return min(ends, key=lambda name: ("@" not in name, name.count(".")))
-        if dot and any(name == parent for name in others):
-            beside = [name for name in others if name.rpartition(".")[0] == parent]
-            return nearest(key, beside, 1 - 0.4 * len(last) / len(key))
-        if near := nearest(key, others, 0.8 if dot else 0.6):
-            return near
-        lasts = {name.rpartition(".")[2]: name for name in reversed(others)}
-        return lasts.get(nearest(last, list(lasts)) or "")
-
-
-def unknown_choice(group: str, choice: str, options: list[str]) -> UserError:
-    """Return the error for a choice that a config group does not have."""
-    near = nearest(choice, options)
-    return UserError(
-        f"{group}={choice}: choose one of {', '.join(options)}" + (f"; did you mean {near}?" if near else "")
-    )
+            package = LOGGER_PACKAGES.get(str(node._target_).rpartition(".")[2]) if node is not None else None
+            if package and find_spec(package) is None:
+                raise UserError(f"logger={name} needs the package {package}: pip install '.[{package}]'")
 
 
 def parsed(words: Iterable[str]) -> list[Override]:
@@ -285,42 +235,3 @@ def _options(config: DictConfig, override: Override) -> list[str]:
     sources = [source for source in config.hydra.runtime.config_sources if source.schema == "file"]
     folders = [Path(source.path) / override.key_or_group for source in sources]
     return sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
-
-
-def _nodes(config: DictConfig, at: str = "") -> Iterator[tuple[str, DictConfig, str]]:
-    """Yield the dotted key of each node, its parent node, and its name there."""
-    for name in config:
-        yield f"{at}{name}", config, name
-        if isinstance(inside := _own(config, name), DictConfig):
-            yield from _nodes(inside, f"{at}{name}.")
-
-
-def _leaves(config: DictConfig, keys: dict[str, Kind]) -> Iterator[tuple[str, DictConfig, str]]:
-    """Yield those of :func:`_nodes` that are values, or should be."""
-    for key, node, name in _nodes(config):
-        value = not isinstance(kind_of(key, keys), Anything | None)
-        if value or not isinstance(_own(node, name), DictConfig):
-            yield key, node, name
-
-
-def _plain(value: Any) -> Any:
-    return OmegaConf.to_container(value, resolve=True) if isinstance(value, DictConfig | ListConfig) else value
-
-
-def _has(config: DictConfig, key: str) -> bool:
-    """Return whether the config has this key, whatever its value."""
-    node: Any = config
-    for name in key.split("."):
-        if not isinstance(node, DictConfig) or name not in node.keys():  # noqa: SIM118 (`in` misses what is null)
-            return False
-        node = _own(node, name)
-    return True
-
-
-def _own(node: DictConfig, name: str) -> Any:
-    """Return the node's own value; None if it is missing or an interpolation."""
-    return None if OmegaConf.is_missing(node, name) or OmegaConf.is_interpolation(node, name) else node[name]
-
-
-def _is_group(config: DictConfig, key: str) -> bool:
-    return _has(config, key) and isinstance(OmegaConf.select(config, key), DictConfig)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -68,9 +69,14 @@ def remove_unfinished(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def as_typed(path: Path) -> str:
-    """Format a path for a command line, with quotes if it needs them."""
-    return str(path) if re.fullmatch(r"[\w./+-]+", str(path)) else f'"{quoted(path)}"'
+def as_typed(key: str, path: Path) -> str:
+    """Format ``key=path`` for a command line, in the quotes that Hydra and the shell need."""
+    return shlex.quote(f"{key}={as_value(path)}")
+
+
+def as_value(path: Path) -> str:
+    """Format a path as the value of an override, in Hydra's quotes if it needs them."""
+    return str(path) if re.fullmatch(r"[\w./+-]+", str(path)) else quoted(path)
 
 
 def quoted(path: Path) -> str:

@@ -1,6 +1,7 @@
 """Explain in one line why Hydra cannot compose a command line, and how to fix it."""
 
 import contextlib
+import json
 import os
 import re
 import traceback
@@ -13,11 +14,12 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
-from src.system.configs import MAY_BE_NULL, Names, parsed, unknown_choice
+from src.system.configs import MAY_BE_NULL, parsed
 from src.system.errors import UserError
 from src.system.explain import explain
 from src.system.keys import KEYS, check, kind_of
 from src.system.kinds import nearest
+from src.system.names import Names, unknown_choice
 
 MEANT = ("run", "folder")  # keys that somebody who types a bare path wants to set
 NO_SUCH_KEY = re.compile(r"Could not (?:override|delete|append to) '([^']*)'|Key '([^']*)' is not in struct")
@@ -113,7 +115,9 @@ def _what_is_wrong(key: str, value: str) -> str:
         "its brackets do not match": any(value.count(left) != value.count(right) for left, right in ("()", "[]", "{}")),
         f"{sweep and sweep[1]}() does not take that": sweep,
     }
-    return next((doubt for doubt, true in doubts.items() if true), f"put its value into quotes: '{key}=\"{value}\"'")
+    listed = value.startswith("[") and value.endswith("]")
+    typed = f"[{','.join(json.dumps(item.strip()) for item in value[1:-1].split(','))}]" if listed else f'"{value}"'
+    return next((doubt for doubt, true in doubts.items() if true), f"put its value into quotes: '{key}={typed}'")
 
 
 def _such_as(word: str, folder: Path) -> str:

@@ -117,13 +117,12 @@ class History(Callback):
 def epochs_of(trainer: Trainer) -> list[dict[str, float]]:
     """Return the metrics of every epoch so far; the kept one also has ``kept``. Empty without a :class:`History`."""
     epochs = next((c.epochs for c in trainer.callbacks if isinstance(c, History)), [])
-    return mark_kept(epochs, next((c.best_metrics for c in kept_by(trainer)), {}))
+    return mark_kept(epochs, next((c.best_epoch for c in kept_by(trainer)), None))
 
 
-def mark_kept(epochs: list[dict[str, float]], best: dict[str, float]) -> list[dict[str, float]]:
-    """Return the epochs with ``kept`` added to the first one that has the metrics ``best``, if there is one."""
-    kept = next((i for i, epoch in enumerate(epochs) if best and best.items() <= epoch.items()), None)
-    return [{**epoch, "kept": 1.0} if i == kept else epoch for i, epoch in enumerate(epochs)]
+def mark_kept(epochs: list[dict[str, float]], best: int | None) -> list[dict[str, float]]:
+    """Return the epochs with ``kept`` added to the one with the number ``best``."""
+    return [{**epoch, "kept": 1.0} if epoch["epoch"] == best else epoch for epoch in epochs]
 
 
 def kept_by(trainer: Trainer) -> list[BestCheckpoint]:

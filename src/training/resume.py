@@ -101,6 +101,7 @@ class BestCheckpoint(ModelCheckpoint):
         mode = "min" if monitor is None else mode_of(monitor, mode, "checkpoint.mode")
         super().__init__(monitor=monitor, mode=mode, **options)
         self.best_metrics: dict[str, float] = {}  # of the validation at the best epoch
+        self.best_epoch: int | None = None  # counted from 0
         self.saved_at: int | None = None  # the optimizer step after which the best epoch was saved
         self._validated = False
 
@@ -117,14 +118,14 @@ class BestCheckpoint(ModelCheckpoint):
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         if filepath == self.best_model_path:
-            metrics = trainer.callback_metrics.items()
+            metrics = trainer.callback_metrics.items() if self._validated else ()  # else those of an earlier epoch
             self.best_metrics = {name: float(value) for name, value in metrics if name.startswith("val/")}
-            self.saved_at = trainer.global_step
+            self.best_epoch, self.saved_at = trainer.current_epoch, trainer.global_step
         super()._save_checkpoint(trainer, filepath)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the callback with the metrics of the best epoch."""
-        return {**super().state_dict(), "best_metrics": self.best_metrics}
+        """Return the state of the callback with the number and the metrics of the best epoch."""
+        return {**super().state_dict(), "best_metrics": self.best_metrics, "best_epoch": self.best_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state with the path that the best checkpoint has in this folder."""
@@ -133,3 +134,4 @@ class BestCheckpoint(ModelCheckpoint):
             moved = {"dirpath": self.dirpath, "best_model_path": best, "kth_best_model_path": best}
             super().load_state_dict({**state_dict, **moved, "best_k_models": {best: state_dict["best_model_score"]}})
             self.best_metrics = dict(state_dict.get("best_metrics", {}))
+            self.best_epoch = state_dict.get("best_epoch")

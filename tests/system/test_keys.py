@@ -15,7 +15,7 @@ from src.evaluation.suite import PARTS
 from src.exploration.gallery import PICTURES
 from src.networks.blocks import ACTIVATIONS
 from src.runs.folder import flatten
-from src.system import keys
+from src.system import configs, keys
 from src.system.configs import check_config, check_sweep, expand_home, parsed
 from src.system.errors import UserError
 from src.system.help import help_of
@@ -62,7 +62,8 @@ def test_a_kind_takes_its_values_and_no_others(kind, good, bad):
     assert kind.words
 
 
-def test_every_key_of_every_config_has_a_kind_and_a_value_of_it():
+def test_every_key_of_every_config_has_a_kind_and_a_value_of_it(monkeypatch):
+    monkeypatch.setattr(configs, "find_spec", lambda package: package)  # loggers of packages that may not be here
     groups = [[f"{group}={path.stem}" for path in CONF.glob(f"{group}/*.yaml")] for group in ("model", *GROUPS)]
     groups.append([f"likelihood@model.likelihood={name}" for name in LIKELIHOODS])
     assert sum(map(len, groups)) > 20
@@ -405,6 +406,9 @@ def test_the_values_of_options_are_not_taken_for_overrides(tmp_path):
 
 def test_a_sweep_may_set_a_mandatory_key_and_all_its_folders_must_exist():
     check_sweep(multirun_config("data=image_folder", "data.root=conf,tests"), "train")
+    check_sweep(multirun_config("data=chest_xray", "data.root=conf,tests"), "train")  # the config's own is not there
+    elsewhere = ("hydra/launcher=submitit_slurm", "data=image_folder", "data.root=nowhere", "seed=0,1")
+    check_sweep(multirun_config(*elsewhere), "train")  # a node of the cluster has it
     with pytest.raises(UserError, match="image_folder: there is no folder nowhere. Set data.root to a folder"):
         check_sweep(multirun_config("data=image_folder", "data.root=conf,nowhere"), "train")
     with pytest.raises(UserError, match="there is no folder nowhere"):
@@ -479,3 +483,9 @@ def test_a_command_that_is_started_as_a_file_says_what_to_type(of, tmp_path):
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == f"error: type python -m src.{of} in {ROOT}/\n"
+
+
+def test_a_logger_whose_package_is_missing_is_refused_at_once(monkeypatch):
+    monkeypatch.setattr(configs, "find_spec", lambda package: None)
+    assert answer("logger=wandb") == "logger=wandb needs the package wandb: pip install '.[wandb]'"
+    assert answer("logger=csv") is None

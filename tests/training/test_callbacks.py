@@ -9,6 +9,7 @@ import pytest
 import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
 from omegaconf import open_dict
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -20,7 +21,7 @@ from src.runs import build
 from src.system.errors import UserError
 from src.training.dashboard import Dashboard, summary_table
 from src.training.epoch_means import ExampleMean
-from src.training.history import History, Throughput, _time_left, mark_kept
+from src.training.history import History, Throughput, _time_left, epochs_of, mark_kept
 from src.training.resume import BestCheckpoint, PatientEarlyStopping, ReproducibleNoise
 from tests.gpu_check.__main__ import Checks
 from tests.gpu_check.spy import Spy
@@ -332,21 +333,30 @@ def test_the_time_left_is_shown_until_the_last_epoch():
     assert [_time_left(1, epochs, [40.0]) for epochs in (2, -1, None)] == ["", "", ""]  # short, or without a limit
 
 
-def test_the_kept_epoch_is_the_one_with_the_best_metrics():
-    epochs = [{"epoch": e, "val/loss": loss} for e, loss in enumerate((3.0, 1.0, 2.0))]
-    assert [epoch.get("kept") for epoch in mark_kept(epochs, {"val/loss": 1.0})] == [None, 1.0, None]
-    assert mark_kept(epochs, {}) == epochs
+def test_the_kept_epoch_is_the_one_whose_weights_were_saved(tmp_path):
+    """An epoch without validation has none of the metrics of the validation before it."""
+    datamodule, model = built(*SMALL)
+    best = BestCheckpoint("train/loss", dirpath=str(tmp_path), save_on_train_epoch_end=True)
+    history = History()
+    trainer = fit(model, datamodule, history, best, epochs=3, limit_train_batches=3, check_val_every_n_epoch=2)
+    assert best.best_epoch == int(min(history.epochs, key=lambda epoch: epoch["train/loss"])["epoch"]) == 2
+    assert [epoch.get("kept") for epoch in epochs_of(trainer)] == [None, None, 1.0]
+    assert best.best_metrics == {}
+    assert mark_kept(history.epochs, None) == history.epochs
 
 
-def test_a_logger_that_is_not_installed_is_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr("lightning.pytorch.loggers.wandb._WANDB_AVAILABLE", False)
-    cfg = composed(*SMALL, "logger=wandb", f"run_dir={tmp_path}")
-    with pytest.raises(UserError, match=r"logger=wandb needs a package .*pip install '\.\[wandb\]'"):
-        build.build_loggers(cfg)
+def test_a_logger_that_cannot_begin_is_one_line():
+    class Account(DummyLogger):
+        @property
+        def experiment(self):
+            raise RuntimeError("No API key\nconfigured")
+
+    with pytest.raises(UserError, match="Account cannot begin: No API key configured"):
+        build.begin_logging(L.Trainer(accelerator="cpu", logger=Account(), enable_checkpointing=False))
 
 
-def test_the_csv_logger_takes_hyperparameters_and_metrics(tmp_path):
-    (logger,) = build.build_loggers(composed(*SMALL, "logger=csv", f"run_dir={tmp_path}"))
+def test_the_csv_logger_takes_metrics(tmp_path):
+    (logger,) = build.build_trainer(composed(*SMALL, "logger=csv", f"run_dir={tmp_path}")).loggers
     datamodule, model = built(*SMALL)
     fit(model, datamodule, Dashboard(), logger=logger, limit_train_batches=2)
     header = (tmp_path / "csv" / "version_0" / "metrics.csv").read_text().splitlines()[0]
