@@ -188,6 +188,7 @@ TRAIN: dict[str, Kind] = {
     "logger.*.run_name": Text(pattern="(?s).*"),
     "logger.*.experiment_name": Text(),
     "logger.*.tracking_uri": Text(),
+    "logger.*.artifact_location": or_null(PATH),
     "logger.*": Anything(),
     # the run's folder and sweeps
     "hydra.run.dir": PATH,
