@@ -134,7 +134,7 @@ def begin_logging(trainer: L.Trainer) -> None:
             _ = logger.experiment
         except Exception as error:  # whatever the package of the logger raises
             hint = "; logger.wandb.offline=true needs no account" if isinstance(logger, WandbLogger) else ""
-            raise UserError(f"{type(logger).__name__} cannot begin: {one_line(error).rstrip(".")}{hint}") from error
+            raise UserError(f"{type(logger).__name__} cannot begin: {one_line(error).rstrip('.')}{hint}") from error
 
 
 def fill_seed(cfg: DictConfig, run: RunFolder) -> None:
