@@ -64,7 +64,8 @@ def p_value(ours: Sequence[float], theirs: Sequence[float], among: int) -> float
 
 def by_seed(points: pd.DataFrame, row: Mapping[str, Any], column: str) -> pd.Series:
     """Return a configuration's numbers, one for each seed."""
-    return points[points.point.isin(row["points"])].groupby("seed")[column].mean().dropna()
+    part = points[points.point.isin(row["points"])]
+    return part.groupby(part.seed.map(repr))[column].mean().dropna()
 
 
 @dataclass
