@@ -291,7 +291,7 @@ def test_an_interrupted_evaluation_shows_what_was_finished(finished, tmp_path):
         assert process.wait(60) == 130
     said = (tmp_path / "output.txt").read_text()
     assert "elbo (359 images)" in said
-    assert re.search(r"To go on: python -m src.evaluate .*run=\S+ 'parts=\[bound\]'", said)
+    assert re.search(r"To go on: python -m src.evaluate .*run=\S+ .*'parts=\[bound\]'", said)
     assert "error: interrupted; what was finished is kept" in said
 
 
