@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from src.sweeps.plan import plan_in
 from src.sweeps.points import Point, program_of
 from src.sweeps.slots import Slot, run_all, slots_here
+from src.system.contents import METRICS
 from src.system.errors import UserError
 from src.system.explain import explain
 from src.system.files import as_typed
@@ -80,8 +81,9 @@ class SlotsLauncher(Launcher):
         except KeyboardInterrupt as stop:
             with contextlib.suppress(OSError):  # the terminal may be closed
                 print("error: interrupted; repeat the command to go on", file=sys.stderr)
-                report = f"python -m src.report {as_typed('folder', sweep)}"
-                print(f"Report on the finished points: {report}", file=sys.stderr)
+                if any(sweep.glob(f"*/{METRICS}")):
+                    report = f"python -m src.report {as_typed('folder', sweep)}"
+                    print(f"Report on the finished points: {report}", file=sys.stderr)
             sys.exit(status_of(stop))
         return [_job_return(distinct[point.folder]) for point in points]
 

@@ -1,6 +1,6 @@
 """Evaluate a trained run: likelihood, latents, samples, reconstructions, representation.
 
-``python -m src.evaluate run=outputs/...`` needs the run folder alone. It prints a table and writes
+``python -m src.evaluate run=outputs/...`` needs the run folder and its data. It prints a table and writes
 ``metrics.json`` (under ``evaluation``) and TensorBoard's text tab into that folder.
 """
 

@@ -1,7 +1,7 @@
 """Draw pictures of a trained run: reconstructions, samples, latents, traversals, your own images.
 
-``python -m src.explore run=outputs/...`` needs only the run folder. It writes ``figures/*.png`` and the same pictures
-into TensorBoard, with ``images=`` your own pictures and what each costs (into ``figures/pictures/``), and with
+``python -m src.explore run=outputs/...`` needs the run folder and its data. It writes ``figures/*.png`` and the same
+pictures into TensorBoard, with ``images=`` your own pictures and what each costs (into ``figures/pictures/``), and with
 ``embed=npz|csv`` the latents.
 """
 

@@ -51,7 +51,8 @@ def no_run(path: Path) -> str:
     """Say why ``path`` is not the folder of a run, and name a run that it holds."""
     if (obstacle := no_folder(path)) or (path / RUN_CONFIG).is_file():
         return obstacle
-    inside = next((found for depth in (1, 2, 3) if (found := sorted(path.glob(depth * "*/" + RUN_CONFIG)))), None)
+    kept = "checkpoints/best.ckpt"
+    inside = next((found for depth in (1, 2, 3) if (found := sorted(path.glob(depth * "*/" + kept)))), None)
     example = f"; it holds runs, such as run={readable(inside[-1].parents[1])}" if inside else ""
     return f"{readable(path)} has no {RUN_CONFIG}{example}"
 

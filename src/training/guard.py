@@ -95,10 +95,14 @@ class NonFiniteGuard(Callback):
         if trainer.state.fn == "fit":
             self._check_weights(trainer, pl_module)
 
+    def on_validation_end(self, trainer: Trainer, pl_module: BaseVAE) -> None:
+        """Check the validation's metrics before they are shown or saved."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._check_metrics(trainer, pl_module, "val", "validation")
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: BaseVAE) -> None:
-        """Check the weights and the validation's metrics before they are saved."""
+        """Check the weights before they are saved."""
         self._check_weights(trainer, pl_module)
-        self._check_metrics(trainer, pl_module, "val", "validation")
 
     def on_test_end(self, trainer: Trainer, pl_module: BaseVAE) -> None:
         """Check the test's metrics before they are recorded."""
@@ -135,12 +139,19 @@ class NonFiniteGuard(Callback):
 
     def _check_metrics(self, trainer: Trainer, pl_module: BaseVAE, tag: str, split: str) -> None:
         metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(f"{tag}/")}
+        terms = Terms(*(metrics.get(f"{tag}/{term}", math.nan) for term in Terms._fields))
+        step = trainer.global_step
         bad = [name.removeprefix(f"{tag}/") for name, value in metrics.items() if not math.isfinite(value)]
         if bad:
             name = "elbo" if "elbo" in bad else bad[0]
-            what = f"the {name} of the {split} split is not finite after step {trainer.global_step}"
-            terms = Terms(*(metrics.get(f"{tag}/{term}", math.nan) for term in Terms._fields))
-            self._stop(trainer, pl_module, what, trainer.global_step, terms)
+            what = f"the {name} of the {split} split is not finite after step {step}"
+            self._stop(trainer, pl_module, what, step, terms)
+        # Finite and absurd is no result either, unless an earlier epoch is one.
+        absurd = self._first and terms.loss > GROWN * max(abs(self._first.loss), math.prod(pl_module.image_shape))
+        if absurd and all(c.best_model_score is None for c in trainer.checkpoint_callbacks if c.monitor):
+            first = self._first.loss
+            what = f"the loss of the {split} split is {terms.loss:.2g} after step {step}, and was {first:.2g} at first"
+            self._stop(trainer, pl_module, what, step, terms)
 
     def _stop(self, trainer: Trainer, module: BaseVAE, what: str, step: int, terms: Terms | None = None) -> None:
         folders = [Path(c.dirpath) for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]

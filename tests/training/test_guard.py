@@ -102,7 +102,7 @@ def test_it_names_the_setting_with_its_value(overrides, options, line, read_ever
 @pytest.mark.parametrize(
     "overrides",
     [
-        ("optimizer.lr=100",),  # useless but finite
+        ("optimizer.lr=0.3",),  # too high, and yet a result
         ("model.kl_weight=1e12",),
         (*GAUSSIAN, "model.likelihood.scale=0.0026"),
         (*GAUSSIAN, "model.likelihood.scale=1e10"),
@@ -123,6 +123,13 @@ def test_what_anomaly_detection_finds_is_one_line():
 
     with pytest.raises(Diverged, match=r"the gradient is not finite at step 2 \(Function 'SqrtBackward0' returned nan"):
         fit(model, datamodule, Spoil(), NonFiniteGuard(), detect_anomaly=True, **BATCHES)
+
+
+def test_a_loss_that_is_finite_and_absurd_stops_the_run_before_anything_shows_it():
+    """TensorBoard's histograms end at 1e20, and a report's axes at such a point."""
+    datamodule, model = built(*SMALL, "optimizer.lr=1e3")
+    with pytest.raises(Diverged, match="loss of the validation split is .* at first.*optimizer.lr=1000 is too high"):
+        fit(model, datamodule, NonFiniteGuard(), **BATCHES)
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
