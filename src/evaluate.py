@@ -46,11 +46,11 @@ def main(cfg: DictConfig) -> None:
                 log.info(record.PSEUDO)
             if cfg.split == "test":
                 log.info("these are test images: use split=val while you still choose models or settings")
-            missing = [part for part in options if part not in parts]
-            if missing and isinstance(sys.exception(), KeyboardInterrupt):
-                typed = [word for word in HydraConfig.get().overrides.task if not word.startswith("parts=")]
-                words = ["python", "-m", "src.evaluate", *typed, f"parts=[{','.join(missing)}]"]
-                log.info("To go on: %s", shlex.join(words))
+        missing = [part for part in options if part not in parts]
+        if missing and isinstance(sys.exception(), KeyboardInterrupt):
+            typed = [word for word in HydraConfig.get().overrides.task if not word.startswith("parts=")]
+            words = ["python", "-m", "src.evaluate", *typed, f"parts=[{','.join(missing)}]"]
+            log.info("To go on: %s", shlex.join(words))
 
 
 if __name__ == "__main__":
