@@ -183,7 +183,7 @@ def _figures(trainer: Trainer, module: BaseVAE, epoch: dict[str, float]) -> list
     elbo = f"−{names.get('elbo', 'elbo')}"
     parts = []
     if "val/elbo" in epoch:
-        best = " (best)" if any(c.saved_at == trainer.global_step for c in kept_by(trainer)) else ""
+        best = " (best)" if any(c.best_epoch == trainer.current_epoch for c in kept_by(trainer)) else ""
         parts = [f"val {elbo} {-epoch['val/elbo']:.2f}{best}"]
         parts += [f"{name} {epoch[f'val/{name}']:.2f}" for name in ("distortion", "rate")]
         parts += [f"loss {epoch['val/loss']:.2f}"] if module.kl_weight != 1 else []

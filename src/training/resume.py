@@ -102,7 +102,6 @@ class BestCheckpoint(ModelCheckpoint):
         super().__init__(monitor=monitor, mode=mode, **options)
         self.best_metrics: dict[str, float] = {}  # of the validation at the best epoch
         self.best_epoch: int | None = None  # counted from 0
-        self.saved_at: int | None = None  # the optimizer step after which the best epoch was saved
         self._validated = False
 
     def on_validation_end(self, trainer: Trainer, pl_module: BaseVAE) -> None:
@@ -120,7 +119,7 @@ class BestCheckpoint(ModelCheckpoint):
         if filepath == self.best_model_path:
             metrics = trainer.callback_metrics.items() if self._validated else ()  # else those of an earlier epoch
             self.best_metrics = {name: float(value) for name, value in metrics if name.startswith("val/")}
-            self.best_epoch, self.saved_at = trainer.current_epoch, trainer.global_step
+            self.best_epoch = trainer.current_epoch
         super()._save_checkpoint(trainer, filepath)
 
     def state_dict(self) -> dict[str, Any]:
