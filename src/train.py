@@ -36,14 +36,16 @@ def main(cfg: DictConfig) -> float | None:
 
     from src.runs import build, checkpoints, fit, folder, record
     from src.system.console import hush_libraries
-    from src.system.machine import keep_pages
-    from src.training import acceleration
+    from src.system.machine import hide_missing_gpus, keep_pages
+    from src.training import acceleration, compilation
 
     hush_libraries()
     keep_pages()
+    hide_missing_gpus()
     run = folder.RunFolder(cfg.run_dir)
     build.fill_seed(cfg, run)
     build.fill_precision(cfg, run.config)
+    build.fill_compile(cfg, run.config)
     start = run.start(cfg)
 
     L.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -55,8 +57,8 @@ def main(cfg: DictConfig) -> float | None:
         model.load_state_dict(checkpoints.weights_of(start.weights, start.checkpoint, model))
     if start.resume is not None:
         checkpoints.check_resumable(start.resume, start.checkpoint, model)
-    acceleration.compile_networks(model, cfg)
     trainer = build.build_trainer(cfg)
+    acceleration.skip_idle_hooks(trainer, model)
     fit.say(record.describe_size(model))  # before decoding the images, which may take minutes
     datamodule.prepare_data()
     run.check_images(start, datamodule)
@@ -67,6 +69,8 @@ def main(cfg: DictConfig) -> float | None:
     if start.resume is not None:
         fit.say(f"going on after {start.steps:,} steps, from {start.resume}")
     build.begin_logging(trainer)
+    if compiled := compilation.prepare(cfg, trainer, model, datamodule, start.steps):
+        fit.say(compiled)
     stop_interrupting()
     run.claim(cfg)
     fit.run_to_its_end(run, cfg, trainer, model, datamodule, start)

@@ -40,7 +40,9 @@ class StoredImages(Dataset):
 
     def __getitem__(self, positions: Tensor) -> Batch:
         chosen = self.indices[positions]
-        return Batch(self.images[chosen.to(self.images.device, non_blocking=True)], self.labels[chosen])
+        # Faster than indexing by a tensor.
+        images = self.images.index_select(0, chosen.to(self.images.device, non_blocking=True))
+        return Batch(images, self.labels.index_select(0, chosen))
 
 
 class BatchIndices(Sampler[Tensor]):

@@ -92,6 +92,15 @@ class BaseVAE(L.LightningModule, ABC):
         # The latest training batch's mean loss, distortion and rate, detached; the guard adds the gradient's norm.
         self.step_terms = torch.zeros(3)
         self.step_grad_norm: Tensor | None = None
+        # loss_and_rows as src.training.compilation has compiled it, for training only.
+        self.compiled: Callable[..., tuple[Tensor, Tensor]] | None = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; the name of the current hook, which Lightning sets at each of them, bypasses nn.Module."""
+        if name == "_current_fx_name":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
 
     # ---- the model -------------------------------------------------------------------------------------------
 
@@ -124,8 +133,11 @@ class BaseVAE(L.LightningModule, ABC):
         return self.decode(self.prior().sample((num_images,)))
 
     @abstractmethod
-    def objective(self, x: Tensor, inference: Inference, terms: ElboTerms) -> Tensor:
-        """Return the loss of every image ``[B]``, in nats; ``terms`` are the distortion and rate of ``inference``."""
+    def objective(self, x: Tensor, inference: Inference, terms: ElboTerms, kl_weight: float | Tensor) -> Tensor:
+        """Return the loss of every image ``[B]``, in nats; ``terms`` are the distortion and rate of ``inference``.
+
+        The KL weight of the step is an argument, so that a compiled step does not depend on the step's number.
+        """
 
     @property
     def current_kl_weight(self) -> float:
@@ -148,31 +160,32 @@ class BaseVAE(L.LightningModule, ABC):
     def on_train_start(self) -> None:
         self.recipe.begin(self.trainer)
 
-    def _step(self, batch: Batch, moments: bool) -> tuple[Tensor, Tensor]:
-        """Return the loss per image ``[B]``, and a row of numbers per image that the callbacks average.
+    def loss_and_rows(self, x: Tensor, kl_weight: float | Tensor, moments: bool = False) -> tuple[Tensor, Tensor]:
+        """Return the mean loss of images ``[B, C, H, W]``, and a row of numbers per image that the callbacks average.
 
         A row is loss, distortion, rate, the rate of each latent and, with ``moments``, its posterior mean and that
         squared. A variance over images is meaningless while the weights change, so training does without.
         """
-        inference = self.infer(batch.x)
-        with torch.autocast(batch.x.device.type, enabled=False):
-            terms = elbo_terms(batch.x, inference, self.prior())
-            loss = self.objective(batch.x, inference, terms)
+        inference = self.infer(x)
+        with torch.autocast(x.device.type, enabled=False):
+            terms = elbo_terms(x, inference, self.prior())
+            loss = self.objective(x, inference, terms, kl_weight)
         values = [loss[:, None], terms.distortion[:, None], terms.rate[:, None], terms.rate_per_latent]
         if moments:
             values += [inference.posterior.mean, inference.posterior.mean**2]
-        return loss, torch.cat([value.detach() for value in values], dim=1)
+        return loss.mean(), torch.cat([value.detach() for value in values], dim=1)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Return the mean ``loss`` of the batch and the ``rows`` of its images."""
-        loss, rows = self._step(batch, moments=False)
+        loss_and_rows = self.compiled or type(self).loss_and_rows
+        loss, rows = loss_and_rows(self, batch.x, self.current_kl_weight)
         self.step_terms, self.step_grad_norm = rows[:, :3].mean(0), None
-        return {"loss": loss.mean(), "rows": rows}
+        return {"loss": loss, "rows": rows}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Return the ``rows`` of the images: of one posterior sample each, in float32 whatever trains."""
         with in_float32(batch.x.device.type):
-            return {"rows": self._step(batch, moments=True)[1]}
+            return {"rows": self.loss_and_rows(batch.x, self.current_kl_weight, moments=True)[1]}
 
     test_step = validation_step
 

@@ -13,6 +13,6 @@ class VAE(BaseVAE):
     distortion for rate (Alemi et al. 2018, arXiv 1711.00464).
     """
 
-    def objective(self, x: Tensor, inference: Inference, terms: ElboTerms) -> Tensor:
+    def objective(self, x: Tensor, inference: Inference, terms: ElboTerms, kl_weight: float | Tensor) -> Tensor:
         """Return the weighted negative ELBO of every image ``[B]``, in nats."""
-        return terms.distortion + self.current_kl_weight * terms.rate
+        return terms.distortion + kl_weight * terms.rate

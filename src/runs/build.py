@@ -22,6 +22,7 @@ from src.system.errors import UserError, one_line
 from src.system.files import readable
 from src.system.machine import check_precision, check_processes, multiplies_bfloat16
 from src.training.acceleration import NoProfiler, lay_out, on_apples_gpu, on_gpu
+from src.training.compilation import check_compiler
 from src.training.dashboard import Scalars
 from src.training.epoch_means import EpochMeans
 from src.training.recipe import Recipe
@@ -150,6 +151,17 @@ def fill_seed(cfg: DictConfig, run: RunFolder) -> None:
         cfg.seed = int(os.environ["PL_GLOBAL_SEED"])
     else:
         cfg.seed = int.from_bytes(os.urandom(4), "big") >> 1
+
+
+def fill_compile(cfg: DictConfig, recorded: Path) -> None:
+    """Check ``compile``; a resume with ``auto`` takes the choice in the config ``recorded`` of the run.
+
+    Raises:
+        UserError: the choice is unknown, or there is no compiler.
+    """
+    if cfg.compile == "auto" and cfg.ckpt_path == "last" and recorded.exists():
+        cfg.compile = saved_value(recorded, "compile")
+    check_compiler(cfg)
 
 
 def fill_precision(cfg: DictConfig, recorded: Path | None = None) -> None:

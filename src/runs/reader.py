@@ -8,7 +8,7 @@ from src.models.predictor import Predictor
 from src.runs.load import LoadedRun, load_run, predictor_of
 from src.runs.record import on_what
 from src.system.console import hush_libraries
-from src.system.machine import keep_pages
+from src.system.machine import hide_missing_gpus, keep_pages
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +24,7 @@ def open_run(cfg: DictConfig) -> tuple[LoadedRun, Predictor]:
     """
     hush_libraries()
     keep_pages()
+    hide_missing_gpus()
     run = load_run(cfg.run, cfg.checkpoint, cfg.data.root, cfg.cache_dir, cfg.other_data)
     predictor = predictor_of(run, cfg.split, cfg.seed, cfg.device, cfg.cache_dir)
     log.info("%s, %s weights %s, %s", run.folder.path, cfg.checkpoint, run.checkpoint_hash, on_what(predictor))

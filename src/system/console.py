@@ -26,6 +26,9 @@ def hush_libraries() -> None:
     """Silence adverts and warnings that say nothing about the run; Lightning advertises in its rank-zero loggers."""
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # It says which GPU trains, twice; and the compiler's search for CUDA where no GPU is.
+    for name in ("lightning.pytorch.accelerators.cuda", "torch.utils.cpp_extension"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     for message in QUIET:
         warnings.filterwarnings("ignore", message=message)
     threading.excepthook = _hush_full_disk

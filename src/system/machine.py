@@ -25,6 +25,18 @@ def keep_pages() -> bool:
     return mallopt is not None and bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, -1))
 
 
+def hide_missing_gpus() -> None:
+    """Hide all GPUs from torch if there is none, so that no optimizer step looks for one.
+
+    torch's optimizers ask at each step whether there is a GPU, and Lightning has torch answer by opening NVIDIA's
+    management library (https://github.com/Lightning-AI/pytorch-lightning/pull/15110): 0.05 to 0.6 ms each time.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def multiplies_bfloat16() -> bool:
     """Return whether this processor has bfloat16 instructions; without them bfloat16 is emulated and slower."""
     try:

@@ -1,23 +1,22 @@
-"""Make training fast on the machine at hand: memory layout, compilation, and a trainer without profiling."""
+"""Make training fast on the machine at hand: memory layout, and a trainer without profiling and idle hooks."""
 
-import importlib.util
-import os
-import shutil
-import sys
-from collections.abc import Callable
 from contextlib import nullcontext
-from functools import partial
 
+import lightning as L
 import torch
 from lightning.pytorch.profilers import PassThroughProfiler
 from omegaconf import DictConfig
-from torch import Tensor, nn
+from torch import nn
 
 from src.models.base import BaseVAE
-from src.system.errors import UserError
 from src.system.machine import peak_process_memory
 
 NO_CONTEXT = nullcontext()
+# What Lightning calls at each step, of every callback and of the model.
+STEP_HOOKS = (
+    *("on_train_batch_start", "on_before_zero_grad", "on_before_backward", "on_after_backward"),
+    *("on_before_optimizer_step", "on_train_batch_end"),
+)
 WIDE = 512  # channels
 
 
@@ -47,34 +46,6 @@ def lay_out(model: BaseVAE, precision: str, on_gpu: bool) -> BaseVAE:
     return model
 
 
-def compile_networks(model: BaseVAE, cfg: DictConfig) -> None:
-    """Compile encoder and decoder if ``compile`` is true, or if it is auto and the run uses a GPU.
-
-    Only the training mode is compiled: evaluation and dashboards use many batch sizes, and each would recompile. The
-    config records what auto became. Compiled dropout draws other masks.
-
-    Raises:
-        UserError: the choice is unknown, or there is no compiler.
-    """
-    if cfg.compile not in (True, False, "auto"):
-        raise UserError(f"compile={cfg.compile}: choose true, false or auto")
-    program = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")  # torch looks for the same
-    compiler, triton = shutil.which(program) is not None, importlib.util.find_spec("triton") is not None
-    if cfg.compile == "auto":
-        cfg.compile = compiler and triton and on_gpu(cfg)
-    if cfg.compile and not compiler:
-        raise UserError(f"compile=true needs a C++ compiler, and there is no {program}: install one, or set $CXX")
-    if cfg.compile and on_gpu(cfg) and not triton:
-        raise UserError("compile=true needs Triton on a GPU: pip install triton, or set compile=false")
-    for body in (model.encoder, model.decoder) if cfg.compile else ():
-        # A deepcopy also copies a partial's arguments; a closure would keep the weights of the original.
-        body.forward = partial(_compiled_in_training, body, torch.compile(type(body).forward))
-
-
-def _compiled_in_training(body: nn.Module, compiled: Callable[[nn.Module, Tensor], Tensor], x: Tensor) -> Tensor:
-    return compiled(body, x) if body.training else type(body).forward(body, x)
-
-
 class NoProfiler(PassThroughProfiler):
     """Measure nothing, at no cost.
 
@@ -85,6 +56,17 @@ class NoProfiler(PassThroughProfiler):
     def profile(self, action_name: str) -> nullcontext:
         """Return a context that does nothing."""
         return NO_CONTEXT
+
+
+def skip_idle_hooks(trainer: L.Trainer, model: BaseVAE) -> None:
+    """Take away the hooks of a step that do nothing: Lightning skips a hook that is None.
+
+    It would enter a context and format the callback's name for each, some 70 times a step.
+    """
+    for owner, base in ((model, L.LightningModule), *((callback, L.Callback) for callback in trainer.callbacks)):
+        for hook in STEP_HOOKS:
+            if hook not in vars(owner) and getattr(type(owner), hook) is getattr(base, hook):
+                setattr(owner, hook, None)
 
 
 def peak_memory() -> dict[str, float]:

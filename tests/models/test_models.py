@@ -154,7 +154,7 @@ def test_loss_weighs_the_rate_and_elbo_does_not():
     inference = model.infer(batch.x, num_samples=3)
     assert inference.z.shape == (3, 16, 2)
     terms = elbo_terms(batch.x, inference, model.prior())
-    torch.testing.assert_close(model.objective(batch.x, inference, terms), terms.distortion + 7 * terms.rate)
+    torch.testing.assert_close(model.objective(batch.x, inference, terms, 7), terms.distortion + 7 * terms.rate)
     torch.testing.assert_close(terms.elbo, -terms.distortion - terms.rate)
 
 

@@ -1,7 +1,7 @@
-"""Test that layouts, compilation, precision, allocator and decoding change no result."""
+"""Test that layouts, skipped hooks, precision, allocator and decoding change no result."""
 
 import copy
-import functools
+import ctypes
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.profilers import SimpleProfiler
 from PIL import Image
 from torchvision.transforms import ToTensor
@@ -17,10 +18,11 @@ from src.data.decoding import decode
 from src.models.objectives import elbo_terms
 from src.runs import build, folder
 from src.system.errors import UserError
-from src.system.machine import keep_pages, peak_process_memory
+from src.system.machine import hide_missing_gpus, keep_pages, peak_process_memory
 from src.training import acceleration
+from src.training.guard import NonFiniteGuard
 from src.training.optimizers import lay_out_state
-from tests.helpers import MODELS, ROOT, built, cli, composed, examples
+from tests.helpers import MODELS, ROOT, SMALL, built, cli, composed, examples, fit
 
 
 def batch_of(model_name: str):
@@ -92,48 +94,6 @@ def test_wide_float32_convolutions_on_a_cpu_keep_whole_planes():
     for precision, on_gpu in (("bf16-mixed", False), ("32-true", True)):
         kernels = kernels_of(acceleration.lay_out(wide, precision, on_gpu))
         assert all(w.is_contiguous(memory_format=torch.channels_last) for w in kernels)
-
-
-def test_compiled_networks_give_the_same_losses_and_leave_evaluation_alone(monkeypatch):
-    calls = []
-
-    def spy(module, inputs):
-        calls.append(inputs)
-        return module.forward
-
-    model, x = batch_of("conv_tiny")
-    # Generating code takes minutes on a slow machine; this backend runs the traced graph instead.
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=spy))
-    expected = loss_and_gradients(model, x)
-    keys = list(model.state_dict())
-    acceleration.compile_networks(model, composed("compile=true"))
-    assert_same(expected, loss_and_gradients(model, x))
-    other = copy.deepcopy(model)  # a copy has its own weights
-    torch.nn.init.zeros_(other.decoder.layers[0].weight)
-    assert loss_and_gradients(other, x)[0] != expected[0]
-    assert_same(expected, loss_and_gradients(model, x))
-    traced = len(calls)
-    assert traced >= 2  # encoder and decoder
-    model.eval()
-    with torch.no_grad():
-        model.infer(x[:3])
-    assert len(calls) == traced
-    assert list(model.state_dict()) == keys
-
-
-def test_compile_is_resolved_or_refused_with_a_reason(monkeypatch):
-    model, _ = batch_of("conv_tiny")
-    for choice in ("auto", "false"):  # auto does not compile on a CPU
-        cfg = composed(f"compile={choice}")
-        acceleration.compile_networks(model, cfg)
-        assert cfg.compile is False  # the choice that is recorded
-        assert "forward" not in vars(model.encoder)
-    with pytest.raises(UserError, match="compile=maybe"):
-        acceleration.compile_networks(model, composed("compile=maybe"))
-    monkeypatch.setenv("PATH", "")
-    monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(UserError, match=r"C\+\+ compiler"):
-        acceleration.compile_networks(model, composed("compile=true"))
 
 
 @pytest.mark.parametrize(("native", "precision"), [(True, "bf16-mixed"), (False, "32-true")])
@@ -214,6 +174,49 @@ def test_a_colour_jpeg_read_as_grey_is_its_luma(tmp_path):
     grey = smooth_picture(tmp_path / "grey.jpeg", (64, 64), 1)
     with Image.open(grey) as file:
         assert np.array_equal(decode(grey, 64, 1).pixels[0], np.asarray(file))
+
+
+def test_idle_hooks_are_skipped_and_the_others_called():
+    class Counter(Callback):
+        def __init__(self):
+            self.calls = []
+            self.on_after_backward = lambda *args: self.calls.append("of the instance")
+
+        def on_train_batch_end(self, trainer, pl_module, *args):
+            self.calls.append("of the class")
+
+    class Skip(Callback):
+        def setup(self, trainer, pl_module, stage):
+            acceleration.skip_idle_hooks(trainer, pl_module)
+
+    weights, calls = {}, {}
+    for skip in (False, True):
+        datamodule, model = built(*SMALL, "data.batch_size=600")
+        counter = Counter()
+
+        trainer = fit(model, datamodule, counter, NonFiniteGuard(), *([Skip()] if skip else []))
+        weights[skip], calls[skip] = model.state_dict(), counter.calls
+        idle = [c for c in trainer.callbacks if c.on_before_zero_grad is None]
+        assert len(idle) == (len(trainer.callbacks) if skip else 0)
+        assert all(c.on_before_backward is not None for c in trainer.callbacks if isinstance(c, NonFiniteGuard))
+        assert (model.on_before_zero_grad is None) is skip
+    assert calls[True] == calls[False] == 2 * ["of the instance", "of the class"]
+    assert all(torch.equal(value, weights[False][name]) for name, value in weights[True].items())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+def test_where_there_is_no_gpu_no_step_opens_its_library(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # as Lightning sets it
+    library, opened = ctypes.CDLL, []
+    monkeypatch.setattr(ctypes, "CDLL", lambda *args, **options: opened.append(args) or library(*args, **options))
+    weight = torch.zeros(1, requires_grad=True)
+    weight.grad = torch.ones(1)
+    optimizer = torch.optim.Adam([weight])
+    hide_missing_gpus()
+    opened.clear()
+    optimizer.step()
+    assert not opened
 
 
 def test_a_resume_lays_the_optimizer_state_out_as_the_weights_are(tmp_path):

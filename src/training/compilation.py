@@ -1,0 +1,217 @@
+"""Compile the training step where asked, or where a short trial finds it faster: ``compile=true|false|auto``."""
+
+import importlib.util
+import math
+import os
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import lightning as L
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from src.data.base import ImageDataModule
+from src.data.batches import Batch, StoredImages
+from src.models.base import BaseVAE
+from src.system.console import duration
+from src.system.errors import UserError, memory_full, one_line
+from src.system.seeds import random_state, set_random_state
+from src.training.acceleration import on_gpu
+
+LONG = 600.0  # seconds that eager training must still take before ``auto`` tries to compile
+FASTER = 1.05  # how many times as fast as the eager step the compiled one must be
+ROUNDS = 7  # of the trial; each times one eager step and one compiled step
+PATIENCE = 2.0  # seconds after which no further eager step is timed before the trial
+WARM_UP = 4  # compiled steps before the trial; a CUDA graph is recorded in one of the first three
+# Draw the random numbers of an eager step: a compiled training then differs by rounding only.
+OPTIONS = {"fallback_random": True}
+
+
+def check_compiler(cfg: DictConfig) -> None:
+    """Check ``compile``; replace ``auto`` by false where nothing can be compiled.
+
+    Raises:
+        UserError: the choice is unknown, or there is no compiler.
+    """
+    if cfg.compile not in (True, False, "auto"):
+        raise UserError(f"compile={cfg.compile}: choose true, false or auto")
+    if cfg.compile is False:
+        return
+    program = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")  # torch looks for the same
+    missing = None
+    if shutil.which(program) is None:
+        missing = f"a C++ compiler, and there is no {program}: install one, or set $CXX"
+    elif on_gpu(cfg) and importlib.util.find_spec("triton") is None:
+        missing = "Triton on a GPU: pip install triton, or set compile=false"
+    if missing and cfg.compile is True:
+        raise UserError(f"compile=true needs {missing}")
+    if missing:
+        cfg.compile = False
+
+
+def prepare(
+    cfg: DictConfig, trainer: L.Trainer, model: BaseVAE, datamodule: ImageDataModule, steps_done: int = 0
+) -> str | None:
+    """Compile the training step of a model as ``compile`` asks, and return a line that says what was done and why.
+
+    ``auto`` is replaced by the choice, which a resumed run keeps. It compiles only where eager training would still
+    take more than :data:`LONG` seconds and a trial of :data:`ROUNDS` rounds finds the compiled step faster; what is
+    lost otherwise is the time of the trial. Weights, running statistics and random numbers are left as they were.
+
+    Args:
+        cfg: its ``compile`` was checked by :func:`check_compiler`.
+        trainer: the trainer of the run, before it trains.
+        model: the model, which is moved to the trainer's device.
+        datamodule: its images have been read.
+        steps_done: optimizer steps of a resumed run.
+
+    Raises:
+        UserError: ``compile=true``, and the step cannot be compiled.
+    """
+    if cfg.compile is False:
+        return None
+    asked, cfg.compile = cfg.compile, False
+    if asked == "auto" and trainer.world_size > 1:  # the processes might choose differently
+        return "compile=auto: eager, as several processes train; compile=true compiles"
+    device = trainer.strategy.root_device
+    model.to(device)
+    batch = _batch(trainer, datamodule, device)
+
+    def step() -> float:
+        """Return the seconds of a forward and backward pass."""
+        began = time.perf_counter()
+        model.training_step(batch, 0)["loss"].backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds = time.perf_counter() - began
+        model.zero_grad()
+        return seconds
+
+    with _leaving_no_trace(model), trainer.precision_plugin.forward_context():
+        step()  # torch keeps the KL divergence's formula at its first use; compiled code looks it up
+        left = _batches_left(trainer, datamodule, steps_done)
+        if asked == "auto" and (seconds := left * _median_of(step)) < LONG:
+            return f"compile=auto: eager, as training takes about {duration(seconds)}, too short for a trial"
+        try:
+            cost = _compile(model, step, _one_graph_a_step(trainer))
+        except UserError as error:
+            if asked is True:
+                raise
+            return f"compile=auto: eager, as {error}"
+        if asked is True:
+            cfg.compile = True
+            return f"compiling the training step took {duration(cost)}"
+        cfg.compile, said = _trial(model, step, cost, left)
+        return said
+
+
+def compiled_step(cuda_graphs: bool = False) -> Callable[[BaseVAE, Tensor, float], tuple[Tensor, Tensor]]:
+    """Return a compiled :meth:`BaseVAE.loss_and_rows`: inference, terms and objective, forward and backward.
+
+    Args:
+        cuda_graphs: launch each pass at once on a GPU, where a small network waits for the launches of its kernels.
+    """
+
+    def loss_and_rows(model: BaseVAE, x: Tensor, kl_weight: Tensor) -> tuple[Tensor, Tensor]:
+        return type(model).loss_and_rows(model, x, kl_weight)
+
+    compiled = torch.compile(loss_and_rows, options={**OPTIONS, "triton.cudagraphs": cuda_graphs})
+
+    def run(model: BaseVAE, x: Tensor, kl_weight: float) -> tuple[Tensor, Tensor]:
+        if cuda_graphs:
+            torch.compiler.cudagraph_mark_step_begin()
+        return compiled(model, x, torch.full((), kl_weight, device=x.device))  # as a number it would be compiled in
+
+    return run
+
+
+def _one_graph_a_step(trainer: L.Trainer) -> bool:
+    """Return whether the step may be a CUDA graph: the next one overwrites its gradients, so they cannot accumulate.
+
+    https://github.com/pytorch/pytorch/issues/169545
+    """
+    on_gpu = trainer.strategy.root_device.type == "cuda"
+    return on_gpu and trainer.world_size == 1 and trainer.accumulate_grad_batches == 1
+
+
+def _batch(trainer: L.Trainer, datamodule: ImageDataModule, device: torch.device) -> Batch:
+    """Return a training batch of this process: its first images, on the device."""
+    indices = datamodule.splits.train[: datamodule.batch_size // trainer.world_size]
+    stored = StoredImages(datamodule.pool, indices)[torch.arange(len(indices))]
+    return datamodule.on_after_batch_transfer(Batch(stored.x.to(device), stored.label.to(device)), 0)
+
+
+def _batches_left(trainer: L.Trainer, datamodule: ImageDataModule, steps_done: int) -> float:
+    """Return how many batches are still to be trained on, if nothing stops the training early."""
+    if trainer.max_epochs is None or trainer.max_epochs < 0:
+        return math.inf
+    batches, limit = len(datamodule.train_dataloader()), trainer.limit_train_batches
+    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    return max(0, batches * trainer.max_epochs - steps_done * trainer.accumulate_grad_batches)
+
+
+def _median_of(step: Callable[[], float]) -> float:
+    """Return the median time of up to :data:`ROUNDS` steps, of fewer where they take long."""
+    seconds: list[float] = []
+    while len(seconds) < ROUNDS and sum(seconds) < PATIENCE:
+        seconds.append(step())
+    return statistics.median(seconds)
+
+
+def _compile(model: BaseVAE, step: Callable[[], float], cuda_graphs: bool) -> float:
+    """Compile the step of a model, and return the seconds that this took.
+
+    Raises:
+        UserError: it cannot be compiled.
+    """
+    began = time.perf_counter()
+    try:
+        model.compiled = compiled_step(cuda_graphs)
+        for _ in range(WARM_UP):
+            step()
+    except Exception as error:  # of any kind that a compiler raises
+        model.compiled = None
+        if memory_full(error):
+            raise
+        raise UserError(f"the training step cannot be compiled: {one_line(error)}") from error
+    return time.perf_counter() - began
+
+
+def _trial(model: BaseVAE, step: Callable[[], float], cost: float, left: float) -> tuple[bool, str]:
+    """Time compiled and eager steps in turns; keep the compiled one and return True if it is faster, and say why."""
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    code = model.compiled
+    for _ in range(ROUNDS):
+        for compiled, taken in seconds.items():
+            model.compiled = code if compiled else None
+            taken.append(step())
+    compiled, eager = statistics.median(seconds[True]), statistics.median(seconds[False])
+    faster = compiled * FASTER <= eager
+    model.compiled = code if faster else None
+    said = f"a step takes {1000 * compiled:.3g} ms compiled and {1000 * eager:.3g} ms eager; compiling took"
+    if not faster:
+        return False, f"compile=auto: eager; {said} {duration(cost)}"
+    steps = f"{cost / (eager - compiled):,.0f}" + (f" of {left:,.0f} steps" if math.isfinite(left) else " steps")
+    return True, f"compile=auto: compiled; {said} {duration(cost)}, which {steps} make up"
+
+
+@contextmanager
+def _leaving_no_trace(model: BaseVAE) -> Iterator[None]:
+    """Restore mode, running statistics and random numbers after the block."""
+    training, before = model.training, random_state()
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    model.train()
+    try:
+        yield
+    finally:
+        model.zero_grad()
+        model.train(training)
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+        set_random_state(before)
