@@ -18,6 +18,7 @@ QUIET = (
     ".*exists and is not empty.*",  # a resumed run's checkpoints folder
     ".*is smaller than the logging interval.*",  # every epoch is logged
     ".*TF32 acceleration on top of oneDNN.*",  # about Intel GPUs, printed when oneDNN is turned off
+    ".*TensorFloat32 tensor cores for float32.*",  # likelihoods and evaluation are in full float32
     ".*not supported by the model summary.*",  # the summary only estimates megabytes
 )
 

@@ -21,7 +21,7 @@ from src.models.base import BaseVAE
 from src.system.console import duration
 from src.system.errors import UserError, memory_full, one_line
 from src.system.seeds import random_state, set_random_state
-from src.training.acceleration import on_gpu
+from src.training.acceleration import lay_out, on_gpu
 
 LONG = 600.0  # seconds that eager training must still take before ``auto`` tries to compile
 FASTER = 1.05  # how many times as fast as the eager step the compiled one must be
@@ -97,16 +97,22 @@ def prepare(
         left = _batches_left(trainer, datamodule, steps_done)
         if asked == "auto" and (seconds := left * _median_of(step)) < LONG:
             return f"compile=auto: eager, as training takes about {duration(seconds)}, too short for a trial"
+        if device.type == "cuda":  # where weights in channels_last are, torch may compile wrong strides:
+            for body in (model.encoder, model.decoder):  # https://github.com/pytorch/pytorch/issues/171622
+                body.to(memory_format=torch.contiguous_format)
         try:
             cost = _compile(model, step, _one_graph_a_step(trainer))
+            if asked is True:
+                said = f"compiling the training step took {duration(cost)}"
+            else:
+                said = _trial(model, step, cost, left)
         except UserError as error:
             if asked is True:
                 raise
-            return f"compile=auto: eager, as {error}"
-        if asked is True:
-            cfg.compile = True
-            return f"compiling the training step took {duration(cost)}"
-        cfg.compile, said = _trial(model, step, cost, left)
+            said = f"compile=auto: eager, as {error}"
+        cfg.compile = model.compiled is not None
+        if not cfg.compile:
+            lay_out(model, cfg.trainer.precision, on_gpu(cfg))
         return said
 
 
@@ -182,8 +188,8 @@ def _compile(model: BaseVAE, step: Callable[[], float], cuda_graphs: bool) -> fl
     return time.perf_counter() - began
 
 
-def _trial(model: BaseVAE, step: Callable[[], float], cost: float, left: float) -> tuple[bool, str]:
-    """Time compiled and eager steps in turns; keep the compiled one and return True if it is faster, and say why."""
+def _trial(model: BaseVAE, step: Callable[[], float], cost: float, left: float) -> str:
+    """Time compiled and eager steps in turns, keep the compiled one if it is faster, and return the reason."""
     seconds: dict[bool, list[float]] = {True: [], False: []}
     code = model.compiled
     for _ in range(ROUNDS):
@@ -195,9 +201,9 @@ def _trial(model: BaseVAE, step: Callable[[], float], cost: float, left: float) 
     model.compiled = code if faster else None
     said = f"a step takes {1000 * compiled:.3g} ms compiled and {1000 * eager:.3g} ms eager; compiling took"
     if not faster:
-        return False, f"compile=auto: eager; {said} {duration(cost)}"
+        return f"compile=auto: eager; {said} {duration(cost)}"
     steps = f"{cost / (eager - compiled):,.0f}" + (f" of {left:,.0f} steps" if math.isfinite(left) else " steps")
-    return True, f"compile=auto: compiled; {said} {duration(cost)}, which {steps} make up"
+    return f"compile=auto: compiled; {said} {duration(cost)}, which {steps} make up"
 
 
 @contextmanager
