@@ -4,26 +4,19 @@ import csv
 import platform
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from src.benchmark.images import data_overrides
+from src.benchmark.loops import CONTENDERS, OURS, present
 from src.benchmark.settings import composed
 from src.benchmark.steps import measure
 from src.system.errors import UserError
 from src.system.files import whole_file
 from src.system.machine import multiplies_bfloat16, processors
-
-NAMES = {  # of the loops, in the order of the columns
-    "tutorial": "tutorial",
-    "eager": "bare eager",
-    "compiled": "bare compiled",
-    "graph": "bare CUDA graph",
-    "ours": "ours",
-}
 
 
 class Table:
@@ -50,15 +43,12 @@ class Table:
 
     @property
     def conditions(self) -> str:
-        """Processor, GPU, version of torch, and the overrides, in one line."""
-        cpuinfo = Path("/proc/cpuinfo")
-        found = re.search(r"model name\s*:\s*(.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
-        name = found.group(1) if found else platform.processor()
-        bf16 = "with" if multiplies_bfloat16() else "without"
-        gpu = torch.cuda.get_device_name() if self._gpu else "no GPU"
-        cpu = f"{name} ({bf16} bfloat16), {processors()} processors, {torch.get_num_threads()} threads"
+        """Processor, GPU, version of torch, the overrides, and how to install rivals that are missing, in one line."""
         overrides = f"; trained with {' '.join(self._overrides)}" if self._overrides else ""
-        return f"{cpu}; {gpu}; torch {torch.__version__}{overrides}"
+        absent = [one.name for one in CONTENDERS if not present(one.package)]
+        return f"{machine(self._gpu)}{overrides}" + "".join(
+            f"; without {name}, which is not installed: pip install '.[peers]'" for name in absent
+        )
 
     def measure(self, experiment: str) -> None:
         """Measure one experiment, and write the table so far: a later failure loses nothing."""
@@ -77,27 +67,39 @@ class Table:
 
     def __str__(self) -> str:
         """Ratios first, with their spread over the rounds; then speed and memory."""
-        cells = [_cells(row) for row in self._rows]
-        widths = {name: max(len(name), *(len(row[name]) for row in cells)) for name in cells[0]}
-        lines = [{name: name for name in widths}, {name: "-" * width for name, width in widths.items()}, *cells]
-        return "\n".join(
-            f"| {' | '.join(line[name].ljust(width) for name, width in widths.items())} |" for line in lines
-        )
+        return markdown([_cells(row) for row in self._rows])
+
+
+def machine(gpu: bool) -> str:
+    """Return processor, GPU and version of torch in one line."""
+    cpuinfo = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:\s*(.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    name = found.group(1) if found else platform.processor()
+    bf16 = "with" if multiplies_bfloat16() else "without"
+    cpu = f"{name} ({bf16} bfloat16), {processors()} processors, {torch.get_num_threads()} threads"
+    return f"{cpu}; {torch.cuda.get_device_name() if gpu else 'no GPU'}; torch {torch.__version__}"
+
+
+def markdown(rows: Sequence[Mapping[str, str]]) -> str:
+    """Return rows of cells as a table in Markdown, its columns padded; the keys of the first row head it."""
+    widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in rows[0]}
+    lines = [{name: name for name in widths}, {name: "-" * width for name, width in widths.items()}, *rows]
+    return "\n".join(f"| {' | '.join(line[name].ljust(width) for name, width in widths.items())} |" for line in lines)
 
 
 def _cells(row: Mapping[str, Any]) -> dict[str, str]:
-    loops = [loop for loop in NAMES if f"{loop} images/s" in row]
-
-    def ratio(key: str) -> str:
-        return f"{row[key]:.2f} ({row[f'{key} min']:.2f}–{row[f'{key} max']:.2f})"
-
+    names = [one.name for one in CONTENDERS if f"{one.name} images/s" in row]
+    ratios = [key.removesuffix(" min") for key in row if key.endswith(" min")]
     return {
         "experiment": row["experiment"],
-        **{f"ours / {NAMES[loop]}": ratio(f"ours/{loop}") for loop in loops[:-1]},
-        f"images/s: {' / '.join(loops)}": " / ".join(f"{row[f'{loop} images/s']:,.0f}" for loop in loops),
-        "ms per step: ours": f"{row['ours ms/step']:,.1f}",
-        f"peak MiB: {' / '.join(loops)}": " / ".join(f"{row[f'{loop} peak MiB']:,.0f}" for loop in loops),
+        **{
+            key.replace("/", " / "): f"{row[key]:.2f} ({row[f'{key} min']:.2f}–{row[f'{key} max']:.2f})"
+            for key in ratios
+        },
+        f"images/s: {' / '.join(names)}": " / ".join(f"{row[f'{name} images/s']:,.0f}" for name in names),
+        f"ms per step: {OURS}": f"{row[f'{OURS} ms/step']:,.1f}",
+        f"peak MiB: {' / '.join(names)}": " / ".join(f"{row[f'{name} peak MiB']:,.0f}" for name in names),
         "precision": row["precision"],
-        "bare": row["bare"],
+        "layout": row["layout"],
         "images": row["images"],
     }
