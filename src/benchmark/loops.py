@@ -61,6 +61,12 @@ def contenders(gpu: bool) -> list[Contender]:
     return [one for one in CONTENDERS if (gpu or not one.gpu_only) and present(one.package)]
 
 
+def absent() -> str:
+    """Return how to install the contenders that are not, as the end of a line."""
+    missing = [one.name for one in CONTENDERS if not present(one.package)]
+    return "".join(f"; without {name}, which is not installed: pip install '.[peers]'" for name in missing)
+
+
 class Loop:
     """A training loop, whose process lives as long as the ``with`` block.
 

@@ -60,6 +60,20 @@ class Steps(NamedTuple):
         layouts = "; ".join(f"{name}: {layout}" for name, layout in self.layouts.items())
         return row | {"layout": layouts, "batch_size": self.batch_size, "images": self.images}
 
+    def cells(self) -> dict[str, str]:
+        """Return a row of the table: ratios first, with their spread over the rounds; then speed and memory."""
+        row, names = self.row(), list(self.seconds)
+        ratios = [key.removesuffix(" min") for key in row if key.endswith(" min")]
+        spread = {key: f"{row[key]:.2f} ({row[f'{key} min']:.2f}–{row[f'{key} max']:.2f})" for key in ratios}
+        return {
+            "experiment": self.experiment,
+            **{key.replace("/", " / "): ratio for key, ratio in spread.items()},
+            f"images/s: {' / '.join(names)}": " / ".join(f"{row[f'{name} images/s']:,.0f}" for name in names),
+            f"ms per step: {OURS}": f"{row[f'{OURS} ms/step']:,.1f}",
+            f"peak MiB: {' / '.join(names)}": " / ".join(f"{self.peak_memory_mib[name]:,.0f}" for name in names),
+            **{name: row[name] for name in ("precision", "layout", "images")},
+        }
+
 
 def check_loss(model: BaseVAE, datamodule: ImageDataModule) -> None:
     """See that the loops minimise the same loss: on one batch with equal weights and noise, loss and gradient agree.
