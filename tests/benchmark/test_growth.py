@@ -1,6 +1,8 @@
 """The growth of training time: the command as a user types it, its answers to mistakes, and its fit."""
 
 import csv
+import subprocess
+import sys
 
 import pytest
 from omegaconf import OmegaConf
@@ -84,3 +86,12 @@ def test_all_rounds_lie_within_an_epoch():
     epoch = IMAGES * 9 // 10 // 32
     assert epoch >= BATCHES + 2  # the first step and the one that is timed to choose their number
     assert BATCHES // (keys.KEYS["growth"]["rounds"].at_most + 1) >= 1
+
+
+@pytest.mark.slow
+def test_torch_is_imported_after_the_settings_are_checked_and_a_file_says_what_to_type():
+    code = "import sys, src.benchmark.growth; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+    file = ROOT / "src" / "benchmark" / "growth.py"
+    done = subprocess.run([sys.executable, str(file)], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, f"error: type python -m src.benchmark.growth in {ROOT}/\n")
