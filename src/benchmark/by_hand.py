@@ -1,15 +1,15 @@
-"""The two training loops that ``src.train`` is compared with, written by hand for the same networks.
+"""Training loops written by hand for the networks of ``src.train``, to compare it with.
 
-``python -m src.benchmark.by_hand tutorial|bare VARIANT ADDRESS OVERRIDE...`` runs one of them behind its gate.
+``python -m src.benchmark.by_hand LOOP ADDRESS OVERRIDE...`` runs one of :data:`LOOPS` behind its gate: its name and its
+options, in one word, such as ``"bare eager channels_last"``.
 """
 
-import copy
 import itertools
-import statistics
+import os
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NamedTuple
 
 import lightning as L
 import torch
@@ -28,13 +28,8 @@ from src.models.base import MAX_LOG_VARIANCE, BaseVAE
 from src.models.objectives import soft_bound
 from src.runs import build
 from src.system.errors import UserError
-from src.system.machine import keep_pages, multiplies_bfloat16
+from src.system.machine import keep_pages
 from src.training.acceleration import on_gpu
-
-TRIAL_STEPS = 5
-LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-# Kinds of the bare loop, and how the names of their variants end. A CUDA graph is a compiled step, captured.
-KINDS = {"eager": "", "compiled": ", compiled", "graph": ", CUDA graph"}
 
 
 class Network(nn.Module):
@@ -44,12 +39,16 @@ class Network(nn.Module):
         super().__init__()
         self.encoder, self.head, self.decoder = model.encoder, model.posterior_head, model.decoder
 
-    def forward(self, x: Tensor, mixed: bool = False) -> Tensor:
-        """Negative ELBO of images ``[B, C, H, W]`` in nats per image; ``mixed`` runs both networks in bfloat16."""
+    def posterior(self, x: Tensor, mixed: bool = False) -> tuple[Tensor, Tensor]:
+        """Return mean and log-variance ``[B, D]`` of q(z|x); ``mixed`` runs the encoder in bfloat16."""
         with torch.autocast(x.device.type, torch.bfloat16, enabled=mixed):
             features = self.encoder(x)
         mean, log_variance = self.head(features.float()).chunk(2, dim=1)
-        log_variance = soft_bound(log_variance, MAX_LOG_VARIANCE)
+        return mean, soft_bound(log_variance, MAX_LOG_VARIANCE)
+
+    def forward(self, x: Tensor, mixed: bool = False) -> Tensor:
+        """Negative ELBO of images ``[B, C, H, W]`` in nats per image; ``mixed`` runs both networks in bfloat16."""
+        mean, log_variance = self.posterior(x, mixed)
         z = mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=mixed):
             logits = self.decoder(z)
@@ -63,8 +62,28 @@ def scaled(images: Tensor) -> Tensor:
     return images.float() / 255
 
 
-def tutorial(cfg: DictConfig, datamodule: ImageDataModule, network: Network, device: torch.device) -> Iterator[None]:
-    """Train as tutorials do: transforms per sample, no workers, float32, plain Adam, ``.item()`` at each step."""
+class Task(NamedTuple):
+    """What a loop trains."""
+
+    cfg: DictConfig
+    datamodule: ImageDataModule
+    network: Network  # on its device
+    device: torch.device
+    done: Callable[[], None]  # to be called after each step
+
+    @property
+    def images(self) -> Tensor:
+        """The training images: uint8 ``[N, C, H, W]``."""
+        return self.datamodule.pool.images[self.datamodule.splits.train]
+
+
+def tutorial(task: Task) -> None:
+    """Train as tutorials do: transforms per sample, no workers, float32, plain Adam, ``.item()`` at each step.
+
+    Raises:
+        UserError: the images are neither in a folder nor torchvision's.
+    """
+    datamodule, network = task.datamodule, task.network
     pipeline = [transforms.ToTensor()]
     if isinstance(datamodule, FolderDataModule):
         size = (datamodule.image_size, datamodule.image_size)
@@ -78,107 +97,68 @@ def tutorial(cfg: DictConfig, datamodule: ImageDataModule, network: Network, dev
         raise UserError(f"there is no tutorial's loop for data={datamodule.name}: only for folders and torchvision's")
     network.to(memory_format=torch.contiguous_format)
     loader = DataLoader(images, batch_size=datamodule.batch_size, shuffle=True, drop_last=True)
-    optimizer = torch.optim.Adam(network.parameters(), lr=cfg.optimizer.lr)
+    optimizer = torch.optim.Adam(network.parameters(), lr=task.cfg.optimizer.lr)
     while True:
         for x, _ in loader:
-            loss = network(x.to(device))
+            loss = network(x.to(task.device))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             loss.item()
-            yield
+            task.done()
 
 
-def bare_step(
-    cfg: DictConfig, datamodule: ImageDataModule, network: Network, device: torch.device, variant: str
-) -> Callable[[], None]:
-    """Return the least that trains: resident uint8 images, one gather per batch; no logging, guard or validation."""
-    layout, precision, *kind = variant.split(", ")
-    network.to(memory_format=LAYOUTS[layout])
-    mode = "reduce-overhead" if kind == ["CUDA graph"] else "default"  # the former captures CUDA graphs
-    loss_of = torch.compile(network, mode=mode) if kind else network
-    optimizer = torch.optim.Adam(network.parameters(), lr=cfg.optimizer.lr, fused=True)
-    images = datamodule.pool.images[datamodule.splits.train].to(device)
-    size = min(datamodule.batch_size, len(images))
+def pythae(task: Task) -> None:
+    """Train with the pipeline of the package pythae."""
+    from src.benchmark import peer  # where pythae is installed
+
+    peer.train(task)
+
+
+def bare(task: Task, kind: str, layout: str) -> None:
+    """Do the least that trains: resident uint8 images, one gather per batch; no logging, guard or validation.
+
+    It trains in the precision of the experiment. ``kind`` is ``eager``, ``compiled``, or ``graph``: compiled and
+    captured as CUDA graphs. ``layout`` is torch's name of a memory format.
+    """
+    network = task.network.to(memory_format=getattr(torch, layout))
+    mode = "reduce-overhead" if kind == "graph" else "default"  # the former captures CUDA graphs
+    loss_of = network if kind == "eager" else torch.compile(network, mode=mode)
+    optimizer = torch.optim.Adam(network.parameters(), lr=task.cfg.optimizer.lr, fused=True)
+    images = task.images.to(task.device)
+    size = min(task.datamodule.batch_size, len(images))
+    mixed = task.cfg.trainer.precision == "bf16-mixed"
 
     def epoch() -> Iterator[Tensor]:
-        order = torch.randperm(len(images), device=device)
+        order = torch.randperm(len(images), device=task.device)
         return (order[start : start + size] for start in range(0, len(images) - size + 1, size))
 
-    batches = (batch for _ in itertools.count() for batch in epoch())
-
-    def step() -> None:
-        loss = loss_of(scaled(images[next(batches)]), precision == "bf16-mixed")
+    for batch in (batch for _ in itertools.count() for batch in epoch()):
+        loss = loss_of(scaled(images[batch]), mixed)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-
-    return step
-
-
-def variants(cfg: DictConfig, device: torch.device) -> list[str]:
-    """Name the variants of the bare loop: memory layout, precision (bfloat16 where the device multiplies it), kind.
-
-    It is compiled on a GPU, there also as a CUDA graph, and where ``compile=true`` asks for it: that may take minutes.
-    """
-    fast = device.type == "cuda" or multiplies_bfloat16()
-    precisions = dict.fromkeys([cfg.trainer.precision, *(["bf16-mixed"] if fast else [])])
-    kinds = ["eager"]
-    kinds += ["compiled"] if cfg.compile is True or device.type == "cuda" else []
-    kinds += ["graph"] if device.type == "cuda" else []
-    return [f"{layout}, {p}{KINDS[kind]}" for layout in LAYOUTS for p in precisions for kind in kinds]
+        task.done()
 
 
-def fastest_of_each_kind(seconds: Mapping[str, float]) -> dict[str, str]:
-    """Map each kind to its fastest variant, given the seconds per step of all variants."""
-    fastest: dict[str, str] = {}
-    for name in sorted(seconds, key=seconds.__getitem__):
-        kind = next(kind for kind, end in reversed(KINDS.items()) if name.endswith(end))
-        fastest.setdefault(kind, name)
-    return {kind: fastest[kind] for kind in KINDS if kind in fastest}
+LOOPS = {"tutorial": tutorial, "pythae": pythae, "bare": bare}
 
 
-def try_variants(
-    cfg: DictConfig, datamodule: ImageDataModule, network: Network, device: torch.device
-) -> dict[str, str]:
-    """Run a few steps of every variant, in turns, and return the fastest of each kind."""
-
-    def seconds_of(step: Callable[[], None]) -> float:
-        began = time.perf_counter()
-        step()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - began
-
-    names = variants(cfg, device)
-    steps = {name: bare_step(cfg, datamodule, copy.deepcopy(network), device, name) for name in names}
-    rounds = [{name: seconds_of(step) for name, step in steps.items()} for _ in range(2 * TRIAL_STEPS)]
-    measured = rounds[TRIAL_STEPS:]  # the first half warms up
-    return fastest_of_each_kind({name: statistics.median(taken[name] for taken in measured) for name in names})
-
-
-def main(loop: str, variant: str, address: str, *overrides: str) -> None:
-    """Build what the overrides describe, and train as the gate allows; the bare loop without a variant tries all."""
+def main(loop: str, address: str, *overrides: str) -> None:
+    """Build what the overrides describe, and train as the gate allows."""
+    # Lightning sets this as it is imported, and torch's optimizers then ask NVML at each step whether there is a GPU.
+    # A loop that is written elsewhere does not import Lightning and would not pay for that.
+    os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
     cfg = composed(*overrides)
-    if loop == "bare":
-        keep_pages()
     build.fill_precision(cfg)
     device = torch.device("cuda" if on_gpu(cfg) else "cpu")
     L.seed_everything(0, verbose=False)
     datamodule = build.build_datamodule(cfg)
     network = Network(build.build_model(cfg, datamodule)).to(device)
-    parts: tuple[Any, ...] = (cfg, datamodule, network, device)
-    note, step = None, None
-    if loop == "bare" and not variant:
-        note = try_variants(*parts)
-    else:
-        steps = tutorial(*parts) if loop == "tutorial" else None
-        step = bare_step(*parts, variant) if steps is None else lambda: next(steps)
-        step()  # before the gate: an error is reported as the loop starts
-    gate = Gate(address, note, device.type == "cuda")
-    while step is not None:
-        step()
-        gate.step()
+    name, *options = loop.split()
+    if name == "bare":
+        keep_pages()
+    LOOPS[name](Task(cfg, datamodule, network, device, partial(Gate(address).done, device)), *options)
 
 
 if __name__ == "__main__":

@@ -28,33 +28,32 @@ class Gate:
 
     Args:
         address: the path of the socket on which the benchmark listens.
-        note: what the benchmark should know of this loop, such as the fastest variants that it found.
-        gpu: whether the loop trains on a GPU.
     """
 
-    def __init__(self, address: str, note: Any = None, gpu: bool = False) -> None:
-        self._gpu = gpu
-        client = socket.socket(socket.AF_UNIX)
-        client.connect(address)
-        self._connection = Connection(client.detach())
-        self._send_and_wait(note)
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._connection: Connection | None = None
+        self._steps = 0
 
-    def step(self) -> None:
-        """Count a step. To be called after each.
+    def done(self, device: torch.device) -> None:
+        """Count a step on ``device``; to be called after each. The first one, which may compile, is before any order.
 
         Raises:
             SystemExit: when the benchmark has closed the connection.
         """
+        if self._connection is None:
+            client = socket.socket(socket.AF_UNIX)
+            client.connect(self._address)
+            self._connection, self._steps_left = Connection(client.detach()), 1
         self._steps_left -= 1
-        if self._steps_left == 0:
-            if self._gpu:
-                torch.cuda.synchronize()
-            seconds, peak = time.perf_counter() - self._began, peak_memory()
-            self._send_and_wait(Round(self._steps, seconds, peak["gpu" if self._gpu else "process"]))
-
-    def _send_and_wait(self, message: Any) -> None:
+        if self._steps_left:
+            return
+        if device.type == "cuda":
+            torch.cuda.synchronize()
         try:
-            self._connection.send(message)
+            if self._steps:
+                seconds, peak = time.perf_counter() - self._began, peak_memory()
+                self._connection.send(Round(self._steps, seconds, peak["gpu" if device.type == "cuda" else "process"]))
             self._steps = self._steps_left = self._connection.recv()
         except (EOFError, OSError):
             raise SystemExit from None
@@ -69,12 +68,8 @@ class GateCallback(Callback):
     """
 
     def __init__(self, address: str) -> None:
-        self._address = address
-
-    def on_train_start(self, trainer: Trainer, pl_module: BaseVAE) -> None:
-        """Wait for the first order: everything is set up."""
-        self._gate = Gate(self._address, gpu=pl_module.device.type == "cuda")
+        self._gate = Gate(address)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: BaseVAE, *args: Any) -> None:
         """Count the step."""
-        self._gate.step()
+        self._gate.done(pl_module.device)

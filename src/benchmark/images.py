@@ -33,7 +33,7 @@ def data_overrides(data: str, root: Path, folder: Path) -> tuple[list[str], str]
         write_jpegs(made / "train" / "NORMAL", JPEGS, (224, 224))
     else:
         options += ["data.checksum=null"]
-        _write_idx(made / FOLDERS[data] / "raw")
+        write_idx(made / FOLDERS[data] / "raw")
     return [f"data.root={quoted(made)}", *options], "random images"
 
 
@@ -48,11 +48,11 @@ def write_jpegs(folder: Path, count: int, size: tuple[int, int]) -> None:
         (folder / f"{i:05d}.jpeg").write_bytes(buffer.getvalue() + i.to_bytes(4, "big"))
 
 
-def _write_idx(folder: Path) -> None:
-    """Write MNIST's four files with random pixels and labels."""
+def write_idx(folder: Path, train: int = 60_000, test: int = 10_000) -> None:
+    """Write MNIST's four files with random pixels and labels of ``train`` and ``test`` images."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
-    for part, count in (("train", 60_000), ("t10k", 10_000)):
+    for part, count in (("train", train), ("t10k", test)):
         images = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)
         labels = rng.integers(0, 10, count, dtype=np.uint8)
         for kind, array in (("images-idx3", images), ("labels-idx1", labels)):

@@ -1,4 +1,4 @@
-"""A training loop in a process of its own, told through its gate how many steps to do."""
+"""The compared training loops, each in a process of its own, told through its gate how many steps to do."""
 
 import contextlib
 import os
@@ -8,9 +8,10 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Self
+from typing import NamedTuple, Self
 
 from hydra_plugins.slots_launcher import TRAINING
 from src.benchmark.gate import Round
@@ -24,34 +25,69 @@ POLL_EVERY = 0.2  # seconds
 WARM = forking([*TRAINING, "src.benchmark.by_hand"])  # every loop is forked after the same imports
 
 
+class Contender(NamedTuple):
+    """One of the compared loops."""
+
+    name: str  # in steps.csv and in the table
+    loops: tuple[str, ...]  # as :class:`Loop` takes them; of several, the fastest is measured
+    overrides: tuple[str, ...] = ()  # of this contender alone
+    gpu_only: bool = False
+    package: str | None = None  # which it needs
+
+
+def _bare(kind: str) -> tuple[str, ...]:
+    return tuple(f"bare {kind} {layout}" for layout in ("contiguous_format", "channels_last"))
+
+
+OURS, COMPILED = "ours", "ours compiled"
+CONTENDERS = (
+    Contender("tutorial", ("tutorial",)),
+    Contender("pythae", ("pythae",), package="pythae"),
+    Contender("bare eager", _bare("eager")),
+    Contender("bare compiled", _bare("compiled"), gpu_only=True),
+    Contender("bare CUDA graph", _bare("graph"), gpu_only=True),
+    Contender(OURS, ("ours",)),
+    Contender(COMPILED, ("ours",), ("compile=true",)),
+)
+
+
+def present(package: str | None) -> bool:
+    """Return whether a package is installed; none is needed where it is None."""
+    return package is None or find_spec(package) is not None
+
+
+def contenders(gpu: bool) -> list[Contender]:
+    """Return those that can be measured here, on a GPU or on the CPU."""
+    return [one for one in CONTENDERS if (gpu or not one.gpu_only) and present(one.package)]
+
+
+def absent() -> str:
+    """Return how to install the contenders that are not, as the end of a line."""
+    missing = [one.name for one in CONTENDERS if not present(one.package)]
+    return "".join(f"; without {name}, which is not installed: pip install '.[peers]'" for name in missing)
+
+
 class Loop:
     """A training loop, whose process lives as long as the ``with`` block.
 
     Args:
-        name: ``tutorial``, ``bare``, or ``ours``, which is ``python -m src.train`` with one more callback.
+        loop: ``ours``, which is ``python -m src.train`` with one more callback, or what
+            :mod:`src.benchmark.by_hand` takes.
         command: its overrides.
-        variant: of the bare loop. Without one the loop tries all of them, and its ``note`` maps each kind to the
-            fastest of that kind.
         starter: how its process is started.
-
-    Attributes:
-        note: what the loop has sent as it reached its gate.
 
     Raises:
         UserError: from the ``with`` statement and from :meth:`run`, where the loop has ended (the message quotes its
             last line) or does nothing for :data:`PATIENCE` seconds.
     """
 
-    note: Any
-
-    def __init__(self, name: str, command: Sequence[str], variant: str = "", starter: Starter = WARM) -> None:
-        self.name = name
-        self._variant = variant
+    def __init__(self, loop: str, command: Sequence[str], starter: Starter = WARM) -> None:
+        self._loop = loop
         self._command = list(command)
         self._starter = starter
 
     def __enter__(self) -> Self:
-        """Start the loop and wait until it has reached its gate."""
+        """Start the loop and wait until it has done its first step."""
         with ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="benchmark-")))
             self._output = folder / "output"
@@ -64,7 +100,6 @@ class Loop:
                 self._process = self._starter.start(module, words, os.environ, output)
             stack.callback(_kill, self._process)
             self._connection = stack.enter_context(self._accept(listener))
-            self.note = self._receive()
             self._stack = stack.pop_all()
         return self
 
@@ -79,12 +114,12 @@ class Loop:
         return self._receive()
 
     def _program(self, folder: Path) -> list[str]:
-        address = folder / "gate"
-        if self.name != "ours":
-            return ["src.benchmark.by_hand", self.name, self._variant, str(address), *self._command]
+        address, run = folder / "gate", quoted(folder / "run")
+        if self._loop != OURS:
+            return ["src.benchmark.by_hand", self._loop, str(address), *self._command, f"run_dir={run}"]
         gate = ("_target_=src.benchmark.gate.GateCallback", f"address={quoted(address)}")
-        run = f"hydra.run.dir={quoted(folder / 'run')}"
-        return ["src.train", *self._command, run, *(f"+callbacks.gate.{setting}" for setting in gate)]
+        settings = (f"hydra.run.dir={run}", *(f"+callbacks.gate.{setting}" for setting in gate))
+        return ["src.train", *self._command, *settings]
 
     def _accept(self, listener: socket.socket) -> Connection:
         deadline = time.monotonic() + PATIENCE
@@ -95,7 +130,7 @@ class Loop:
                 raise self._ended()
         raise self._silent()
 
-    def _receive(self) -> Any:
+    def _receive(self) -> Round:
         try:
             if self._connection.poll(PATIENCE):
                 return self._connection.recv()
@@ -105,10 +140,10 @@ class Loop:
 
     def _ended(self) -> UserError:
         lines = [line for line in self._output.read_text(errors="replace").splitlines() if line.strip()]
-        return UserError(f"the loop {self.name} has ended: {lines[-1] if lines else 'it printed nothing'}")
+        return UserError(f"the loop {self._loop} has ended: {lines[-1] if lines else 'it printed nothing'}")
 
     def _silent(self) -> UserError:
-        return UserError(f"the loop {self.name} has not answered for {PATIENCE / 60:.0f} minutes")
+        return UserError(f"the loop {self._loop} has not answered for {PATIENCE / 60:.0f} minutes")
 
 
 def _kill(process: Process) -> None:

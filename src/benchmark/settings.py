@@ -18,7 +18,7 @@ CONF = Path(__file__).parents[2] / "conf"
 # What an override may change: with any other key the loops written by hand would do other work than src.train does.
 # That they minimise the same loss is checked later, by src.benchmark.steps.check_loss.
 ALLOWED = (
-    *("model", "likelihood@model.likelihood=", "data.batch_size=", "data.image_size=", "optimizer.lr=", "compile="),
+    *("model", "likelihood@model.likelihood=", "data.batch_size=", "data.image_size=", "optimizer.lr="),
     *(f"trainer.precision={precision}" for precision in ("auto", "32-true", "bf16-mixed")),
 )
 
@@ -47,7 +47,7 @@ def checked(settings: Mapping[str, Any]) -> dict[str, Any]:
         if not override.lstrip("+~").startswith(ALLOWED):
             raise UserError(
                 f"overrides={override}: the loops to compare with cannot follow it; change only model, "
-                "data.batch_size, data.image_size, optimizer.lr, compile, or trainer.precision=auto|32-true|bf16-mixed"
+                "data.batch_size, data.image_size, optimizer.lr, or trainer.precision=auto|32-true|bf16-mixed"
             )
     known = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
     for experiment in lists["experiments"]:

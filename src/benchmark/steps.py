@@ -1,10 +1,10 @@
-"""Training steps of ``src.train`` beside the tutorials' loop and the best one written by hand, round by round."""
+"""Training steps of ``src.train`` beside those of the other contenders, round by round."""
 
-import itertools
+import random
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import lightning as L
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from src.benchmark.by_hand import Network, scaled
 from src.benchmark.gate import Round
-from src.benchmark.loops import Loop
+from src.benchmark.loops import COMPILED, OURS, Loop, contenders, present
 from src.benchmark.settings import composed
 from src.data.base import ImageDataModule
 from src.data.batches import StoredImages
@@ -20,8 +20,12 @@ from src.models.base import BaseVAE
 from src.runs import build
 from src.system.console import progress
 from src.system.errors import UserError
+from src.training.acceleration import on_gpu
 
-WARM_UP = 4  # steps before the rounds, one of them before the gate of a loop written by hand
+T = TypeVar("T")
+
+WARM_UP = 4  # steps before the rounds, the first of them before the gate
+TRIAL_STEPS = 5
 CHECKED_IMAGES = 8
 TOLERANCE = 1e-4  # relative, of the loss and of the gradient; float32 on a CPU with equal noise
 
@@ -33,26 +37,42 @@ class Steps(NamedTuple):
     images: str  # the data set, or "random images"
     batch_size: int
     precision: str
-    bare: dict[str, str]  # the fastest variant of each kind of the bare loop
-    seconds: dict[str, list[float]]  # of a step: one value per round, for each loop
-    peak_memory_mib: dict[str, float]  # of each loop
+    seconds: dict[str, list[float]]  # of a step: one value per round, for each contender
+    peak_memory_mib: dict[str, float]  # of each contender
+    layouts: dict[str, str]  # the memory layout that was fastest, for each contender that tries several
 
     def row(self) -> dict[str, Any]:
         """Return medians and spread, as a row of the CSV.
 
-        Ratios are speeds of ours over that of another loop in the same round; their median is not the ratio of medians.
+        Ratios are of speeds in the same round: ours to that of each rival, and ours compiled to ours. The median of
+        the ratios is not the ratio of the medians.
         """
         row: dict[str, Any] = {"experiment": self.experiment, "precision": self.precision}
-        for loop, seconds in self.seconds.items():
-            if loop != "ours":
-                ratios = [other / ours for other, ours in zip(seconds, self.seconds["ours"], strict=True)]
-                row[f"ours/{loop}"] = statistics.median(ratios)
-                row |= {f"ours/{loop} min": min(ratios), f"ours/{loop} max": max(ratios)}
-        for loop, seconds in self.seconds.items():
+        pairs = [(OURS, rival) for rival in self.seconds if rival not in (OURS, COMPILED)] + [(COMPILED, OURS)]
+        for one, other in pairs:
+            ratios = [theirs / its for its, theirs in zip(self.seconds[one], self.seconds[other], strict=True)]
+            row[f"{one}/{other}"] = statistics.median(ratios)
+            row |= {f"{one}/{other} min": min(ratios), f"{one}/{other} max": max(ratios)}
+        for name, seconds in self.seconds.items():
             step = statistics.median(seconds)
-            row |= {f"{loop} images/s": self.batch_size / step, f"{loop} ms/step": 1000 * step}
-            row[f"{loop} peak MiB"] = self.peak_memory_mib[loop]
-        return row | {"bare": "; ".join(self.bare.values()), "batch_size": self.batch_size, "images": self.images}
+            row |= {f"{name} images/s": self.batch_size / step, f"{name} ms/step": 1000 * step}
+            row[f"{name} peak MiB"] = self.peak_memory_mib[name]
+        layouts = "; ".join(f"{name}: {layout}" for name, layout in self.layouts.items())
+        return row | {"layout": layouts, "batch_size": self.batch_size, "images": self.images}
+
+    def cells(self) -> dict[str, str]:
+        """Return a row of the table: ratios first, with their spread over the rounds; then speed and memory."""
+        row, names = self.row(), list(self.seconds)
+        ratios = [key.removesuffix(" min") for key in row if key.endswith(" min")]
+        spread = {key: f"{row[key]:.2f} ({row[f'{key} min']:.2f}–{row[f'{key} max']:.2f})" for key in ratios}
+        return {
+            "experiment": self.experiment,
+            **{key.replace("/", " / "): ratio for key, ratio in spread.items()},
+            f"images/s: {' / '.join(names)}": " / ".join(f"{row[f'{name} images/s']:,.0f}" for name in names),
+            f"ms per step: {OURS}": f"{row[f'{OURS} ms/step']:,.1f}",
+            f"peak MiB: {' / '.join(names)}": " / ".join(f"{self.peak_memory_mib[name]:,.0f}" for name in names),
+            **{name: row[name] for name in ("precision", "layout", "images")},
+        }
 
 
 def check_loss(model: BaseVAE, datamodule: ImageDataModule) -> None:
@@ -67,28 +87,67 @@ def check_loss(model: BaseVAE, datamodule: ImageDataModule) -> None:
     batch = StoredImages(datamodule.pool, indices)[torch.arange(len(indices))]
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
-    def differentiated(loss: Tensor) -> Tensor:
+    def differentiated(loss_of: Callable[[], Tensor]) -> dict[str, Tensor]:
+        L.seed_everything(0, verbose=False)
+        loss = loss_of()
         gradients = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
-        return torch.cat([gradient.flatten() for gradient in gradients])
+        return {"loss": loss.detach(), "gradient": torch.cat([gradient.flatten() for gradient in gradients])}
 
-    L.seed_everything(0, verbose=False)
-    loss = Network(model)(scaled(batch.x))
-    by_hand = {"loss": loss.detach(), "gradient": differentiated(loss)}
-    L.seed_everything(0, verbose=False)
-    loss = model.training_step(datamodule.on_after_batch_transfer(batch, 0), 0)["loss"]
-    ours = {"loss": loss.detach(), "gradient": differentiated(loss)}
-    for name, value in ours.items():
-        difference = (value - by_hand[name]).norm() / torch.maximum(value.norm(), by_hand[name].norm())
-        if not difference <= TOLERANCE:
-            raise UserError(
-                f"nothing to compare: on the same batch the {name} of src.train and that of the loops written by hand "
-                f"differ by {difference:.2g} of it (tolerance {TOLERANCE:g}); they know the ELBO of grey pixels under "
-                "a Bernoulli only"
-            )
+    network, x = Network(model), scaled(batch.x)
+    rivals = {"the loops written by hand": lambda: network(x)}
+    if present("pythae"):
+        from src.benchmark import peer
+
+        vae = peer.vae(network)
+        rivals["pythae"] = lambda: vae({"data": x}).loss
+    mine = datamodule.on_after_batch_transfer(batch, 0)
+    ours = differentiated(lambda: model.training_step(mine, 0)["loss"])
+    for rival, loss_of in rivals.items():
+        for name, theirs in differentiated(loss_of).items():
+            difference = (ours[name] - theirs).norm() / torch.maximum(ours[name].norm(), theirs.norm())
+            if not difference <= TOLERANCE:
+                raise UserError(
+                    f"nothing to compare: on the same batch the {name} of src.train and that of {rival} "
+                    f"differ by {difference:.2g} of it (tolerance {TOLERANCE:g}); the others know the ELBO of grey "
+                    "pixels under a Bernoulli only"
+                )
+
+
+def fastest(loops: Sequence[str], command: Sequence[str]) -> str:
+    """Return the fastest of some loops; they take a few steps each, in turns, in processes that end.
+
+    Raises:
+        UserError: a loop fails.
+    """
+    if len(loops) == 1:
+        return loops[0]
+    with ExitStack() as stack:
+        running = {loop: stack.enter_context(Loop(loop, command)) for loop in loops}
+        rounds = [{loop: one.run(1).seconds for loop, one in running.items()} for _ in range(2 * TRIAL_STEPS)]
+    measured = rounds[TRIAL_STEPS:]  # the first half warms up
+    return min(loops, key=lambda loop: statistics.median(taken[loop] for taken in measured))
+
+
+def in_turns(loops: Mapping[T, Loop], steps: Mapping[T, int], rounds: int, what: str) -> dict[T, list[Round]]:
+    """Let each loop take its steps in each round, in an order that changes, after a round that warms up.
+
+    ``what`` names this in the progress bar.
+
+    Raises:
+        UserError: a loop fails.
+    """
+    for name, loop in loops.items():
+        loop.run(steps[name])
+    taken: dict[T, list[Round]] = {name: [] for name in loops}
+    orders = random.Random(0)
+    for _ in progress(range(rounds), what):
+        for name in orders.sample(list(loops), len(loops)):
+            taken[name].append(loops[name].run(steps[name]))
+    return taken
 
 
 def measure(experiment: str, images: str, overrides: Sequence[str], rounds: int, seconds: float) -> Steps:
-    """Time the steps of the tutorial's loop, of each kind of the bare one and of ours, in turns in each round.
+    """Time the training steps of all contenders in turns.
 
     Args:
         experiment: a choice of ``experiment=``.
@@ -109,30 +168,23 @@ def measure(experiment: str, images: str, overrides: Sequence[str], rounds: int,
     if most < 1:
         raise UserError(f"rounds={rounds}: an epoch of {experiment} has {batches} batches, too few for so many")
     check_loss(build.build_model(cfg, datamodule), datamodule)
-    with Loop("bare", command) as trial:  # in a process that ends: its memory does not count as the loop's
-        bare = trial.note
     with ExitStack() as stack:
-        loops = {"tutorial": Loop("tutorial", command)}
-        loops |= {kind: Loop("bare", command, variant) for kind, variant in bare.items()}
-        loops["ours"] = Loop("ours", command)
-        for loop in loops.values():
-            stack.enter_context(loop)
-        warm = {name: [loop.run(1), loop.run(2)][1] for name, loop in loops.items()}
-        fastest = min(round_.seconds / round_.steps for round_ in warm.values())
-        steps = max(1, min(most, round(seconds / fastest)))
-        for loop in loops.values():
-            loop.run(steps)  # one more round to warm up
-        taken: dict[str, list[Round]] = {name: [] for name in loops}
-        orders = itertools.cycle(itertools.permutations(loops))  # so that no loop always follows the same one
-        for _, order in zip(progress(range(rounds), experiment), orders, strict=False):
-            for name in order:
-                taken[name].append(loops[name].run(steps))
+        loops, layouts = {}, {}
+        for contender in contenders(on_gpu(cfg)):
+            words = [*command, *contender.overrides]
+            loop = fastest(contender.loops, words)
+            loops[contender.name] = stack.enter_context(Loop(loop, words))
+            if len(contender.loops) > 1:
+                layouts[contender.name] = loop.split()[-1]
+        warm = [[loop.run(1), loop.run(2)][1] for loop in loops.values()]
+        steps = max(1, min(most, round(seconds / min(done.seconds / done.steps for done in warm))))
+        taken = in_turns(loops, dict.fromkeys(loops, steps), rounds, experiment)
     return Steps(
         experiment,
         images,
         datamodule.batch_size,
         cfg.trainer.precision,
-        bare,
         {name: [done.seconds / done.steps for done in all_rounds] for name, all_rounds in taken.items()},
         {name: all_rounds[-1].peak_memory_mib for name, all_rounds in taken.items()},
+        layouts,
     )

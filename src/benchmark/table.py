@@ -1,4 +1,4 @@
-"""The benchmark's table: measured row by row, and written after each row."""
+"""The benchmark's tables: printed, and written after each row."""
 
 import csv
 import platform
@@ -10,94 +10,68 @@ from typing import Any
 
 import torch
 
-from src.benchmark.images import data_overrides
-from src.benchmark.settings import composed
-from src.benchmark.steps import measure
 from src.system.errors import UserError
 from src.system.files import whole_file
 from src.system.machine import multiplies_bfloat16, processors
 
-NAMES = {  # of the loops, in the order of the columns
-    "tutorial": "tutorial",
-    "eager": "bare eager",
-    "compiled": "bare compiled",
-    "graph": "bare CUDA graph",
-    "ours": "ours",
-}
-
 
 class Table:
-    """The measured experiments, in ``steps.csv`` and ``steps.md``; ``str`` of it is the table in Markdown.
+    """A table in two files of the benchmark's folder, ``<name>.csv`` and ``<name>.md``; ``str`` of it is Markdown.
 
     Args:
-        settings: ``conf/benchmark.yaml``, resolved and :func:`~src.benchmark.settings.checked`.
+        name: of the files.
+        settings: the benchmark's settings: ``folder``, ``device`` and, where there are some, ``overrides``.
+        notes: what else to say of the conditions.
+
+    Attributes:
+        folder: where the files are.
+        overrides: those of every measured training.
+        conditions: processor, GPU, version of torch, overrides and notes, in one line.
 
     Raises:
         UserError: where ``device=cuda`` is asked for and there is no GPU.
         OSError: where the folder cannot be written to.
     """
 
-    def __init__(self, settings: Mapping[str, Any]) -> None:
+    def __init__(self, name: str, settings: Mapping[str, Any], notes: str = "") -> None:
         if settings["device"] == "cuda" and not torch.cuda.is_available():
             raise UserError("device=cuda: no GPU found")
         self.folder = Path(settings["folder"])
         self.folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=self.folder).close()  # fail before measuring, not after
-        self._settings = settings
-        self._gpu = settings["device"] != "cpu" and torch.cuda.is_available()
-        self._overrides = [*(["trainer=gpu"] if self._gpu else []), *settings["overrides"]]
+        gpu = settings["device"] != "cpu" and torch.cuda.is_available()
+        self.overrides = [*(["trainer=gpu"] if gpu else []), *settings.get("overrides", [])]
+        trained = f"; trained with {' '.join(self.overrides)}" if self.overrides else ""
+        self.conditions = f"{machine(gpu)}{trained}{notes}"
+        self._name = name
+        self._cells: list[dict[str, str]] = []
         self._rows: list[dict[str, Any]] = []
 
-    @property
-    def conditions(self) -> str:
-        """Processor, GPU, version of torch, and the overrides, in one line."""
-        cpuinfo = Path("/proc/cpuinfo")
-        found = re.search(r"model name\s*:\s*(.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
-        name = found.group(1) if found else platform.processor()
-        bf16 = "with" if multiplies_bfloat16() else "without"
-        gpu = torch.cuda.get_device_name() if self._gpu else "no GPU"
-        cpu = f"{name} ({bf16} bfloat16), {processors()} processors, {torch.get_num_threads()} threads"
-        overrides = f"; trained with {' '.join(self._overrides)}" if self._overrides else ""
-        return f"{cpu}; {gpu}; torch {torch.__version__}{overrides}"
-
-    def measure(self, experiment: str) -> None:
-        """Measure one experiment, and write the table so far: a later failure loses nothing."""
-        with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
-            name = composed(f"experiment={experiment}", *self._overrides).data.name
-            data, images = data_overrides(name, Path(self._settings["data_dir"]), Path(folder))
-            overrides = [*self._overrides, *data]
-            steps = measure(experiment, images, overrides, self._settings["rounds"], self._settings["seconds"])
-        self._rows.append(steps.row())
-        with whole_file(self.folder / "steps.csv") as file, file.open("w", newline="") as text:
+    def add(self, cells: dict[str, str], *rows: dict[str, Any]) -> None:
+        """Add a row of the table, and its rows of the CSV, and write both: a later failure loses nothing."""
+        self._cells.append(cells)
+        self._rows += rows
+        with whole_file(self.folder / f"{self._name}.csv") as file, file.open("w", newline="") as text:
             writer = csv.DictWriter(text, self._rows[0].keys())
             writer.writeheader()
             writer.writerows(self._rows)
-        with whole_file(self.folder / "steps.md") as file:
+        with whole_file(self.folder / f"{self._name}.md") as file:
             file.write_text(f"{self.conditions}\n\n{self}\n")
 
     def __str__(self) -> str:
-        """Ratios first, with their spread over the rounds; then speed and memory."""
-        cells = [_cells(row) for row in self._rows]
-        widths = {name: max(len(name), *(len(row[name]) for row in cells)) for name in cells[0]}
-        lines = [{name: name for name in widths}, {name: "-" * width for name, width in widths.items()}, *cells]
+        rows = self._cells
+        widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in rows[0]}
+        lines = [{name: name for name in widths}, {name: "-" * width for name, width in widths.items()}, *rows]
         return "\n".join(
             f"| {' | '.join(line[name].ljust(width) for name, width in widths.items())} |" for line in lines
         )
 
 
-def _cells(row: Mapping[str, Any]) -> dict[str, str]:
-    loops = [loop for loop in NAMES if f"{loop} images/s" in row]
-
-    def ratio(key: str) -> str:
-        return f"{row[key]:.2f} ({row[f'{key} min']:.2f}–{row[f'{key} max']:.2f})"
-
-    return {
-        "experiment": row["experiment"],
-        **{f"ours / {NAMES[loop]}": ratio(f"ours/{loop}") for loop in loops[:-1]},
-        f"images/s: {' / '.join(loops)}": " / ".join(f"{row[f'{loop} images/s']:,.0f}" for loop in loops),
-        "ms per step: ours": f"{row['ours ms/step']:,.1f}",
-        f"peak MiB: {' / '.join(loops)}": " / ".join(f"{row[f'{loop} peak MiB']:,.0f}" for loop in loops),
-        "precision": row["precision"],
-        "bare": row["bare"],
-        "images": row["images"],
-    }
+def machine(gpu: bool) -> str:
+    """Return processor, GPU and version of torch in one line."""
+    cpuinfo = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:\s*(.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    name = found.group(1) if found else platform.processor()
+    bf16 = "with" if multiplies_bfloat16() else "without"
+    cpu = f"{name} ({bf16} bfloat16), {processors()} processors, {torch.get_num_threads()} threads"
+    return f"{cpu}; {torch.cuda.get_device_name() if gpu else 'no GPU'}; torch {torch.__version__}"

@@ -13,6 +13,7 @@ LESS_MEMORY = {
     "evaluate": "lower samples.images and representation.train_images, or name fewer parts=",
     "explore": "name fewer figures= at a time, or fewer pictures of your own in images=",
     "benchmark": "name smaller experiments, or lower data.batch_size in overrides",
+    "growth": "give smaller sides, or another network",
     "report": "report a part of the sweep's folder at a time",
 }
 
@@ -33,7 +34,7 @@ def explain(error: BaseException, command: str = "train") -> str | None:
     if (full := disk_full(error)) is not None:
         return f"{full}: free some, and try again"
     if (full := memory_full(error)) is not None:
-        device = ", or device=cpu" if "GPU" in full and command in ("evaluate", "explore", "benchmark") else ""
+        device = ", or device=cpu" if "GPU" in full and command not in ("train", "report") else ""
         return f"{full}: {LESS_MEMORY[command]}{device}"
     for cause in chain:
         if isinstance(cause, OSError) and cause.filename and cause.strerror:

@@ -254,6 +254,17 @@ KEYS: dict[str, dict[str, Kind]] = {
         "data_dir": PATH,
         "folder": PATH,
     },
+    "growth": {
+        "network": Text(),
+        "images": ListOf(Whole(100)),
+        "sides": ListOf(Whole(1)),
+        "latents": ListOf(Whole(1)),
+        "depths": ListOf(Whole(1)),
+        "rounds": Whole(1, 50),  # as many as an epoch of growth.IMAGES has room for
+        "seconds": Number(above=0),
+        "device": DEVICE,
+        "folder": PATH,
+    },
 }
 
 
