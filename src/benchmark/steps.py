@@ -1,5 +1,7 @@
 """Training steps of ``src.train`` beside those of the other contenders, round by round."""
 
+import logging
+import math
 import random
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +25,7 @@ from src.system.errors import UserError
 from src.training.acceleration import on_gpu
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 WARM_UP = 4  # steps before the rounds, the first of them before the gate
 TRIAL_STEPS = 5
@@ -37,8 +40,8 @@ class Steps(NamedTuple):
     images: str  # the data set, or "random images"
     batch_size: int
     precision: str
-    seconds: dict[str, list[float]]  # of a step: one value per round, for each contender
-    peak_memory_mib: dict[str, float]  # of each contender
+    seconds: dict[str, list[float]]  # of a step: one value per round, for each contender; NaN for one left out
+    peak_memory_mib: dict[str, float]  # of each contender; NaN for one left out
     layouts: dict[str, str]  # the memory layout that was fastest, for each contender that tries several
 
     def row(self) -> dict[str, Any]:
@@ -65,7 +68,7 @@ class Steps(NamedTuple):
         row, names = self.row(), list(self.seconds)
         ratios = [key.removesuffix(" min") for key in row if key.endswith(" min")]
         spread = {key: f"{row[key]:.2f} ({row[f'{key} min']:.2f}–{row[f'{key} max']:.2f})" for key in ratios}
-        return {
+        cells = {
             "experiment": self.experiment,
             **{key.replace("/", " / "): ratio for key, ratio in spread.items()},
             f"images/s: {' / '.join(names)}": " / ".join(f"{row[f'{name} images/s']:,.0f}" for name in names),
@@ -73,6 +76,7 @@ class Steps(NamedTuple):
             f"peak MiB: {' / '.join(names)}": " / ".join(f"{self.peak_memory_mib[name]:,.0f}" for name in names),
             **{name: row[name] for name in ("precision", "layout", "images")},
         }
+        return {name: text.replace("nan (nan–nan)", "–").replace("nan", "–") for name, text in cells.items()}
 
 
 def check_loss(model: BaseVAE, datamodule: ImageDataModule) -> None:
@@ -114,18 +118,24 @@ def check_loss(model: BaseVAE, datamodule: ImageDataModule) -> None:
 
 
 def fastest(loops: Sequence[str], command: Sequence[str]) -> str:
-    """Return the fastest of some loops; they take a few steps each, in turns, in processes that end.
+    """Return the fastest of some loops, without those that fail; they take a few steps in turns, in other processes.
 
     Raises:
-        UserError: a loop fails.
+        UserError: each of them fails.
     """
     if len(loops) == 1:
         return loops[0]
     with ExitStack() as stack:
-        running = {loop: stack.enter_context(Loop(loop, command)) for loop in loops}
+        running: dict[str, Loop] = {}
+        for loop in loops:
+            try:
+                running[loop] = stack.enter_context(Loop(loop, command))
+            except UserError:
+                if loop == loops[-1] and not running:
+                    raise
         rounds = [{loop: one.run(1).seconds for loop, one in running.items()} for _ in range(2 * TRIAL_STEPS)]
     measured = rounds[TRIAL_STEPS:]  # the first half warms up
-    return min(loops, key=lambda loop: statistics.median(taken[loop] for taken in measured))
+    return min(running, key=lambda loop: statistics.median(taken[loop] for taken in measured))
 
 
 def in_turns(loops: Mapping[T, Loop], steps: Mapping[T, int], rounds: int, what: str) -> dict[T, list[Round]]:
@@ -157,7 +167,8 @@ def measure(experiment: str, images: str, overrides: Sequence[str], rounds: int,
         seconds: what a round of the fastest loop should last.
 
     Raises:
-        UserError: where the loops do not minimise the same loss, a loop fails, or an epoch has too few batches.
+        UserError: where the loops do not minimise the same loss, a loop that needs no compiler fails, or an epoch has
+            too few batches.
     """
     command = [f"experiment={experiment}", *overrides]
     cfg = composed(*command)
@@ -172,13 +183,22 @@ def measure(experiment: str, images: str, overrides: Sequence[str], rounds: int,
         loops, layouts = {}, {}
         for contender in contenders(on_gpu(cfg)):
             words = [*command, *contender.overrides]
-            loop = fastest(contender.loops, words)
-            loops[contender.name] = stack.enter_context(Loop(loop, words))
+            try:
+                loop = fastest(contender.loops, words)
+                loops[contender.name] = stack.enter_context(Loop(loop, words))
+            except UserError as error:
+                if not contender.compiled:
+                    raise
+                log.warning("%s: %s is left out: %s", experiment, contender.name, error)
+                continue
             if len(contender.loops) > 1:
                 layouts[contender.name] = loop.split()[-1]
         warm = [[loop.run(1), loop.run(2)][1] for loop in loops.values()]
         steps = max(1, min(most, round(seconds / min(done.seconds / done.steps for done in warm))))
         taken = in_turns(loops, dict.fromkeys(loops, steps), rounds, experiment)
+    names = [contender.name for contender in contenders(on_gpu(cfg))]
+    nothing = [Round(1, math.nan, math.nan)] * rounds
+    taken = {name: taken.get(name, nothing) for name in names}
     return Steps(
         experiment,
         images,

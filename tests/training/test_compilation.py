@@ -102,7 +102,7 @@ def test_auto_takes_the_faster_step_and_says_what_the_trial_cost(slower, chosen,
         time.sleep(0.05)
         return eager(*args)
 
-    monkeypatch.setattr(compilation, "LONG", 0.0)
+    monkeypatch.setitem(compilation.LONG, "cpu", 0.0)
     monkeypatch.setattr(type(model), "loss_and_rows", slow if slower == "eager" else eager)
     monkeypatch.setattr(compilation, "compiled_step", lambda graphs: slow if slower == "compiled" else eager)
     said = compilation.prepare(cfg, trainer, model, datamodule)
@@ -121,7 +121,7 @@ def test_auto_is_eager_where_training_is_short_or_shared_or_cannot_be_compiled(m
     monkeypatch.setattr(compilation, "compiled_step", fails)
     assert "too short for a trial" in compilation.prepare(cfg, trainer, model, datamodule)
     assert cfg.compile is False
-    monkeypatch.setattr(compilation, "LONG", 0.0)
+    monkeypatch.setitem(compilation.LONG, "cpu", 0.0)
     cfg.compile = "auto"
     assert "cannot be compiled: no such target" in compilation.prepare(cfg, trainer, model, datamodule)
     assert (cfg.compile, model.compiled) == (False, None)
