@@ -19,7 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from src.exploration import denoising, export, grids, latents, own_images, writing
 from src.exploration.gallery import PICTURES, write
-from src.exploration.overview import NotApplicable
+from src.system.errors import NotApplicable
 from src.exploration.writing import Figure, distinct, short
 from src.models.predictor import Predictor
 from tests.helpers import QUICK, built

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from src.runs.folder import RunFolder
 from src.runs.load import load_run, predictor_of
-from src.runs.trust import read_saved_config
+from src.runs.trust import read_saved_config, saved_value
 from src.system.errors import UserError
 from tests.helpers import EXPERIMENTS, LIKELIHOODS, built, composed
 
@@ -327,7 +327,7 @@ def test_every_project_config_may_be_read_back(tmp_path):
     """Every target in conf/ is allowed in a run."""
     from src.runs.load import _read_config  # load_run would need every data set
 
-    likelihoods = [f"likelihood@model.likelihood={name}" for name in LIKELIHOODS]
+    likelihoods = [f"likelihood@model.likelihood={name}" for name in LIKELIHOODS]  # each with the default q and p
     pairs = zip_longest([f"experiment={name}" for name in EXPERIMENTS], likelihoods)
     others = ["data=binarized_mnist", "model=conv_tiny", "trainer=ddp", "schedule=cosine", "optimizer=sgd"]
     for overrides in (*([*filter(None, pair)] for pair in pairs), others):
@@ -345,6 +345,19 @@ def test_classes_that_have_moved_are_found_under_their_new_names(tmp_path):
     for part in read_saved_config(tmp_path / "config.yaml").values():
         assert part._target_ not in moved
         assert isinstance(get_class(part._target_), type)
+
+
+def test_a_config_without_posterior_prior_and_samples_has_those_of_its_time(tmp_path):
+    """They are what a model of today has by default, so an earlier run can be resumed by its own overrides."""
+    cfg = composed("model=lstm")
+    today = OmegaConf.to_container(cfg.model)
+    for key in ("posterior", "prior", "num_samples"):
+        del cfg.model[key]
+    OmegaConf.save(cfg, tmp_path / "config.yaml")
+    assert OmegaConf.to_container(read_saved_config(tmp_path / "config.yaml").model) == today
+    cfg.model.num_samples = 7  # what a config says counts
+    OmegaConf.save(cfg, tmp_path / "config.yaml")
+    assert saved_value(tmp_path / "config.yaml", "model.num_samples") == 7
 
 
 def test_other_images_are_refused_unless_asked_for(run, picture_folder, tmp_path):
