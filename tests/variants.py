@@ -47,7 +47,8 @@ class FullGaussian(nn.Linear):
     def forward(self, features: Tensor) -> Distribution:
         mean, root = super().forward(features).split([self.latent_dim, self.latent_dim**2], dim=-1)
         root = root.unflatten(-1, (self.latent_dim, self.latent_dim))
-        return MultivariateNormal(mean, scale_tril=root.tril(-1) + torch.diag_embed(root.diagonal(dim1=-2, dim2=-1).exp()))
+        diagonal = torch.diag_embed(root.diagonal(dim1=-2, dim2=-1).exp())
+        return MultivariateNormal(mean, scale_tril=root.tril(-1) + diagonal)
 
 
 class FullStandardNormal(nn.Module):

@@ -86,7 +86,8 @@ class BaseVAE(Trainable, ABC):
         self.kl_warmup_steps = kl_warmup_steps
         self.likelihood = likelihood
         self.encoder = encoder(image_shape=self.image_shape, depth=depth)
-        self.posterior_head = posterior(features=self.encoder.out_features, latent_dim=latent_dim)
+        self._features = self.encoder.out_features
+        self.posterior_head = posterior(features=self._features, latent_dim=latent_dim)
         self.decoder = decoder(
             latent_dim=latent_dim,
             image_shape=(channels * likelihood.parameters_per_pixel, height, width),
@@ -111,7 +112,7 @@ class BaseVAE(Trainable, ABC):
         return posterior.rsample((num_samples,))
 
     def sampler(self, x: Tensor | None = None) -> Callable[[int], tuple[Latent, ...]]:
-        """Return a function that draws K codes from q(z|x) of each image ``[B, C, H, W]``: groups of latents, top first.
+        """Return a function that draws K codes from q(z|x) of each image ``[B, C, H, W]``: groups, top first.
 
         Without images it draws K codes ``[K, D]`` from p(z). What all draws share, such as the pass through the
         encoder, is computed here, once.
@@ -160,7 +161,7 @@ class BaseVAE(Trainable, ABC):
     def _posterior_of_nothing(self) -> Distribution:
         """Return the posterior of features that are 0, an example of its kind."""
         training = self.posterior_head.training
-        posterior = self.posterior_head.eval()(torch.zeros(1, self.encoder.out_features, device=self.device))
+        posterior = self.posterior_head.eval()(torch.zeros(1, self._features, device=self.device))
         self.posterior_head.train(training)
         return posterior
 

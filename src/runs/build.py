@@ -85,8 +85,8 @@ def check_metrics(cfg: DictConfig, model: BaseVAE, datamodule: ImageDataModule) 
     missing = {}
     if model.likelihood.bits_per_dim(0.0, 1, datamodule.pixels) is None:
         missing["val/bits_per_dim"] = (
-            f"a likelihood of {model.likelihood.supports} pixels is none of these {datamodule.pixels} ones, so there are "
-            "no bits per dimension"
+            f"a likelihood of {model.likelihood.supports} pixels is none of these {datamodule.pixels} ones, so there "
+            "are no bits per dimension"
         )
     if not model.has_codes:
         missing["val/active_latents"] = NO_CODES

@@ -56,7 +56,7 @@ class EpochMeans(Callback):
         self._means["train"] = ExampleMean(sum(pl_module.row_sizes())).to(pl_module.device)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: BaseVAE) -> None:
-        """Start a mean of rows that also hold the posterior mean of each latent, and its square, where there are codes."""
+        """Start a mean of rows that also hold the posterior mean of each latent and its square, if there are codes."""
         self._means["val"] = ExampleMean(sum(pl_module.row_sizes(moments=True))).to(pl_module.device)
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: BaseVAE) -> None:

@@ -1,4 +1,4 @@
-"""Prove that the base carries priors, posteriors and hierarchies that it does not hold yet, by what is known of them."""
+"""Prove that the base carries priors, posteriors and hierarchies that it does not hold yet, by known values."""
 
 import math
 
@@ -24,7 +24,7 @@ def gaussian(mean: Tensor, scale: Tensor) -> Independent:
     return Independent(Normal(mean, scale), 1)
 
 
-# ---- a prior to which torch knows no KL ------------------------------------------------------------------------------
+# ---- a prior to which torch knows no KL -----------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -38,8 +38,12 @@ def test_the_sampled_rate_of_a_mixture_is_that_of_an_integral():
     assert estimate.shape == (3, 1)
     # By hand, in float64, on a grid.
     grid = torch.linspace(-20, 20, 400_001, dtype=torch.float64)
-    weights, means, scales = (p.double() for p in (prior.logits.softmax(0), prior.mean[:, 0], prior.log_scale[:, 0].exp()))
-    density = (weights * torch.exp(-0.5 * ((grid[:, None] - means) / scales) ** 2) / scales).sum(1) / math.sqrt(2 * math.pi)
+    weights, means, scales = (
+        p.double() for p in (prior.logits.softmax(0), prior.mean[:, 0], prior.log_scale[:, 0].exp())
+    )
+    density = (weights * torch.exp(-0.5 * ((grid[:, None] - means) / scales) ** 2) / scales).sum(1) / math.sqrt(
+        2 * math.pi
+    )
     for row in range(3):
         m, s = mean[row].double(), scale[row].double()
         log_q = -0.5 * ((grid - m) / s) ** 2 - s.log() - 0.5 * math.log(2 * math.pi)
@@ -61,7 +65,10 @@ def test_a_mixture_of_one_component_costs_what_the_component_does():
 def test_the_sampled_rate_trains_the_prior_to_the_aggregate_posterior():
     """At the optimum of a prior with one component its moments are those of the aggregate posterior."""
     torch.manual_seed(0)
-    prior, posterior = MixturePrior(1, components=1), gaussian(torch.tensor([[-1.0], [3.0]]), torch.tensor([[1.0], [2.0]]))
+    prior, posterior = (
+        MixturePrior(1, components=1),
+        gaussian(torch.tensor([[-1.0], [3.0]]), torch.tensor([[1.0], [2.0]])),
+    )
     z = posterior.sample((50_000,))
     optimizer = torch.optim.LBFGS(prior.parameters(), max_iter=100, line_search_fn="strong_wolfe")
 
@@ -76,7 +83,7 @@ def test_the_sampled_rate_trains_the_prior_to_the_aggregate_posterior():
     assert prior.log_scale.exp().item() ** 2 == pytest.approx((1 + 4) / 2 + 4, rel=0.02)
 
 
-# ---- a posterior that does not factorize ------------------------------------------------------------------------------
+# ---- a posterior that does not factorize ----------------------------------------------------------------------------
 
 
 def correlated_pca(**options) -> tuple[VAE, MultivariateNormal, Tensor]:
@@ -134,7 +141,7 @@ def test_what_factorizes():
     assert not factorizes(Independent(FullStandardNormal(2)().expand((3,)), 1))
 
 
-# ---- several groups ---------------------------------------------------------------------------------------------------
+# ---- several groups -------------------------------------------------------------------------------------------------
 
 
 def exact_chain() -> tuple[Chain, MultivariateNormal]:
@@ -205,7 +212,7 @@ def test_two_groups_generate_what_the_evidence_says():
     torch.testing.assert_close(drawn.T.cov(), evidence.covariance_matrix, atol=0.1, rtol=0)
 
 
-# ---- what a step takes of it ------------------------------------------------------------------------------------------
+# ---- what a step takes of it ----------------------------------------------------------------------------------------
 
 
 def test_a_penalty_is_in_the_loss_and_not_in_the_elbo():
