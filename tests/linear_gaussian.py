@@ -4,8 +4,8 @@ import torch
 from torch import nn
 from torch.distributions import MultivariateNormal
 
-from src.models.base import MAX_LOG_VARIANCE
 from src.models.likelihoods import GaussianLikelihood
+from src.models.posteriors import MAX_LOG_VARIANCE
 from src.models.vae import VAE
 
 SHAPE, PIXELS, LATENTS, NOISE = (1, 2, 3), 6, 2, 0.3

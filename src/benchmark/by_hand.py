@@ -24,8 +24,9 @@ from src.benchmark.settings import composed
 from src.data.arrays import TorchvisionDataModule
 from src.data.base import ImageDataModule
 from src.data.folder import FolderDataModule
-from src.models.base import MAX_LOG_VARIANCE, BaseVAE
+from src.models.base import BaseVAE
 from src.models.objectives import soft_bound
+from src.models.posteriors import MAX_LOG_VARIANCE
 from src.runs import build
 from src.system.errors import UserError
 from src.system.machine import keep_pages
@@ -43,7 +44,7 @@ class Network(nn.Module):
         """Return mean and log-variance ``[B, D]`` of q(z|x); ``mixed`` runs the encoder in bfloat16."""
         with torch.autocast(x.device.type, torch.bfloat16, enabled=mixed):
             features = self.encoder(x)
-        mean, log_variance = self.head(features.float()).chunk(2, dim=1)
+        mean, log_variance = F.linear(features.float(), self.head.weight, self.head.bias).chunk(2, dim=1)
         return mean, soft_bound(log_variance, MAX_LOG_VARIANCE)
 
     def forward(self, x: Tensor, mixed: bool = False) -> Tensor:

@@ -165,11 +165,11 @@ def nominal(predictor: Predictor) -> Cost:
     """Return what the model costs on the nominal processor: a function of its layers and the size of its images."""
     model = predictor.model
     x = torch.zeros(1, *model.image_shape, device=model.device)
-    z = torch.zeros(1, model.latent_dim, device=model.device)
+    z = torch.zeros(1, *model.latent_shape, device=model.device)
     features = feature_training.kept(predictor.datamodule, predictor.cache_dir, predictor.device).network.eval()
     decoding = nominal_seconds(work_of(model, lambda: model.decode(z)))
     return Cost(
-        nominal_seconds(work_of(model, lambda: model.posterior(x))),
+        nominal_seconds(work_of(model, lambda: model.sampler(x))),
         decoding,
         decoding + likelihood_bytes(model) / BYTES_PER_SECOND,
         nominal_seconds(work_of(features, lambda: features(x.cpu()))),
@@ -186,13 +186,13 @@ def measured(predictor: Predictor, with_features: bool) -> Cost:
     """Measure what the model costs here and now, on some of its images; features only where they are wanted."""
     batch, _ = next(predictor.batches(predictor.split, TRIED))
     x = batch.x
-    z, _ = predictor.posterior(x)
+    z = torch.zeros(len(x), *predictor.model.latent_shape)
     at_once = min(TRIED, samples_at_once(bytes_a_code(predictor.model), BOUNDS[0][0])[1])
     features = feature_training.kept(predictor.datamodule, predictor.cache_dir, predictor.device).network
     features = features.to(predictor.device).eval()
     with stream(predictor.seed, "trial"):
         return Cost(
-            _seconds(lambda: predictor.posterior(x)) / len(x),
+            _seconds(lambda: [*map(predictor.model.sampler, predictor.to_encode(x))]) / len(x),
             _seconds(lambda: [*predictor.decode(z)]) / len(x),
             _seconds(lambda: importance_bound(predictor.model, x[:1], at_once, at_once)) / at_once,
             _seconds(lambda: features(x)[0].sum().item()) / len(x) if with_features else 0.0,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from src.models.base import BaseVAE
-from src.models.objectives import Inference, iwae_bound, log_weights
+from src.models.objectives import iwae_bound, log_weights
 
 
 class ImportanceEstimate(NamedTuple):
@@ -33,10 +33,9 @@ def importance_bound(model: BaseVAE, x: Tensor, num_samples: int, at_once: int) 
     """
     total = torch.full((len(x),), -math.inf, dtype=torch.float64, device=x.device)
     squares, logs = total.clone(), torch.zeros_like(total)
-    posterior = model.posterior(x)
+    draw = model.sampler(x)
     for start in range(0, num_samples, at_once):
-        z = model.reparameterize(posterior, min(at_once, num_samples - start))
-        weights = log_weights(x, Inference(posterior, z, model.decode(z)), model.prior())
+        weights = log_weights(x, model.with_likelihood(draw(min(at_once, num_samples - start))))
         total = torch.logaddexp(total, iwae_bound(weights) + math.log(len(weights)))
         squares = torch.logaddexp(squares, torch.logsumexp(2 * weights, 0))
         logs += weights.sum(0)

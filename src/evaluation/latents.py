@@ -19,10 +19,13 @@ def latents(predictor: Predictor, components: int) -> dict[str, Any]:
     Args:
         predictor: the model and images that are judged.
         components: of the mixture that bounds the gap.
+
+    Raises:
+        NotApplicable: the posteriors are not Gaussians of independent latents, or the prior is not the standard normal.
     """
+    rate = predictor.rates()
     mean, scale, label, _ = predictor.codes(predictor.split)
     z = predictor.codes(predictor.split).sample(predictor.seed)
-    rate = posterior.rates(mean, scale)
     active = posterior.active_units(mean)
     bounds = posterior.surgery(mean, scale, z, predictor.mixture(components))
     return {
@@ -49,6 +52,9 @@ def representation(predictor: Predictor, train_images: int) -> dict[str, Any]:
     Args:
         predictor: the model and images that are judged.
         train_images: training images to fit on, spread evenly over the split.
+
+    Raises:
+        NotApplicable: the posteriors are not Gaussians of independent latents.
     """
     module = predictor.datamodule
     if (module.pool.labels[torch.cat(module.splits[:3])] < 0).any():

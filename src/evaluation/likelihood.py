@@ -78,7 +78,7 @@ def bytes_a_code(model: BaseVAE) -> int:
 
     The likelihood counts as a layer.
     """
-    z = torch.zeros(1, model.latent_dim, device=model.device)
+    z = torch.zeros(1, *model.latent_shape, device=model.device)
     return max(likelihood_bytes(model), largest_layer(model.decoder, z))
 
 

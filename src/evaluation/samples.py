@@ -12,6 +12,7 @@ from src.evaluation.feature_training import own_features
 from src.metrics import distances
 from src.models.predictor import Predictor
 from src.system.console import progress
+from src.system.errors import NotApplicable
 from src.system.seeds import stream
 
 LARGE, FEW = 256, 10  # with more features than LARGE a Fréchet distance takes seconds, and is repeated FEW times
@@ -59,8 +60,11 @@ def samples(
         repeats = bootstrap if real.shape[1] <= LARGE else min(bootstrap, FEW)
         compared = {}
         for name, make in progress(sets.items(), f"samples in {network.name} features"):
-            with stream(predictor.seed, "samples", name):
-                compared[name] = _compare(real, *network(make(), predictor.device), network, repeats)
+            try:
+                with stream(predictor.seed, "samples", name):
+                    compared[name] = _compare(real, *network(make(), predictor.device), network, repeats)
+            except NotApplicable as reason:  # there is no mixture without codes
+                compared[name] = {"skipped": str(reason)}
         with stream(predictor.seed, "samples", "score"):
             score = _score(network, logits)
         result[network.name] = {

@@ -17,7 +17,7 @@ from src.evaluation.samples import samples
 from src.models.predictor import Predictor
 from src.runs.folder import flatten
 from src.system import keys
-from src.system.errors import UserError
+from src.system.errors import NotApplicable, UserError
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,10 @@ def evaluate(
     options, reduced = settle(predictor, options, budget)
     for number, (name, values) in enumerate(options.items(), 1):
         log.info("%d/%d %s", number, len(options), name)
-        figures = PARTS[name](predictor, **values) | ({"reduced": reduced[name]} if name in reduced else {})
+        try:
+            figures = PARTS[name](predictor, **values) | ({"reduced": reduced[name]} if name in reduced else {})
+        except NotApplicable as reason:
+            figures = {"skipped": str(reason)}
         if broken := [key for key, value in flatten(figures) if not _finite(value)]:
             raise UserError(
                 f"{name}.{broken[0]} is not a finite number: python -m src.explore figures=[losses] shows whether the "

@@ -5,7 +5,7 @@ from typing import Any
 SETS = {
     "training": "training images (the floor)",
     "reconstructions": "reconstructions",
-    "prior": "samples, z from N(0, I)",
+    "prior": "samples, z from the prior",
     "mixture": "samples, z from the mixture",
 }
 
@@ -109,6 +109,9 @@ def _sets(network: str, figures: dict[str, Any]) -> list[str]:
     rows = []
     for key, title in SETS.items():
         of = figures["sets"][key]
+        if "skipped" in of:
+            rows.append(f"{title:<28} not computed: {of['skipped']}")
+            continue
         score = "-" if of["score"] is None else f"{of['score']['value']:.2f}"
         rows.append(
             f"{title:<28} {_pm(of[frechet], 3):>17} {_pm(of[kernel], 4):>17} {score:>7} "

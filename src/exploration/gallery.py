@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from src.exploration import overview, traversals
 from src.models.predictor import Predictor
-from src.system.errors import UserError
+from src.system.errors import NotApplicable, UserError
 from src.system.files import whole_file
 from src.system.keys import KEYS, check
 
@@ -61,7 +61,7 @@ def draw(predictor: Predictor, names: Iterable[str], explicit: bool) -> Iterator
     for name in names:
         try:
             yield name, PICTURES[name](predictor)
-        except overview.NotApplicable as reason:
+        except NotApplicable as reason:
             if explicit:
                 raise UserError(f"figures={name}: {reason}") from reason
             log.info("no %s: %s", name, reason)

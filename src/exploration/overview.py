@@ -1,6 +1,6 @@
 """Pictures of a split and of what the prior draws: reconstructions, samples, losses, rates, codes, classes.
 
-A picture that a model or a data set cannot have raises :class:`NotApplicable`, which says why.
+A picture that a model or a data set cannot have raises :class:`~src.system.errors.NotApplicable`, which says why.
 """
 
 import math
@@ -14,14 +14,11 @@ from src.exploration import curves, grids, latents
 from src.exploration.writing import distinct
 from src.metrics import distances, posterior
 from src.models.predictor import Predictor
+from src.system.errors import NotApplicable
 
 A_ROW, LONGEST = 8, 20  # reconstructions side by side, letters of a name below them
 CLASSES_A_ROW, MOST_A_ROW = 5, 16  # pictures side by side; where the classes are many, as many as there are rows
 COMPONENTS = 10  # of the mixture
-
-
-class NotApplicable(Exception):
-    """This model or data cannot have the picture; the message says why."""
 
 
 def originals_of(predictor: Predictor, count: int) -> Tensor:
@@ -31,7 +28,7 @@ def originals_of(predictor: Predictor, count: int) -> Tensor:
 
 def best_latents(predictor: Predictor, count: int) -> list[int]:
     """Return the latents with the largest rate on the split, the largest first."""
-    return posterior.most_informative(posterior.rates(*predictor.codes(predictor.split)[:2]), count)
+    return posterior.most_informative(predictor.rates(), count)
 
 
 def reconstructions(predictor: Predictor, count: int = 32) -> Figure:
@@ -78,8 +75,7 @@ def losses(predictor: Predictor) -> Figure:
 
 def rates(predictor: Predictor) -> Figure:
     """Draw the rate of each latent, and mark the active ones."""
-    codes = predictor.codes(predictor.split)
-    rate, variance = posterior.rates(codes.mean, codes.scale), posterior.variance_of_means(codes.mean)
+    rate, variance = predictor.rates(), posterior.variance_of_means(predictor.codes(predictor.split).mean)
     active = int((variance > posterior.ACTIVE_VARIANCE).sum())
     title = f"{active} of {len(rate)} latents active (variance of the posterior mean > {posterior.ACTIVE_VARIANCE})"
     return latents.rate_bars(rate, variance, f"Rate of each latent, {rate.sum():.1f} nats in all. {title}")

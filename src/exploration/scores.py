@@ -63,7 +63,7 @@ def _costs(predictor: Predictor, x: Tensor) -> tuple[Tensor, Tensor]:
     for one in progress(x.split(1), "costs of images"):
         image = one.to(predictor.device)
         with stream(predictor.seed, "costs"):
-            terms = elbo_terms(image, predictor.model.infer(image, SAMPLES), predictor.model.prior())
+            terms = elbo_terms(image, predictor.model.infer(image, SAMPLES))
         parts.append(torch.cat([terms.distortion, terms.rate]).cpu())
     distortion, rate = torch.stack(parts).double().T
     return distortion, rate

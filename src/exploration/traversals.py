@@ -7,9 +7,10 @@ from torch.distributions import Normal
 from torch.nn.functional import normalize
 
 from src.exploration import grids
-from src.exploration.overview import NotApplicable, best_latents, originals_of
+from src.exploration.overview import best_latents, originals_of
 from src.metrics import posterior
 from src.models.predictor import Predictor
+from src.system.errors import NotApplicable
 
 QUANTILES = torch.linspace(0.05, 0.95, 7)  # Yin & Wang 2023
 SIDE = 20  # pictures along a side of the manifold
@@ -22,6 +23,7 @@ def manifold(predictor: Predictor) -> Figure:
     """Draw the decoded plane of two latents, 20 x 20 at normal quantiles (Kingma & Welling 2014, figure 4)."""
     if (dims := predictor.model.latent_dim) != 2:
         raise NotApplicable(f"only a model with 2 latents has a plane to draw whole, this one has {dims}")
+    predictor.check_standard_normal()
     steps = Normal(0.0, 1.0).icdf((torch.arange(SIDE) + 0.5) / SIDE)
     up, right = torch.meshgrid(steps.flip(0), steps, indexing="ij")
     labels = [f"{z:+.2f}" if i % 3 == 0 else "" for i, z in enumerate(steps.tolist())]
@@ -54,7 +56,7 @@ def traversals(predictor: Predictor) -> Figure:
     z = _mean_code(predictor).repeat(len(chosen), len(steps), 1)
     for row, latent in enumerate(chosen):
         z[row, :, latent] = steps
-    rate = posterior.rates(*predictor.codes(predictor.split)[:2])
+    rate = predictor.rates()
     rows = [f"latent {latent}\n({rate[latent]:.2f} nats)" for latent in chosen]
     title = f"Traversals: one latent at normal quantiles, the others at their mean{_weak(rate)}"
     return grids.labelled(decode_table(predictor, z), title, rows, _quantile_names(), "quantile of N(0, 1)")
@@ -70,7 +72,7 @@ def plane(predictor: Predictor) -> Figure:
     z[..., pair[0]] = steps
     z[..., pair[1]] = steps.flip(0)[:, None]
     names = _quantile_names()
-    rate = posterior.rates(*predictor.codes(predictor.split)[:2])
+    rate = predictor.rates()
     which = "The two latents with the largest rate" if len(rate) > 2 else "Both latents"
     title = f"{which} at normal quantiles{', the others at their mean' if len(rate) > 2 else ''}{_weak(rate)}"
     across, up = (f"quantile of latent {latent}" for latent in pair)

@@ -1,49 +1,41 @@
 """The base of every VAE: inference, generation, and the loss that a variant states."""
 
-import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from functools import cached_property
 
-import lightning as L
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent, Normal
+from torch.distributions import Distribution, Normal
 
 from src.data.batches import Batch
 from src.data.pixels import Pixels
 from src.models.likelihoods import Likelihood
-from src.models.objectives import ElboTerms, Inference, elbo_terms, linear_warmup, soft_bound
+from src.models.objectives import (
+    ElboTerms,
+    Inference,
+    Latent,
+    analytic_rates,
+    elbo_terms,
+    factorizes,
+    linear_warmup,
+)
+from src.models.posteriors import GaussianPosterior
 from src.models.priors import StandardNormal
-from src.networks.blocks import WideLinear
+from src.models.trainable import Recipe, Trainable, in_float32
+from src.system.errors import NotApplicable
 from src.system.keys import require
 
-MAX_LOG_VARIANCE = 12.0  # posterior standard deviations stay within exp(+-6)
+NO_CODES = "the posterior of this model is not a Gaussian of independent latents"
 
 
-class Recipe(Protocol):
-    """How a model is trained; :class:`src.training.recipe.Recipe` implements it."""
-
-    def check(self, trainer: L.Trainer, model: "BaseVAE") -> None:
-        """Raise a UserError if the trainer cannot train the model."""
-
-    def begin(self, trainer: L.Trainer) -> None:
-        """Prepare the optimizer's state that a resumed training has read."""
-
-    def optimizers(self, model: "BaseVAE") -> Any:
-        """Return what Lightning's ``configure_optimizers`` does."""
-
-    def clip(self, model: "BaseVAE", limit: float | None, algorithm: str | None) -> None:
-        """Clip the gradients."""
-
-
-class BaseVAE(L.LightningModule, ABC):
-    """A variational autoencoder with a diagonal Gaussian posterior and a standard normal prior.
+class BaseVAE(Trainable, ABC):
+    """A variational autoencoder: a posterior, a prior and a likelihood.
 
     ``log p(x) >= E_q(z|x)[log p(x|z)] - KL(q(z|x) || p(z))`` (Kingma & Welling 2014, arXiv 1312.6114;
     Rezende et al. 2014, arXiv 1401.4082): the encoder gives q(z|x), the decoder and the likelihood give p(x|z).
-    A variant states its :meth:`objective`; it may replace :meth:`infer` and :meth:`generate`. Everything that is
-    logged is in nats per image: summed over pixels, averaged over images.
+    A variant states its :meth:`objective`; one with several groups of latents replaces :meth:`sampler`, ``rate_parts``
+    and ``has_codes``. Everything that is logged is in nats per image: summed over pixels, averaged over images.
 
     Args:
         image_shape: channels, height and width ``(C, H, W)`` of the images.
@@ -55,6 +47,13 @@ class BaseVAE(L.LightningModule, ABC):
         kl_warmup_steps: optimizer steps over which that weight rises from 0; 0 for none.
         depth: convolutions of each stage of both networks, or stacked LSTM layers.
         recipe: how the model is trained; a model that is only used needs none.
+        posterior: called with ``features`` (the encoder's ``out_features``) and ``latent_dim``; a module that makes
+            q(z|x) of the encoder's output.
+        prior: called with ``latent_dim``; a module that returns p(z).
+        num_samples: posterior samples K of each image in a training step; evaluation takes one.
+
+    Attributes:
+        latent_shape: of the code that the decoder takes.
 
     Raises:
         UserError: a value is impossible for any VAE, or the networks cannot process images of this size.
@@ -71,72 +70,121 @@ class BaseVAE(L.LightningModule, ABC):
         kl_warmup_steps: int = 0,
         depth: int = 1,
         recipe: Recipe | None = None,
+        posterior: Callable[..., nn.Module] = GaussianPosterior,
+        prior: Callable[..., nn.Module] = StandardNormal,
+        num_samples: int = 1,
     ) -> None:
-        super().__init__()
+        super().__init__(recipe)
         require("model", latent_dim=latent_dim, depth=depth, kl_weight=kl_weight, kl_warmup_steps=kl_warmup_steps)
+        require("model", num_samples=num_samples)
         channels, height, width = image_shape
         self.image_shape = tuple(image_shape)
         self.latent_dim = latent_dim
+        self.latent_shape = (latent_dim,)
+        self.num_samples = num_samples
         self.kl_weight = kl_weight
         self.kl_warmup_steps = kl_warmup_steps
         self.likelihood = likelihood
-        self.prior = StandardNormal(latent_dim)
         self.encoder = encoder(image_shape=self.image_shape, depth=depth)
-        self.posterior_head = WideLinear(self.encoder.out_features, 2 * latent_dim)
+        self._features = self.encoder.out_features
+        self.posterior_head = posterior(features=self._features, latent_dim=latent_dim)
         self.decoder = decoder(
             latent_dim=latent_dim,
             image_shape=(channels * likelihood.parameters_per_pixel, height, width),
             depth=depth,
         )
-        self.recipe = recipe
-        # The latest training batch's mean loss, distortion and rate, detached; the guard adds the gradient's norm.
-        self.step_terms = torch.zeros(3)
-        self.step_grad_norm: Tensor | None = None
-        # loss_and_rows as src.training.compilation has compiled it, for training only.
-        self.compiled: Callable[..., tuple[Tensor, Tensor]] | None = None
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute; the name of the current hook, which Lightning sets at each of them, bypasses nn.Module."""
-        if name == "_current_fx_name":
-            self.__dict__[name] = value
-        else:
-            super().__setattr__(name, value)
+        self.latent_prior = prior(latent_dim=latent_dim)  # last: networks of one seed are equal under any prior
 
     # ---- the model -------------------------------------------------------------------------------------------
 
-    def posterior(self, x: Tensor) -> Independent:
+    def posterior(self, x: Tensor) -> Distribution:
         """Return q(z|x) of images ``[B, C, H, W]``: batch ``[B]``, event ``[D]``; the head computes in float32."""
         features = self.encoder(x)
         with torch.autocast(x.device.type, enabled=False):
-            mean, log_variance = self.posterior_head(features.float()).chunk(2, dim=-1)
-            scale = torch.exp(0.5 * soft_bound(log_variance, MAX_LOG_VARIANCE))
-            return Independent(Normal(mean, scale, validate_args=False), 1, validate_args=False)
+            return self.posterior_head(features.float())
 
-    def reparameterize(self, posterior: Independent, num_samples: int = 1) -> Tensor:
-        """Sample ``z = mean + scale * noise``, ``[K, B, D]``, with gradients to the posterior's parameters."""
+    def prior(self) -> Distribution:
+        """Return p(z): no batch shape, event ``[D]``. It may take long to compute: once for a step or a bound."""
+        return self.latent_prior()
+
+    def reparameterize(self, posterior: Distribution, num_samples: int = 1) -> Tensor:
+        """Sample codes, ``[K, B, D]``, with gradients to the posterior's parameters: ``mean + scale * noise``."""
         return posterior.rsample((num_samples,))
 
-    def decode(self, z: Tensor) -> Distribution:
-        """Return p(x|z) of codes ``[..., D]``: batch ``[...]``, event ``[C, H, W]``; the likelihood is in float32."""
-        raw = self.decoder(z.flatten(0, -2))
-        with torch.autocast(z.device.type, enabled=False):
-            return self.likelihood(raw.float().unflatten(0, z.shape[:-1]))
+    def sampler(self, x: Tensor | None = None) -> Callable[[int], tuple[Latent, ...]]:
+        """Return a function that draws K codes from q(z|x) of each image ``[B, C, H, W]``: groups, top first.
+
+        Without images it draws K codes ``[K, D]`` from p(z). What all draws share, such as the pass through the
+        encoder, is computed here, once.
+        """
+        prior = self.prior()
+        if x is None:
+            return lambda num_samples: (Latent(prior, prior, prior.sample((num_samples,))),)
+        posterior = self.posterior(x)
+        return lambda num_samples: (Latent(posterior, prior, self.reparameterize(posterior, num_samples)),)
+
+    def decode(self, *z: Tensor) -> Distribution:
+        """Return p(x|z) of codes ``[..., D]``: batch ``[...]``, event ``[C, H, W]``; the likelihood is in float32.
+
+        Of several groups the image depends on the last one alone, unless a variant replaces this method.
+        """
+        batch = z[-1].shape[: -len(self.latent_shape)]
+        raw = self.decoder(z[-1].flatten(0, len(batch) - 1))
+        with torch.autocast(raw.device.type, enabled=False):
+            return self.likelihood(raw.float().unflatten(0, batch))
 
     def infer(self, x: Tensor, num_samples: int = 1) -> Inference:
-        """Return the posterior of images ``[B, C, H, W]``, K samples of it, and the likelihood under each sample."""
-        posterior = self.posterior(x)
-        z = self.reparameterize(posterior, num_samples)
-        return Inference(posterior, z, self.decode(z))
+        """Return K samples of the posterior of images ``[B, C, H, W]``, and the likelihood under each."""
+        return self.with_likelihood(self.sampler(x)(num_samples))
+
+    def with_likelihood(self, latents: tuple[Latent, ...]) -> Inference:
+        """Return the inference that has drawn these latents."""
+        return Inference(latents, self.decode(*(latent.z for latent in latents)))
 
     def generate(self, num_images: int) -> Distribution:
         """Draw ``num_images`` codes from the prior and return p(x|z) of each."""
-        return self.decode(self.prior().sample((num_images,)))
+        return self.with_likelihood(self.sampler()(num_images)).likelihood
+
+    @cached_property
+    def rate_parts(self) -> int:
+        """Return how many parts the rate of an image has: see :func:`~src.models.objectives.rates`."""
+        parts = analytic_rates(self._posterior_of_nothing(), self.prior())
+        return 1 if parts is None else parts.shape[-1]
+
+    @cached_property
+    def has_codes(self) -> bool:
+        """Return whether the posterior of an image is a Gaussian of independent latents, whose mean is its code."""
+        posterior = self._posterior_of_nothing()
+        return factorizes(posterior) and isinstance(posterior.base_dist, Normal)
+
+    @torch.no_grad()
+    def _posterior_of_nothing(self) -> Distribution:
+        """Return the posterior of features that are 0, an example of its kind."""
+        training = self.posterior_head.training
+        posterior = self.posterior_head.eval()(torch.zeros(1, self._features, device=self.device))
+        self.posterior_head.train(training)
+        return posterior
+
+    def embed(self, x: Tensor) -> Normal:
+        """Return q(z_d|x) of each latent of images ``[B, C, H, W]``: batch ``[B, D]``.
+
+        Raises:
+            NotApplicable: the posterior is not of that kind.
+        """
+        self.check_codes()
+        return self.posterior(x).base_dist
+
+    def check_codes(self) -> None:
+        """Raise a NotApplicable unless the posterior of an image is a Gaussian of independent latents."""
+        if not self.has_codes:
+            raise NotApplicable(NO_CODES)
 
     @abstractmethod
     def objective(self, x: Tensor, inference: Inference, terms: ElboTerms, kl_weight: float | Tensor) -> Tensor:
         """Return the loss of every image ``[B]``, in nats; ``terms`` are the distortion and rate of ``inference``.
 
-        The KL weight of the step is an argument, so that a compiled step does not depend on the step's number.
+        The penalty of the inference is added to it. The KL weight of the step is an argument, so that a compiled step
+        does not depend on the step's number.
         """
 
     @property
@@ -154,26 +202,29 @@ class BaseVAE(L.LightningModule, ABC):
 
     # ---- the loops -------------------------------------------------------------------------------------------
 
-    def on_fit_start(self) -> None:
-        self.recipe.check(self.trainer, self)
-
-    def on_train_start(self) -> None:
-        self.recipe.begin(self.trainer)
-
     def loss_and_rows(self, x: Tensor, kl_weight: float | Tensor, moments: bool = False) -> tuple[Tensor, Tensor]:
         """Return the mean loss of images ``[B, C, H, W]``, and a row of numbers per image that the callbacks average.
 
-        A row is loss, distortion, rate, the rate of each latent and, with ``moments``, its posterior mean and that
-        squared. A variance over images is meaningless while the weights change, so training does without.
+        :meth:`row_sizes` says what a row holds. Training takes ``num_samples`` posterior samples of each image,
+        evaluation, which asks for ``moments``, one.
         """
-        inference = self.infer(x)
+        inference = self.infer(x, 1 if moments else self.num_samples)
         with torch.autocast(x.device.type, enabled=False):
-            terms = elbo_terms(x, inference, self.prior())
-            loss = self.objective(x, inference, terms, kl_weight)
-        values = [loss[:, None], terms.distortion[:, None], terms.rate[:, None], terms.rate_per_latent]
-        if moments:
-            values += [inference.posterior.mean, inference.posterior.mean**2]
+            terms = elbo_terms(x, inference)
+            loss = self.objective(x, inference, terms, kl_weight) + inference.penalty
+        values = [loss[:, None], terms.distortion[:, None], terms.rate[:, None], terms.rates]
+        if moments and self.has_codes:
+            mean = inference.latents[0].posterior.mean
+            values += [mean, mean**2]
         return loss.mean(), torch.cat([value.detach() for value in values], dim=1)
+
+    def row_sizes(self, moments: bool = False) -> list[int]:
+        """Return how many numbers of a row are terms (loss, distortion, rate) and parts of the rate.
+
+        With ``moments`` the posterior means of the latents and their squares follow, where an image has a code. Their
+        variance over images is meaningless while the weights change, so training does without.
+        """
+        return [3, self.rate_parts] + [self.latent_dim] * (2 if moments and self.has_codes else 0)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Return the mean ``loss`` of the batch and the ``rows`` of its images."""
@@ -188,27 +239,3 @@ class BaseVAE(L.LightningModule, ABC):
             return {"rows": self.loss_and_rows(batch.x, self.current_kl_weight, moments=True)[1]}
 
     test_step = validation_step
-
-    def configure_optimizers(self) -> Any:
-        return self.recipe.optimizers(self)
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        self.recipe.clip(self, gradient_clip_val, gradient_clip_algorithm)
-
-
-@contextlib.contextmanager
-def in_float32(device_type: str) -> Iterator[None]:
-    """Turn off autocast and, on a GPU, TF32, in which convolutions keep only 10 bits of each factor's mantissa."""
-    convolutions = torch.backends.cudnn
-    before = convolutions.allow_tf32
-    convolutions.allow_tf32 = False
-    try:
-        with torch.autocast(device_type, enabled=False):
-            yield
-    finally:
-        convolutions.allow_tf32 = before

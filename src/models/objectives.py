@@ -1,7 +1,8 @@
 """The evidence lower bound and its parts, as pure functions on tensors.
 
-Shapes: ``K`` posterior samples, ``B`` images, ``D`` latent dimensions. Unit: nats per image. Nothing here averages
-over images; the training step does that, once.
+A VAE is a list of groups of latents, each with posterior, prior and sample, and a likelihood (:class:`Inference`).
+Shapes: ``K`` posterior samples, ``B`` images. Unit: nats per image. Nothing here averages over images; the training
+step does that, once.
 """
 
 import math
@@ -12,20 +13,28 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, kl_divergence
 
 
+class Latent(NamedTuple):
+    """A group of latents: a flat VAE has one, a hierarchy several."""
+
+    posterior: Distribution  # q(z|x, groups above)   batch [B] or [K, B]      event latent_shape
+    prior: Distribution  # p(z|groups above)     batch [], [B] or [K, B]  event latent_shape
+    z: Tensor  # [K, B, *latent_shape], drawn from the posterior
+
+
 class Inference(NamedTuple):
     """One pass of a batch through a VAE."""
 
-    posterior: Independent  # q(z|x)   batch [B]     event [D]
-    z: Tensor  # [K, B, D]
-    likelihood: Distribution  # p(x|z)   batch [K, B]  event [C, H, W]
+    latents: tuple[Latent, ...]  # top first
+    likelihood: Distribution  # p(x|all z)  batch [K, B]  event [C, H, W]
+    penalty: Tensor | float = 0.0  # [B], nats: in the loss, never in the elbo (such as a commitment term)
 
 
 class ElboTerms(NamedTuple):
     """The two parts of the negative ELBO of each image, in nats."""
 
     distortion: Tensor  # [B]     -E_q log p(x|z), over K samples
-    rate: Tensor  # [B]     KL(q(z|x) || p(z)): the sum over independent latents
-    rate_per_latent: Tensor  # [B, D]  KL(q(z_d|x) || p(z_d))
+    rate: Tensor  # [B]     KL(q(z|x) || p(z)): the sum of its parts
+    rates: Tensor  # [B, parts]  the parts of all groups, see :func:`rates`
 
     @property
     def elbo(self) -> Tensor:
@@ -45,42 +54,75 @@ def distortion(x: Tensor, likelihood: Distribution) -> Tensor:
     return -likelihood.log_prob(x)
 
 
-def rate_per_latent(posterior: Independent, prior: Independent) -> Tensor:
-    """Return the analytic ``KL(q(z_d|x) || p(z_d))`` of each latent, ``[B, D]``, in nats.
+def factorizes(distribution: Distribution) -> bool:
+    """Return whether a distribution over codes is a product of one over each number of the code.
 
-    For ``N(m, s^2)`` against the standard normal it is ``(m^2 + s^2 - 1) / 2 - log s`` (Kingma & Welling 2014,
-    arXiv 1312.6114, appendix B); a latent whose posterior is the prior costs nothing.
+    >>> from torch.distributions import MultivariateNormal, Normal
+    >>> factorizes(Independent(Normal(torch.zeros(2), torch.ones(2)), 1))
+    True
+    >>> factorizes(MultivariateNormal(torch.zeros(2), torch.eye(2)))
+    False
+    """
+    return isinstance(distribution, Independent) and not distribution.base_dist.event_shape
+
+
+def analytic_rates(posterior: Distribution, prior: Distribution) -> Tensor | None:
+    """Return ``KL(q || p)`` in closed form, ``[..., parts]``, in nats; None where torch knows none for the two.
+
+    There is a part for each number of the code where both distributions factorize, else a single one.
+    """
+    try:
+        if factorizes(posterior) and factorizes(prior):
+            return kl_divergence(posterior.base_dist, prior.base_dist).flatten(-len(posterior.event_shape))
+        return kl_divergence(posterior, prior)[..., None]
+    except NotImplementedError:
+        return None
+
+
+def rates(latent: Latent) -> Tensor:
+    """Return the rate ``KL(q(z|x) || p(z))`` of a group of latents in parts, ``[B, parts]``, in nats.
+
+    For ``N(m, s^2)`` against the standard normal it is ``(m^2 + s^2 - 1) / 2 - log s`` for each latent (Kingma &
+    Welling 2014, arXiv 1312.6114, appendix B); a latent whose posterior is the prior costs nothing. Where there is no
+    closed form the rate is its estimate ``log q(z|x) - log p(z)``, the mean over the K samples.
 
     >>> from torch.distributions import Normal
     >>> posterior = Independent(Normal(torch.tensor([[2.0, 0.0]]), torch.ones(1, 2)), 1)
-    >>> rate_per_latent(posterior, Independent(Normal(torch.zeros(2), torch.ones(2)), 1))
+    >>> rates(Latent(posterior, Independent(Normal(torch.zeros(2), torch.ones(2)), 1), posterior.sample((1,))))
     tensor([[2., 0.]])
     """
-    return kl_divergence(posterior.base_dist, prior.base_dist)
+    posterior, prior, z = latent
+    parts = analytic_rates(posterior, prior)
+    if parts is None:
+        return (posterior.log_prob(z) - prior.log_prob(z)).mean(0)[:, None]
+    return parts.mean(0) if parts.dim() == 3 else parts  # [K, B, parts] below other groups
 
 
-def elbo_terms(x: Tensor, inference: Inference, prior: Independent) -> ElboTerms:
+def elbo_terms(x: Tensor, inference: Inference) -> ElboTerms:
     """Return distortion and rate of every image of the batch ``x``; the distortion is the mean over K samples.
 
     >>> from torch.distributions import Bernoulli, Normal
     >>> prior = Independent(Normal(torch.zeros(2), torch.ones(2)), 1)
     >>> posterior = Independent(Normal(torch.tensor([[2.0, 0.0]]), torch.ones(1, 2)), 1)
     >>> coin = Independent(Bernoulli(probs=torch.full((1, 1, 1, 2, 2), 0.5)), 3)
-    >>> terms = elbo_terms(torch.ones(1, 1, 2, 2), Inference(posterior, posterior.sample((1,)), coin), prior)
+    >>> latent = Latent(posterior, prior, posterior.sample((1,)))
+    >>> terms = elbo_terms(torch.ones(1, 1, 2, 2), Inference((latent,), coin))
     >>> terms.distortion, terms.rate, terms.elbo
     (tensor([2.7726]), tensor([2.]), tensor([-4.7726]))
     """
-    rates = rate_per_latent(inference.posterior, prior)
-    return ElboTerms(distortion(x, inference.likelihood).mean(0), rates.sum(-1), rates)
+    parts = torch.cat([rates(latent) for latent in inference.latents], dim=1)
+    return ElboTerms(distortion(x, inference.likelihood).mean(0), parts.sum(-1), parts)
 
 
-def log_weights(x: Tensor, inference: Inference, prior: Independent) -> Tensor:
-    """Return the log importance weights ``log p(x|z_k) + log p(z_k) - log q(z_k|x)``, ``[K, B]``, nats in float64."""
-    return (
-        inference.likelihood.log_prob(x).double()
-        + prior.log_prob(inference.z).double()
-        - inference.posterior.log_prob(inference.z).double()
-    )
+def log_weights(x: Tensor, inference: Inference) -> Tensor:
+    """Return the log importance weights ``log p(x|z_k) + log p(z_k) - log q(z_k|x)``, ``[K, B]``, nats in float64.
+
+    Each z_k holds a code of every group.
+    """
+    weights = inference.likelihood.log_prob(x).double()
+    for posterior, prior, z in inference.latents:
+        weights = weights + prior.log_prob(z).double() - posterior.log_prob(z).double()
+    return weights
 
 
 def iwae_bound(weights: Tensor) -> Tensor:

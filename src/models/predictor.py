@@ -10,10 +10,11 @@ from torch import Tensor
 
 from src.data.base import ImageDataModule, Split
 from src.data.batches import Batch
-from src.metrics.posterior import draw_mixture, fit_mixture
+from src.metrics.posterior import draw_mixture, fit_mixture, rates
 from src.models.base import BaseVAE
 from src.models.footprint import fitting
-from src.system.errors import TOO_LARGE, UserError
+from src.models.priors import StandardNormal
+from src.system.errors import TOO_LARGE, NotApplicable, UserError
 from src.system.seeds import derive_seed, stream
 
 if TYPE_CHECKING:  # scikit-learn takes seconds to import, and training needs no mixture
@@ -89,10 +90,20 @@ class Predictor:
             yield Batch(x, pool.labels[index]), index
 
     @torch.no_grad()
-    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return means and standard deviations ``[N, D]``, on the CPU, of the posteriors of images ``[N, C, H, W]``."""
+    def to_encode(self, x: Tensor) -> Iterator[Tensor]:
+        """Yield images ``[N, C, H, W]`` in batches that pass through the encoder at once, on the device."""
         at_once = min(self.batch_size, fitting(self.model.encoder, x[:1].to(self.device)))
-        posteriors = [self.model.posterior(part.to(self.device)).base_dist for part in x.split(at_once)]
+        for part in x.split(at_once):
+            yield part.to(self.device)
+
+    @torch.no_grad()
+    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return means and standard deviations ``[N, D]``, on the CPU, of the posteriors of images ``[N, C, H, W]``.
+
+        Raises:
+            NotApplicable: the posterior is not a Gaussian of independent latents.
+        """
+        posteriors = [self.model.embed(part) for part in self.to_encode(x)]
         return torch.cat([p.mean for p in posteriors]).cpu(), torch.cat([p.stddev for p in posteriors]).cpu()
 
     @torch.no_grad()
@@ -100,6 +111,7 @@ class Predictor:
         """Return the posteriors of every image of a split; they are computed once.
 
         Raises:
+            NotApplicable: the posterior is not a Gaussian of independent latents.
             UserError: a code is not finite.
         """
         if split not in self._codes:
@@ -112,6 +124,22 @@ class Predictor:
             self._codes[split] = codes
         return self._codes[split]
 
+    def rates(self) -> Tensor:
+        """Return the mean rate ``[D]`` of each latent over the split, in nats.
+
+        Raises:
+            NotApplicable: see :meth:`check_standard_normal`.
+        """
+        self.check_standard_normal()
+        mean, scale, *_ = self.codes(self.split)
+        return rates(mean, scale)
+
+    def check_standard_normal(self) -> None:
+        """Raise a NotApplicable unless codes are Gaussians of independent latents, and the prior is N(0, I)."""
+        if not isinstance(self.model.latent_prior, StandardNormal):
+            raise NotApplicable("the prior of this model is not the standard normal")
+        self.model.check_codes()
+
     def mixture(self, components: int) -> "GaussianMixture":
         """Fit a mixture to a draw from the posteriors of (at most 20,000) training images; it is fitted once."""
         if components not in self._mixtures:
@@ -122,26 +150,34 @@ class Predictor:
         return self._mixtures[components]
 
     @torch.no_grad()
-    def decode(self, z: Tensor) -> Iterator[Tensor]:
-        """Decode codes ``[N, D]``: yield the means of p(x|z) in batches ``[B, C, H, W]``, on the CPU."""
-        at_once = min(self.batch_size, fitting(self.model.decoder, z[:1].to(self.device)))
-        for part in z.split(at_once):
-            yield self.model.decode(part.to(self.device)).mean.cpu()
+    def decode(self, *z: Tensor) -> Iterator[Tensor]:
+        """Decode codes ``[N, D]`` of each group: yield the means of p(x|z) in batches ``[B, C, H, W]``, on the CPU."""
+        at_once = min(self.batch_size, fitting(self.model.decoder, z[-1][:1].to(self.device)))
+        for parts in zip(*(group.split(at_once) for group in z), strict=True):
+            yield self.model.decode(*(part.to(self.device) for part in parts)).mean.cpu()
 
     @torch.no_grad()
     def reconstruct(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Encode batches of images and decode their posterior means: yield a batch ``[B, C, H, W]`` for each."""
-        for x in batches:
-            mean, _ = self.posterior(x)
-            yield torch.cat([*self.decode(mean)])
+        """Encode batches of images and decode their posterior means: yield a batch ``[B, C, H, W]`` for each.
+
+        Where posteriors are not Gaussians of independent latents, it decodes a draw from each.
+        """
+        for number, x in enumerate(batches):
+            if self.model.has_codes:
+                codes = [self.posterior(x)[0]]
+            else:
+                with stream(self.seed, "reconstructions", number):
+                    draws = [self.model.sampler(part)(1) for part in self.to_encode(x)]
+                codes = [torch.cat([latent.z[0] for latent in group]) for group in zip(*draws, strict=True)]
+            yield torch.cat([*self.decode(*codes)])
 
     @torch.no_grad()
     def generate(self, count: int) -> Iterator[Tensor]:
         """Draw ``count`` codes from the model's prior and decode them: yield batches ``[B, C, H, W]``."""
         for start in range(0, count, self.batch_size):
             with stream(self.seed, "prior", start):
-                z = self.model.prior().sample((min(self.batch_size, count - start),))
-            yield from self.decode(z)
+                latents = self.model.sampler()(min(self.batch_size, count - start))
+            yield from self.decode(*(latent.z for latent in latents))
 
     def generate_from_mixture(self, components: int, count: int) -> Iterator[Tensor]:
         """Draw ``count`` codes from the mixture fitted to training codes and decode them, as in :meth:`generate`."""

@@ -13,7 +13,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from omegaconf import DictConfig, OmegaConf
 
 from src.data.base import ImageDataModule
-from src.models.base import BaseVAE
+from src.models.base import NO_CODES, BaseVAE
 from src.runs.checkpoints import WholeCheckpoints
 from src.runs.folder import RunFolder, flatten
 from src.runs.metrics_file import put_aside
@@ -29,7 +29,10 @@ from src.training.recipe import Recipe
 from src.training.resume import StepLimit
 
 # Config groups that can be swept.
-CHOICES = ("experiment", "model", "data", "likelihood@model.likelihood", "optimizer", "schedule", "trainer")
+CHOICES = (
+    *("experiment", "model", "data", "posterior@model.posterior", "prior@model.prior", "likelihood@model.likelihood"),
+    *("optimizer", "schedule", "trainer"),
+)
 
 
 def hyperparameters(cfg: DictConfig) -> dict[str, str | int | float | bool]:
@@ -73,19 +76,23 @@ def build_model(cfg: DictConfig, datamodule: ImageDataModule) -> BaseVAE:
 
 
 def check_metrics(cfg: DictConfig, model: BaseVAE, datamodule: ImageDataModule) -> None:
-    """Check that the metrics that a run is compared, kept or stopped by exist for these pixels and this likelihood.
+    """Check that the metrics that a run is compared, kept or stopped by exist for this model and these pixels.
 
     Raises:
-        UserError: the config asks for bits per dimension, but the likelihood is not one of these pixels.
+        UserError: the config asks for bits per dimension, but the likelihood is not one of these pixels; or for active
+            latents, but images have no codes.
     """
-    if model.likelihood.bits_per_dim(0.0, 1, datamodule.pixels) is not None:
-        return
+    missing = {}
+    if model.likelihood.bits_per_dim(0.0, 1, datamodule.pixels) is None:
+        missing["val/bits_per_dim"] = (
+            f"a likelihood of {model.likelihood.supports} pixels is none of these {datamodule.pixels} ones, so there "
+            "are no bits per dimension"
+        )
+    if not model.has_codes:
+        missing["val/active_latents"] = NO_CODES
     for key, value in flatten(OmegaConf.to_container(cfg, resolve=True)):
-        if value == "val/bits_per_dim" and key.endswith(("compare_by", "monitor")):
-            raise UserError(
-                f"{key}={value}: a likelihood of {model.likelihood.supports} pixels is none of these "
-                f"{datamodule.pixels} ones, so there are no bits per dimension: choose val/elbo"
-            )
+        if isinstance(value, str) and value in missing and key.endswith(("compare_by", "monitor")):
+            raise UserError(f"{key}={value}: {missing[value]}: choose val/elbo")
 
 
 def build_trainer(cfg: DictConfig) -> L.Trainer:

@@ -96,9 +96,12 @@ def test(run: RunFolder, trainer: L.Trainer, model: BaseVAE, datamodule: ImageDa
 def tested(trainer: L.Trainer, model: BaseVAE, datamodule: ImageDataModule) -> dict[str, float | int]:
     """Return exact means over the split ``datamodule.tested``: elbo, distortion, rate, loss (nats per image), bits/dim.
 
-    They come from one posterior sample an image. The number of active latents (Burda et al. 2016) is added.
+    They come from one posterior sample an image. Where images have codes, the number of active latents (Burda et al.
+    2016) is added.
     """
     trainer.test(model, datamodule, verbose=False)
     metrics = trainer.callback_metrics.items()
     means = {name.removeprefix("test/"): float(value) for name, value in metrics if name.startswith("test/")}
-    return {**means, "active_latents": int(means["active_latents"])}
+    if "active_latents" in means:
+        means["active_latents"] = int(means["active_latents"])
+    return means

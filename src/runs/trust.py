@@ -18,6 +18,12 @@ MOVED = {
     "src.models.base.Schedule": "src.training.recipe.Schedule",
     "src.likelihoods": "src.models.likelihoods",
 }
+# Settings of a model that came later, with the values that earlier versions had built in.
+ADDED = {
+    "num_samples": 1,
+    "posterior": {"_target_": "src.models.posteriors.GaussianPosterior", "_partial_": True},
+    "prior": {"_target_": "src.models.priors.StandardNormal", "_partial_": True},
+}
 LARGEST = 2**16  # bytes
 DEEPEST = 50  # levels
 MOST_REPETITIONS = 2**12  # copies of a text through nested references
@@ -30,6 +36,11 @@ def _renamed(tree: Any) -> Any:
     if isinstance(tree, dict):
         return {key: _current_name(value) if key == "_target_" else _renamed(value) for key, value in tree.items()}
     return [_renamed(value) for value in tree] if isinstance(tree, list) else tree
+
+
+def _completed(tree: dict[str, Any]) -> dict[str, Any]:
+    """Return a config with the settings that its version did not have yet."""
+    return tree | {"model": ADDED | tree["model"]} if isinstance(tree.get("model"), dict) else tree
 
 
 def _current_name(name: Any) -> Any:
@@ -50,7 +61,7 @@ def read_saved_config(path: Path) -> DictConfig:
         if math.prod(value.count("${") for value in _texts(tree) if "${" in value) > MOST_REPETITIONS:
             raise ValueError("its values refer to each other too often")
         with time_limit(SECONDS, f"cannot read {path}: its references do not end"):
-            config = OmegaConf.create(_renamed(tree))
+            config = OmegaConf.create(_completed(_renamed(tree)))
             _refuse_copies(config)
         return config
     except (yaml.YAMLError, OmegaConfBaseException, OSError, ValueError, TypeError, RecursionError) as error:

@@ -27,6 +27,7 @@ NEEDED = (
     *("model", "model._target_", "data", "data._target_", "data.name", "optimizer", "optimizer._target_"),
     *("trainer", "trainer._target_", "trainer.precision", "trainer.accelerator", "trainer.devices"),
     *("trainer.max_epochs", "model.latent_dim", "data.image_size", "data.channels", "data.batch_size"),
+    *("model.posterior._target_", "model.prior._target_"),
     *("seed", "tags", "compile", "compare_by", "test", "ckpt_path", "run_dir"),
 )
 LOGGER_PACKAGES = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow"}  # extras of pyproject.toml

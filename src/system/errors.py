@@ -23,6 +23,10 @@ class UserError(Exception):
     exit_status = 1
 
 
+class NotApplicable(UserError):
+    """Report that this model or data cannot have a figure or a picture, and why; the other ones can still be had."""
+
+
 class Diverged(UserError):
     """Report that the loss or the weights of a training are no longer finite."""
 

@@ -120,7 +120,7 @@ class Dashboard(Callback):
         """Log the rates of the latents."""
         if (writer := self._writer(trainer)) is not None:
             means = next(callback for callback in trainer.callbacks if isinstance(callback, EpochMeans))
-            writer.add_histogram("rate_per_latent", means.rate_per_latent, trainer.global_step)
+            writer.add_histogram("rate_per_latent", means.rates, trainer.global_step)
 
 
 def summary_table(module: BaseVAE) -> str:

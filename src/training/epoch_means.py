@@ -43,25 +43,25 @@ class EpochMeans(Callback):
     They are computed from the ``rows`` that a model's steps return. Callbacks that read the means must come later.
 
     Attributes:
-        rate_per_latent: mean rate ``[D]`` of each latent over the split that ended last.
+        rates: means over the split that ended last of the parts of the rate, one for each latent where it factorizes.
     """
 
-    rate_per_latent: Tensor
+    rates: Tensor
 
     def __init__(self) -> None:
         self._means: dict[str, ExampleMean] = {}
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: BaseVAE) -> None:
-        """Start a mean of rows that hold three terms and the rate of each latent."""
-        self._means["train"] = ExampleMean(3 + pl_module.latent_dim).to(pl_module.device)
+        """Start a mean of rows that hold three terms and the parts of the rate."""
+        self._means["train"] = ExampleMean(sum(pl_module.row_sizes())).to(pl_module.device)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: BaseVAE) -> None:
-        """Start a mean of rows that also hold the posterior mean of each latent, and its square."""
-        self._means["val"] = ExampleMean(3 + 3 * pl_module.latent_dim).to(pl_module.device)
+        """Start a mean of rows that also hold the posterior mean of each latent and its square, if there are codes."""
+        self._means["val"] = ExampleMean(sum(pl_module.row_sizes(moments=True))).to(pl_module.device)
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: BaseVAE) -> None:
         """Start a mean of the same rows as in validation."""
-        self._means["test"] = ExampleMean(3 + 3 * pl_module.latent_dim).to(pl_module.device)
+        self._means["test"] = ExampleMean(sum(pl_module.row_sizes(moments=True))).to(pl_module.device)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: BaseVAE, outputs: Any, *args: Any) -> None:
         """Add the images of a batch."""
@@ -89,8 +89,8 @@ class EpochMeans(Callback):
 
     def _log(self, trainer: Trainer, model: BaseVAE, split: str) -> None:
         means = self._means[split].compute()
-        loss, distortion, rate = means[:3].tolist()
-        self.rate_per_latent, *moments = means[3:].split(model.latent_dim)
+        terms, self.rates, *moments = means.split(model.row_sizes(moments=split != "train"))
+        loss, distortion, rate = terms.tolist()
         metrics = {"elbo": -(distortion + rate), "distortion": distortion, "rate": rate, "loss": loss}
         if moments:
             mean, square = moments

@@ -156,7 +156,7 @@ def test_another_loss_is_refused_before_anything_is_timed(override):
 def test_another_prior_is_refused(monkeypatch):
     """The gate notices what no list of keys names."""
     datamodule, model = of_digits("mnist_conv_tiny")
-    model.prior.scale.fill_(1.1)
+    model.latent_prior.scale.fill_(1.1)
     with pytest.raises(UserError, match="nothing to compare"):
         check_loss(model, datamodule)
 

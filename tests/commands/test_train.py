@@ -15,9 +15,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
-from torch.distributions import Independent
 
-from src.models.objectives import rate_per_latent
+from src.models.objectives import elbo_terms
 from src.runs.checkpoints import read_weights
 from src.runs.folder import RunFolder
 from src.system.errors import UserError
@@ -99,6 +98,19 @@ def test_tensorboard_shows_everything(finished):
     assert hyperparameters["tags"].string_value == "quick"
 
 
+def test_a_model_without_codes_is_trained_and_drawn_and_counts_no_active_latents(tmp_path):
+    """Two groups of latents, two samples a step."""
+    words = [*QUICK, "model._target_=tests.variants.Chain", "model.num_samples=2", "trainer.limit_train_batches=3"]
+    done = cli(*words, "trainer.max_epochs=1", f"hydra.run.dir={tmp_path}")
+    assert done.returncode == 0, done.stdout
+    test = json.loads((tmp_path / "metrics.json").read_text())["test"]
+    assert test["elbo"] == pytest.approx(-test["distortion"] - test["rate"], rel=1e-5)
+    assert "active_latents" not in test
+    assert (tmp_path / "figures" / "reconstructions.png").stat().st_size > 0
+    done = cli(*words, "callbacks.checkpoint.monitor=val/active_latents", f"hydra.run.dir={tmp_path}/other")
+    assert_one_line_error(done, "callbacks.checkpoint.monitor=val/active_latents: the posterior of this model is not")
+
+
 def test_a_second_run_does_not_overwrite_the_first(finished):
     run, _ = finished
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != "train.log"}
@@ -162,8 +174,8 @@ def test_the_best_checkpoint_is_tested_and_training_stops_early(tmp_path):
     for name in ("best", "last"):
         path = tmp_path / "checkpoints" / f"{name}.ckpt"
         model.load_state_dict(torch.load(path, weights_only=True)["state_dict"])
-        posterior = model.eval().posterior(examples(datamodule, "test", 10_000)).base_dist
-        rates[name] = rate_per_latent(Independent(posterior, 1), model.prior()).sum(1).mean().item()
+        x = examples(datamodule, "test", 10_000)
+        rates[name] = elbo_terms(x, model.eval().infer(x)).rate.mean().item()
     assert metrics["test"]["rate"] == pytest.approx(rates["best"], rel=1e-4)
     assert abs(rates["last"] / rates["best"] - 1) > 0.01
     assert metrics["best"]["val/rate"] < 2 * metrics["test"]["rate"]

@@ -31,6 +31,7 @@ from src.runs.load import load_run, predictor_of
 from src.system.errors import UserError
 from tests.helpers import QUICK, WARM, assert_one_line_error, built, cli, examples, folder_data
 from tests.linear_gaussian import LATENTS, PIXELS, SHAPE, probabilistic_pca
+from tests.variants import VARIANTS
 
 SMALL = (
     "bound.samples=20",
@@ -328,6 +329,38 @@ def test_impossible_values_are_refused(predictor, monkeypatch, tmp_path):
     with pytest.raises(UserError, match=r"samples.inception=true needs .*weights-inception"):
         inception_features(True)
     assert inception_features(None) is None
+
+
+@pytest.mark.parametrize(
+    ("variant", "reason"),
+    [("mixture", "the prior of this model is not"), ("chain", "the posterior of this model is not a Gaussian of")],
+)
+def test_parts_about_codes_ask_the_model_whether_it_has_them(variant, reason, cache):
+    datamodule, model = built(*QUICK, *VARIANTS[variant])
+    predictor = Predictor(model.eval(), datamodule, cache_dir=cache)
+    options = {
+        "elbo": {},
+        "latents": {"components": 10},
+        "reconstruction": {},
+        "representation": {"train_images": 300},
+        "samples": {"images": 50, "bootstrap": 3, "components": 2, "inception": None},
+        "bound": {"samples": 20, "images": "auto"},
+    }
+    figures = dict(evaluate(predictor, options, budget=1e-3))
+    assert figures["latents"]["skipped"].startswith(reason)
+    assert figures["bound"]["images"] < 359
+    table = evaluation_table(figures, model.metric_names(datamodule.pixels))
+    assert f"not computed: {reason}" in table
+    without_codes = variant == "chain"
+    assert ("skipped" in figures["representation"]) is without_codes
+    for network in ("classifier", "random network"):
+        if network in figures["samples"]:
+            assert ("skipped" in figures["samples"][network]["sets"]["mixture"]) is without_codes
+    assert ("samples, z from the mixture  not computed" in table) is without_codes
+    assert ("active_latents" in figures["elbo"]) is not without_codes
+    # Both are of the same images and weights; the bound is of fewer.
+    assert figures["bound"]["log_likelihood"] >= figures["bound"]["elbo_of_these_images"]
+    assert figures["bound"]["elbo_of_these_images"] == pytest.approx(figures["elbo"]["elbo"], rel=0.1)
 
 
 def test_codes_are_decoded_as_many_at_once_as_the_largest_layer_lets():

@@ -16,14 +16,14 @@ from torch.distributions import Normal
 from src.data.pixels import Pixels
 from src.exploration import curves, denoising, export, gallery, grids, latents, overview, own_images, scores, traversals
 from src.exploration.gallery import PICTURES
-from src.exploration.overview import NotApplicable
 from src.exploration.traversals import linear, spherical
 from src.metrics import posterior
 from src.models.objectives import elbo_terms
 from src.models.predictor import Predictor
 from src.runs.load import load_run, predictor_of
-from src.system.errors import UserError
+from src.system.errors import NotApplicable, UserError
 from tests.helpers import QUICK, built, cli
+from tests.variants import VARIANTS
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +112,34 @@ def test_pictures_that_a_model_cannot_have_say_why(overrides, impossible, caplog
         list(gallery.draw(predictor, ["manifold"], explicit=True))
     with pytest.raises(UserError, match="figures=sample: give all, one or a list .* of reconstructions"):
         gallery.choose("sample")
+
+
+@pytest.mark.parametrize(
+    ("variant", "possible", "reason"),
+    [
+        (
+            "mixture",
+            {"scatter", "directions", "interpolations", "class_means", "samples_from_mixture"},
+            "the prior of this model is not the standard normal",
+        ),
+        ("full", set(), "the posterior of this model is not a Gaussian of independent latents"),
+        ("chain", set(), "the posterior of this model is not a Gaussian of independent latents"),
+    ],
+)
+def test_pictures_of_codes_ask_the_model_whether_it_has_them(variant, possible, reason, caplog):
+    caplog.set_level("INFO")
+    predictor = of(*VARIANTS[variant])
+    drawn = {name for name, _ in gallery.draw(predictor, PICTURES, explicit=False)}
+    assert drawn == {"reconstructions", "samples", "neighbours"} | possible
+    missing = set(PICTURES) - drawn - {"losses"}
+    assert all(f"no {name}: {reason}" in caplog.text for name in missing)
+    with pytest.raises(UserError, match=f"figures=rates: {reason}"):
+        list(gallery.draw(predictor, ["rates"], explicit=True))
+    x = torch.cat([batch.x for batch, _ in predictor.batches("val", 6)])
+    found = scores.scores(predictor, x[:2])  # which needs none
+    assert found.negative_elbo.isfinite().all()
+    once, again = (next(predictor.reconstruct([x])) for _ in range(2))
+    assert torch.equal(once, again)
 
 
 def test_images_without_classes_have_pictures_too(picture_folder, tmp_path):
@@ -259,7 +287,7 @@ def test_own_pictures_are_scored(explored, predictor, monkeypatch):
     np.testing.assert_allclose(alone.negative_elbo, found.negative_elbo[7:8], rtol=1e-5)
     with torch.no_grad():
         inference = predictor.model.infer(unseen[:50], 200)
-        terms = elbo_terms(unseen[:50], inference, predictor.model.prior())
+        terms = elbo_terms(unseen[:50], inference)
     assert found.negative_elbo[:50].mean().item() == pytest.approx(-terms.elbo.mean().item(), rel=0.02)
     known, place = predictor.datamodule.pool, predictor.datamodule.splits.train[3]
     again = scores.scores(predictor, known.images[place][None] / 255)

@@ -19,9 +19,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 from src.exploration import denoising, export, grids, latents, own_images, writing
 from src.exploration.gallery import PICTURES, write
-from src.exploration.overview import NotApplicable
 from src.exploration.writing import Figure, distinct, short
 from src.models.predictor import Predictor
+from src.system.errors import NotApplicable
 from tests.helpers import QUICK, built
 
 LATIN = os.fsdecode(b"caf\xe9")  # a name that is not UTF-8

@@ -8,12 +8,13 @@ import torch
 from hydra.errors import InstantiationException
 
 from src.data.batches import Batch
-from src.models.objectives import elbo_terms
+from src.models.objectives import elbo_terms, log_weights
 from src.runs import build
 from src.runs.checkpoints import read_weights
 from src.system.errors import UserError
 from src.system.explain import explain
 from tests.helpers import EXPERIMENTS, LIKELIHOODS, MODELS, built, composed, fit
+from tests.variants import VARIANTS
 
 
 def digits_batch(datamodule, size: int) -> Batch:
@@ -34,16 +35,22 @@ def descend(model, batch: Batch, steps: int) -> list[float]:
     return losses
 
 
-@pytest.mark.parametrize("depth", [1, 2])
-@pytest.mark.parametrize("name", MODELS)
-def test_model_takes_a_step_and_reloads(name, depth, tmp_path):
-    overrides = (f"model={name}", f"model.depth={depth}", "model.latent_dim=3", "data=digits")
+# A quarter of its width: the same depth and norms in a tenth of the time.
+NARROW = {"conv_wide": ["model.encoder.widths=[32,64,128,256]", "model.decoder.widths=[32,64,128,256,256]"]}
+EVERY = {name: [f"model={name}", *NARROW.get(name, [])] for name in MODELS} | VARIANTS
+
+
+@pytest.mark.parametrize(("depth", "samples"), [(1, 1), (2, 5)])
+@pytest.mark.parametrize("name", EVERY)
+def test_every_model_keeps_the_contract(name, depth, samples, tmp_path):
+    overrides = (*EVERY[name], f"model.depth={depth}", f"model.num_samples={samples}", "model.latent_dim=3")
     datamodule, model = built(*overrides)
     batch = digits_batch(datamodule, 8)
     optimizer = model.configure_optimizers()
-    loss = model.training_step(batch, 0)["loss"]
-    loss.backward()
-    assert torch.isfinite(loss)
+    step = model.training_step(batch, 0)
+    step["loss"].backward()
+    assert torch.isfinite(step["loss"])
+    assert step["rows"].shape == (8, sum(model.row_sizes()))
     silent = [name for name, p in model.named_parameters() if p.grad is None or not (p.grad != 0).any()]
     assert not silent, f"no gradient reaches {silent}"
     optimizer.step()
@@ -51,11 +58,35 @@ def test_model_takes_a_step_and_reloads(name, depth, tmp_path):
     torch.save({"state_dict": model.state_dict()}, tmp_path / "weights.ckpt")
     _, reloaded = built(*overrides, seed=99)
     reloaded.load_state_dict(read_weights(tmp_path / "weights.ckpt", reloaded))
-    for net in (model, reloaded):
-        net.eval()
-    z = torch.randn(5, 3)
-    torch.testing.assert_close(model.decode(z).mean, reloaded.decode(z).mean)
-    torch.testing.assert_close(model.posterior(batch.x).mean, reloaded.posterior(batch.x).mean)
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    rows = [evaluated(net.eval(), batch) for net in (model, model, reloaded)]
+    assert rows[0].shape == (8, sum(model.row_sizes(moments=True)))
+    assert torch.equal(rows[0], rows[1])  # the same seed, the same evaluation
+    torch.testing.assert_close(rows[0], rows[2])
+    assert_weights_have_the_mean_of_the_elbo(model, batch.x[:2])
+    with torch.no_grad():
+        drawn = model.generate(5).mean
+    assert drawn.shape == (5, *model.image_shape)
+    assert drawn.min() >= 0
+    assert drawn.max() <= 1
+    assert all(map(torch.equal, buffers, model.buffers())), "evaluation has changed a buffer"
+
+
+@torch.no_grad()
+def evaluated(model, batch: Batch) -> torch.Tensor:
+    """Return the rows of a batch, with the same noise at each call."""
+    torch.manual_seed(1)
+    return model.validation_step(batch, 0)["rows"]
+
+
+@torch.no_grad()
+def assert_weights_have_the_mean_of_the_elbo(model, x: torch.Tensor, samples: int = 100) -> None:
+    """Check that log w + distortion, whose mean is -rate, has it within 3 standard errors."""
+    torch.manual_seed(2)
+    inference = model.infer(x, samples)
+    rest = log_weights(x, inference) - inference.likelihood.log_prob(x).double()
+    error = rest.std(0) / samples**0.5
+    assert ((rest.mean(0) + elbo_terms(x, inference).rate).abs() <= 3 * error + 1e-5).all()
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -91,10 +122,7 @@ def test_likelihood_trains(likelihood):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_first_steps_do_not_spike(name):
-    overrides = [f"model={name}"] + (["model.encoder.widths=[32,64,128,256]"] if name == "conv_wide" else [])
-    if name == "conv_wide":  # a quarter of its width: the same depth and norms in a tenth of the time
-        overrides.append("model.decoder.widths=[32,64,128,256,256]")
-    datamodule, model = built(*overrides)
+    datamodule, model = built(*EVERY[name])
     losses = descend(model, digits_batch(datamodule, 64), 8)
     grey = 32 * 32 * 0.6931
     assert losses[0] < 1.3 * grey, losses
@@ -144,7 +172,7 @@ def test_heads_and_losses_are_float32_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         assert model.encoder(batch.x).dtype == torch.bfloat16
         inference = model.infer(batch.x)
-        assert inference.posterior.base_dist.scale.dtype == torch.float32
+        assert inference.latents[0].posterior.base_dist.scale.dtype == torch.float32
         assert inference.likelihood.log_prob(batch.x).dtype == torch.float32
 
 
@@ -152,8 +180,8 @@ def test_loss_weighs_the_rate_and_elbo_does_not():
     datamodule, model = built("model=conv_tiny", "model.kl_weight=7")
     batch = digits_batch(datamodule, 16)
     inference = model.infer(batch.x, num_samples=3)
-    assert inference.z.shape == (3, 16, 2)
-    terms = elbo_terms(batch.x, inference, model.prior())
+    assert inference.latents[0].z.shape == (3, 16, 2)
+    terms = elbo_terms(batch.x, inference)
     torch.testing.assert_close(model.objective(batch.x, inference, terms, 7), terms.distortion + 7 * terms.rate)
     torch.testing.assert_close(terms.elbo, -terms.distortion - terms.rate)
 
@@ -222,6 +250,7 @@ def test_losses_of_a_validation_carry_the_final_weight():
         (["model.latent_dim=0"], "latent_dim=0"),
         (["model.kl_weight=-1"], "kl_weight=-1"),
         (["model.depth=0"], "depth=0"),
+        (["model.num_samples=0"], "num_samples=0"),
         (["model.latent_dim=two"], "model.latent_dim=two: give a whole number"),
         (["model.kl_weight=much"], "model.kl_weight=much: give a number"),
         (["model._target_=src.models.base.BaseVAE"], "abstract class BaseVAE"),

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from src.runs.folder import RunFolder
 from src.runs.load import load_run, predictor_of
-from src.runs.trust import read_saved_config
+from src.runs.trust import read_saved_config, saved_value
 from src.system.errors import UserError
 from tests.helpers import EXPERIMENTS, LIKELIHOODS, built, composed
 
@@ -345,6 +345,18 @@ def test_classes_that_have_moved_are_found_under_their_new_names(tmp_path):
     for part in read_saved_config(tmp_path / "config.yaml").values():
         assert part._target_ not in moved
         assert isinstance(get_class(part._target_), type)
+
+
+def test_a_config_without_posterior_prior_and_samples_has_those_of_its_time(tmp_path):
+    """They are what a model of today has by default, so an earlier run can be resumed by its own overrides."""
+    today = OmegaConf.to_container(composed("model=lstm").model)
+    added = ("posterior", "prior", "num_samples")
+    cfg = OmegaConf.create({"model": {key: value for key, value in today.items() if key not in added}})
+    OmegaConf.save(cfg, tmp_path / "config.yaml")
+    assert OmegaConf.to_container(read_saved_config(tmp_path / "config.yaml").model) == today
+    cfg.model.num_samples = 7  # what a config says counts
+    OmegaConf.save(cfg, tmp_path / "config.yaml")
+    assert saved_value(tmp_path / "config.yaml", "model.num_samples") == 7
 
 
 def test_other_images_are_refused_unless_asked_for(run, picture_folder, tmp_path):

@@ -22,7 +22,7 @@ from src.system.help import help_of
 from src.system.kinds import Anything, Choice, ListOf, Number, OneGroup, Text, Whole, one_or_each, or_null
 from src.system.overrides import check_options, refusal
 from src.training.recipe import PRECISIONS
-from tests.helpers import EXPERIMENTS, LIKELIHOODS, ROOT, assert_one_line_error, cli, command, multirun_config
+from tests.helpers import EXPERIMENTS, ROOT, assert_one_line_error, cli, command, multirun_config
 
 CONF = ROOT / "conf"
 RUN = "tests/fixtures/sweep/latent_dim-2__seed-0"
@@ -65,7 +65,8 @@ def test_a_kind_takes_its_values_and_no_others(kind, good, bad):
 def test_every_key_of_every_config_has_a_kind_and_a_value_of_it(monkeypatch):
     monkeypatch.setattr(configs, "find_spec", lambda package: package)  # loggers of packages that may not be here
     groups = [[f"{group}={path.stem}" for path in CONF.glob(f"{group}/*.yaml")] for group in ("model", *GROUPS)]
-    groups.append([f"likelihood@model.likelihood={name}" for name in LIKELIHOODS])
+    for part in ("posterior", "prior", "likelihood"):
+        groups.append([f"{part}@model.{part}={path.stem}" for path in CONF.glob(f"{part}/*.yaml")])
     assert sum(map(len, groups)) > 20
     together = [[*filter(None, choices)] for choices in zip_longest(*groups)]  # choices of different groups
     for words in [*together, *([f"experiment={name}"] for name in EXPERIMENTS)]:
@@ -209,6 +210,12 @@ def test_a_value_that_a_key_cannot_have_is_answered_with_what_it_must_be(word, l
         ("model=conv_depe", "did you mean conv_deep?"),
         ("modle=lstm", "modle is no key: did you mean model=lstm?"),
         ("likelihood@model.likelihood=bernouli", "did you mean bernoulli?"),
+        ("prior=standard_normal", "did you mean prior@model.prior=standard_normal?"),
+        ("model.prior=standard_normal", "did you mean prior@model.prior=standard_normal?"),
+        ("prior@model.prior=normal", "prior@model.prior=normal: choose one of standard_normal"),
+        ("posterior@model.posterior=gausian", "did you mean gaussian?"),
+        ("~prior@model.prior", "model.prior._target_ is missing"),
+        ("model.num_samples=0", "model.num_samples=0: give a whole number of at least 1"),
         ("hydra/launcher=slot", "did you mean slots?"),
         ("schedule=null", "choose one of cosine, plateau, warmup; ~schedule leaves it out"),
         ("model=3", "model=3: choose one of"),

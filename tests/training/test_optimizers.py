@@ -179,7 +179,7 @@ def test_sgd_trains_the_posterior_head():
     x = datamodule.scale(datamodule.pool.images[datamodule.splits.train[:64]])
     for _ in range(10):
         optimizer.zero_grad()
-        terms = elbo_terms(x, model.infer(x), model.prior())
+        terms = elbo_terms(x, model.infer(x))
         (terms.distortion + terms.rate).mean().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1_000)
         optimizer.step()
