@@ -44,8 +44,8 @@ def main(cfg: DictConfig) -> float | None:
     hide_missing_gpus()
     run = folder.RunFolder(cfg.run_dir)
     build.fill_seed(cfg, run)
-    build.fill_precision(cfg, run.config)
-    build.fill_compile(cfg, run.config)
+    build.fill_precision(cfg, run)
+    build.fill_compile(cfg, run)
     start = run.start(cfg)
 
     L.seed_everything(cfg.seed, workers=True, verbose=False)

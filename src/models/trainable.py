@@ -12,7 +12,7 @@ from torch import Tensor
 class Recipe(Protocol):
     """How a model is trained; :class:`src.training.recipe.Recipe` implements it."""
 
-    def check(self, trainer: L.Trainer, model: "Trainable") -> None:
+    def check(self, trainer: L.Trainer, model: "Trainable", datamodule: L.LightningDataModule) -> None:
         """Raise a UserError if the trainer cannot train the model."""
 
     def begin(self, trainer: L.Trainer) -> None:
@@ -49,7 +49,7 @@ class Trainable(L.LightningModule):
             super().__setattr__(name, value)
 
     def on_fit_start(self) -> None:
-        self.recipe.check(self.trainer, self)
+        self.recipe.check(self.trainer, self, self.trainer.datamodule)
 
     def on_train_start(self) -> None:
         self.recipe.begin(self.trainer)

@@ -1,8 +1,8 @@
 """Build the data, the model and the trainer of a config, and fill in what it leaves open."""
 
+import logging
 import os
 from functools import partial
-from pathlib import Path
 
 import lightning as L
 import torch
@@ -10,6 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from src.data.base import ImageDataModule
@@ -28,6 +29,7 @@ from src.training.epoch_means import EpochMeans
 from src.training.recipe import Recipe
 from src.training.resume import StepLimit
 
+log = logging.getLogger(__name__)
 # Config groups that can be swept.
 CHOICES = (
     *("experiment", "model", "data", "posterior@model.posterior", "prior@model.prior", "likelihood@model.likelihood"),
@@ -152,7 +154,7 @@ def fill_seed(cfg: DictConfig, run: RunFolder) -> None:
     """
     if cfg.seed is not None:
         return
-    if cfg.ckpt_path == "last" and run.config.exists():
+    if run.resumed_by(cfg) and run.config.exists():
         cfg.seed = saved_value(run.config, "seed")
     elif "LOCAL_RANK" in os.environ:
         cfg.seed = int(os.environ["PL_GLOBAL_SEED"])
@@ -160,21 +162,22 @@ def fill_seed(cfg: DictConfig, run: RunFolder) -> None:
         cfg.seed = int.from_bytes(os.urandom(4), "big") >> 1
 
 
-def fill_compile(cfg: DictConfig, recorded: Path) -> None:
-    """Check ``compile``; a resume with ``auto`` takes the choice in the config ``recorded`` of the run.
+def fill_compile(cfg: DictConfig, run: RunFolder) -> None:
+    """Check ``compile``; a resume with ``auto`` takes the choice that the run began with, and says so.
 
     Raises:
         UserError: the choice is unknown, or there is no compiler.
     """
-    if cfg.compile == "auto" and cfg.ckpt_path == "last" and recorded.exists():
-        cfg.compile = saved_value(recorded, "compile")
+    if cfg.compile == "auto" and run.resumed_by(cfg) and run.config.exists():
+        cfg.compile = saved_value(run.config, "compile")
+        rank_zero_only(log.info)("compile=auto: %s, as this run began", "compiled" if cfg.compile else "eager")
     check_compiler(cfg)
 
 
-def fill_precision(cfg: DictConfig, recorded: Path | None = None) -> None:
+def fill_precision(cfg: DictConfig, run: RunFolder | None = None) -> None:
     """Replace ``trainer.precision=auto``: bf16-mixed if the device multiplies bfloat16, else 32-true.
 
-    A resume takes the precision in the config ``recorded`` of the run.
+    A resume takes the precision that the run began with.
 
     Raises:
         UserError: float16 on a CPU, where Lightning would use bfloat16 instead.
@@ -184,8 +187,8 @@ def fill_precision(cfg: DictConfig, recorded: Path | None = None) -> None:
         check_precision(cfg.trainer.precision)
     if cfg.trainer.precision != "auto":
         return
-    if recorded is not None and cfg.ckpt_path == "last" and recorded.exists():
-        cfg.trainer.precision = saved_value(recorded, "trainer.precision")
+    if run is not None and run.resumed_by(cfg) and run.config.exists():
+        cfg.trainer.precision = saved_value(run.config, "trainer.precision")
     elif on_gpu(cfg):
         cfg.trainer.precision = "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
     else:

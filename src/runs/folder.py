@@ -60,7 +60,7 @@ class RunFolder:
                 other settings.
         """
         named = None if cfg.ckpt_path in (None, "last") else Path(cfg.ckpt_path)
-        resumes = cfg.ckpt_path == "last" or (named is not None and named.resolve() == self.last.resolve())
+        resumes = self.resumed_by(cfg)
         kept = [path for path in (self.last, self.best) if path.is_file()]  # a killed run may have one only
         if resumes and not kept:
             raise UserError(
@@ -81,6 +81,11 @@ class RunFolder:
             rank_zero_only(log.warning)("%s; going on from %s", why, path)
         return Start(resume=path, checkpoint=checkpoint, steps=int(checkpoint.get("global_step") or 0))
 
+    def resumed_by(self, cfg: DictConfig) -> bool:
+        """Return whether ``ckpt_path`` resumes this run: ``last``, or the path of its last checkpoint."""
+        path = cfg.ckpt_path
+        return path == "last" or (path is not None and Path(path).resolve() == self.last.resolve())
+
     @rank_zero_only
     def claim(self, cfg: DictConfig) -> None:
         """Write the config, which makes the folder this run's.
@@ -88,7 +93,7 @@ class RunFolder:
         The config of a resumed run still names the weights that it began with.
         """
         hydra = HydraConfig.get()
-        if cfg.ckpt_path == "last" and self.config.exists():
+        if self.resumed_by(cfg) and self.config.exists():
             cfg.ckpt_path = read_saved_config(self.config).get("ckpt_path")
         self.config.parent.mkdir(parents=True, exist_ok=True)
         for folder in (self.config.parent, self.last.parent, self.figures):

@@ -61,7 +61,8 @@ class NoProfiler(PassThroughProfiler):
 def skip_idle_hooks(trainer: L.Trainer, model: BaseVAE) -> None:
     """Take away the hooks of a step that do nothing: Lightning skips a hook that is None.
 
-    It would enter a context and format the callback's name for each, some 70 times a step.
+    It would enter a context and format the callback's name for each, some 70 times a step. Who calls such a hook of an
+    instance by hand must look for None.
     """
     for owner, base in ((model, L.LightningModule), *((callback, L.Callback) for callback in trainer.callbacks)):
         for hook in STEP_HOOKS:

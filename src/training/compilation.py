@@ -1,6 +1,7 @@
 """Compile the training step where asked, or where a short trial finds it faster: ``compile=true|false|auto``."""
 
 import importlib.util
+import logging
 import math
 import os
 import shutil
@@ -16,13 +17,15 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from src.data.base import ImageDataModule
-from src.data.batches import Batch, StoredImages
+from src.data.batches import Batch
 from src.models.base import BaseVAE
 from src.system.console import duration
 from src.system.errors import UserError, memory_full, one_line
 from src.system.seeds import random_state, set_random_state
 from src.training.acceleration import lay_out, on_gpu
+from src.training.resume import StepLimit
 
+log = logging.getLogger(__name__)
 # Seconds that eager training must still take before ``auto`` tries to compile: a step becomes some 1.1 times as fast on
 # a CPU and 2 to 5 times on a GPU, and compiling takes up to a minute.
 LONG = {"cpu": 600.0, "cuda": 120.0}
@@ -35,25 +38,25 @@ OPTIONS = {"fallback_random": True}
 
 
 def check_compiler(cfg: DictConfig) -> None:
-    """Check ``compile``; replace ``auto`` by false where nothing can be compiled.
+    """Check ``compile``.
 
     Raises:
-        UserError: the choice is unknown, or there is no compiler.
+        UserError: the choice is unknown, or ``compile=true`` and there is no compiler.
     """
     if cfg.compile not in (True, False, "auto"):
         raise UserError(f"compile={cfg.compile}: choose true, false or auto")
-    if cfg.compile is False:
-        return
+    if cfg.compile is True and (missing := _missing(cfg)):
+        raise UserError(f"compile=true needs {missing}, or set compile=false")
+
+
+def _missing(cfg: DictConfig) -> str | None:
+    """Return what is needed to compile and not there; None where nothing is missing."""
     program = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")  # torch looks for the same
-    missing = None
     if shutil.which(program) is None:
-        missing = f"a C++ compiler, and there is no {program}: install one, or set $CXX"
-    elif on_gpu(cfg) and importlib.util.find_spec("triton") is None:
-        missing = "Triton on a GPU: pip install triton, or set compile=false"
-    if missing and cfg.compile is True:
-        raise UserError(f"compile=true needs {missing}")
-    if missing:
-        cfg.compile = False
+        return f"a C++ compiler, and there is no {program}: install one, set $CXX"
+    if on_gpu(cfg) and importlib.util.find_spec("triton") is None:
+        return "Triton on a GPU: pip install triton"
+    return None
 
 
 def prepare(
@@ -78,11 +81,21 @@ def prepare(
     if cfg.compile is False:
         return None
     asked, cfg.compile = cfg.compile, False
-    if asked == "auto" and trainer.world_size > 1:  # the processes might choose differently
-        return "compile=auto: eager, as several processes train; compile=true compiles"
+    if trainer.world_size > 1:  # under DDP the first step compiles again; and processes might choose differently
+        if asked == "auto":
+            return "compile=auto: eager, as several processes train; compile=true compiles"
+        _lay_out_to_compile(model, trainer.strategy.root_device)
+        cfg.compile, model.compiled = True, compiled_step()
+        return "the first training step compiles, which may take a minute"
+    if asked == "auto" and (missing := _missing(cfg)):
+        return f"compile=auto: eager, as it needs {missing}"
+    model.recipe.check(trainer, model, datamodule)
     device = trainer.strategy.root_device
     model.to(device)
-    batch = _batch(trainer, datamodule, device)
+    datamodule.trainer = trainer
+    loader = datamodule.train_dataloader()
+    stored = next(iter(loader))
+    batch = datamodule.on_after_batch_transfer(Batch(stored.x.to(device), stored.label.to(device)), 0)
 
     def step() -> float:
         """Return the seconds of a forward and backward pass."""
@@ -96,12 +109,11 @@ def prepare(
 
     with _leaving_no_trace(model), trainer.precision_plugin.forward_context():
         step()  # torch keeps the KL divergence's formula at its first use; compiled code looks it up
-        left = _batches_left(trainer, datamodule, steps_done)
+        left = _batches_left(trainer, len(loader), steps_done)
         if asked == "auto" and (seconds := left * _median_of(step)) < LONG[device.type]:
             return f"compile=auto: eager, as training takes about {duration(seconds)}, too short for a trial"
-        if device.type == "cuda":  # where weights in channels_last are, torch may compile wrong strides:
-            for body in (model.encoder, model.decoder):  # https://github.com/pytorch/pytorch/issues/171622
-                body.to(memory_format=torch.contiguous_format)
+        _lay_out_to_compile(model, device)
+        log.info("compiling the training step, which takes some seconds up to minutes ...")
         try:
             cost = _compile(model, step, _one_graph_a_step(trainer))
             if asked is True:
@@ -110,7 +122,7 @@ def prepare(
                 said = _trial(model, step, cost, left)
         except UserError as error:
             if asked is True:
-                raise
+                raise UserError(f"{error}; set compile=false") from error
             said = f"compile=auto: eager, as {error}"
         cfg.compile = model.compiled is not None
         if not cfg.compile:
@@ -138,6 +150,16 @@ def compiled_step(cuda_graphs: bool = False) -> Callable[[BaseVAE, Tensor, float
     return run
 
 
+def _lay_out_to_compile(model: BaseVAE, device: torch.device) -> None:
+    """Lay out the weights contiguously on a GPU, where torch may compile wrong strides for ``channels_last``.
+
+    https://github.com/pytorch/pytorch/issues/171622
+    """
+    if device.type == "cuda":
+        for body in (model.encoder, model.decoder):
+            body.to(memory_format=torch.contiguous_format)
+
+
 def _one_graph_a_step(trainer: L.Trainer) -> bool:
     """Return whether the step may be a CUDA graph: the next one overwrites its gradients, so they cannot accumulate.
 
@@ -147,20 +169,14 @@ def _one_graph_a_step(trainer: L.Trainer) -> bool:
     return on_gpu and trainer.world_size == 1 and trainer.accumulate_grad_batches == 1
 
 
-def _batch(trainer: L.Trainer, datamodule: ImageDataModule, device: torch.device) -> Batch:
-    """Return a training batch of this process: its first images, on the device."""
-    indices = datamodule.splits.train[: datamodule.batch_size // trainer.world_size]
-    stored = StoredImages(datamodule.pool, indices)[torch.arange(len(indices))]
-    return datamodule.on_after_batch_transfer(Batch(stored.x.to(device), stored.label.to(device)), 0)
-
-
-def _batches_left(trainer: L.Trainer, datamodule: ImageDataModule, steps_done: int) -> float:
-    """Return how many batches are still to be trained on, if nothing stops the training early."""
-    if trainer.max_epochs is None or trainer.max_epochs < 0:
-        return math.inf
-    batches, limit = len(datamodule.train_dataloader()), trainer.limit_train_batches
+def _batches_left(trainer: L.Trainer, batches: int, steps_done: int) -> float:
+    """Return how many batches are still to be trained on, at ``batches`` an epoch, if nothing stops it early."""
+    limit = trainer.limit_train_batches
     batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-    return max(0, batches * trainer.max_epochs - steps_done * trainer.accumulate_grad_batches)
+    epochs = trainer.max_epochs
+    whole = [batches * epochs] if epochs is not None and epochs >= 0 else [math.inf]
+    whole += [c.max_steps * trainer.accumulate_grad_batches for c in trainer.callbacks if isinstance(c, StepLimit)]
+    return max(0, min(whole) - steps_done * trainer.accumulate_grad_batches)
 
 
 def _median_of(step: Callable[[], float]) -> float:
@@ -186,7 +202,8 @@ def _compile(model: BaseVAE, step: Callable[[], float], cuda_graphs: bool) -> fl
         model.compiled = None
         if memory_full(error):
             raise
-        raise UserError(f"the training step cannot be compiled: {one_line(error)}") from error
+        reason = one_line(error).partition(" Set TORCHDYNAMO_VERBOSE")[0]  # advice for torch's developers
+        raise UserError(f"the training step cannot be compiled: {reason.rstrip(' .;')}") from error
     return time.perf_counter() - began
 
 
@@ -198,27 +215,31 @@ def _trial(model: BaseVAE, step: Callable[[], float], cost: float, left: float) 
         for compiled, taken in seconds.items():
             model.compiled = code if compiled else None
             taken.append(step())
-    compiled, eager = statistics.median(seconds[True]), statistics.median(seconds[False])
-    faster = compiled * FASTER <= eager
-    model.compiled = code if faster else None
-    said = f"a step takes {1000 * compiled:.3g} ms compiled and {1000 * eager:.3g} ms eager; compiling took"
-    if not faster:
+    faster = statistics.median(eager / its for its, eager in zip(seconds[True], seconds[False], strict=True))
+    compiled, eager = (statistics.median(seconds[which]) for which in (True, False))
+    said = f"a step takes {1000 * compiled:,.1f} ms compiled and {1000 * eager:,.1f} ms eager; compiling took"
+    if faster < FASTER:
+        model.compiled = None
         return f"compile=auto: eager; {said} {duration(cost)}"
-    steps = f"{cost / (eager - compiled):,.0f}" + (f" of {left:,.0f} steps" if math.isfinite(left) else " steps")
-    return f"compile=auto: compiled; {said} {duration(cost)}, which {steps} make up"
+    model.compiled = code
+    steps = f"{cost / (eager - eager / faster):,.0f}"
+    whole = f" of {left:,.0f}" if math.isfinite(left) else ""
+    return f"compile=auto: compiled; {said} {duration(cost)}, which {steps}{whole} batches make up"
 
 
 @contextmanager
 def _leaving_no_trace(model: BaseVAE) -> Iterator[None]:
-    """Restore mode, running statistics and random numbers after the block."""
-    training, before = model.training, random_state()
+    """Restore modes, running statistics and random numbers after the block."""
+    modes, before = [(module, module.training) for module in model.modules()], random_state()
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    model.train()
+    if not model.training:  # a part that is in eval mode on purpose stays so
+        model.train()
     try:
         yield
     finally:
         model.zero_grad()
-        model.train(training)
+        for module, training in modes:
+            module.training = training
         with torch.no_grad():
             for buffer, value in buffers:
                 buffer.copy_(value)

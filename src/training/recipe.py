@@ -8,6 +8,7 @@ import lightning as L
 import torch
 from torch import nn
 
+from src.data.base import ImageDataModule
 from src.models.base import BaseVAE
 from src.system.directions import mode_of
 from src.system.errors import UserError, memory_full, one_line
@@ -46,7 +47,7 @@ class Recipe:
         self._optimizer = optimizer
         self._schedule = schedule
 
-    def check(self, trainer: L.Trainer, model: BaseVAE) -> None:
+    def check(self, trainer: L.Trainer, model: BaseVAE, datamodule: ImageDataModule) -> None:
         """Check precision and batch size.
 
         Raises:
@@ -55,7 +56,7 @@ class Recipe:
         if trainer.precision not in PRECISIONS:
             raise UserError(f"trainer.precision={trainer.precision}: choose one of {', '.join(PRECISIONS)}")
         normalized = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
-        datamodule, needed = trainer.datamodule, 2 * trainer.world_size
+        needed = 2 * trainer.world_size
         images = len(datamodule.splits.train)
         if normalized and min(datamodule.batch_size, images) < needed:
             too_few = (

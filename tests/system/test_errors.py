@@ -41,7 +41,7 @@ def test_commands_that_read_a_run_say_it_too_and_leave_the_record_alone(finished
 
 def test_a_model_that_is_too_large_is_not_called_damaged_or_of_another_version():
     done = cli(*QUICK, "model.latent_dim=1000000000000")
-    assert_one_line_error(done, "the memory is full (3.638 TiB more", "the size of the model")
+    assert_one_line_error(done, "the memory is full (145.5 TiB more", "the size of the model")
 
 
 def allocate(what: str) -> BaseException:

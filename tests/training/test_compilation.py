@@ -10,6 +10,7 @@ import torch
 
 from src.data.batches import Batch
 from src.runs import build
+from src.runs.folder import RunFolder
 from src.runs.trust import saved_value
 from src.system.errors import UserError
 from src.training import compilation
@@ -126,7 +127,7 @@ def test_auto_is_eager_where_training_is_short_or_shared_or_cannot_be_compiled(m
     assert "cannot be compiled: no such target" in compilation.prepare(cfg, trainer, model, datamodule)
     assert (cfg.compile, model.compiled) == (False, None)
     cfg.compile = True
-    with pytest.raises(UserError, match="cannot be compiled: no such target"):
+    with pytest.raises(UserError, match="cannot be compiled: no such target and more; set compile=false"):
         compilation.prepare(cfg, trainer, model, datamodule)
     cfg.compile = "auto"
     monkeypatch.setattr(type(trainer), "world_size", 2)
@@ -136,16 +137,17 @@ def test_auto_is_eager_where_training_is_short_or_shared_or_cannot_be_compiled(m
 
 
 def test_what_is_left_of_a_training_counts_epochs_limits_and_steps_done():
-    _, trainer, _, datamodule = parts("trainer.max_epochs=3", "data.batch_size=100", size=8)
-    batches = len(datamodule.splits.train) // 100
-    assert compilation._batches_left(trainer, datamodule, 0) == 3 * batches
-    assert compilation._batches_left(trainer, datamodule, 4) == 3 * batches - 4
+    _, trainer, *_ = parts("trainer.max_epochs=3", size=8)
+    assert compilation._batches_left(trainer, 12, 0) == 36
+    assert compilation._batches_left(trainer, 12, 4) == 32
     trainer.limit_train_batches = 0.5
-    assert compilation._batches_left(trainer, datamodule, 0) == 3 * int(batches * 0.5)
+    assert compilation._batches_left(trainer, 12, 0) == 18
     trainer.limit_train_batches = 2
-    assert compilation._batches_left(trainer, datamodule, 0) == 6
+    assert compilation._batches_left(trainer, 12, 0) == 6
     trainer.fit_loop.max_epochs = -1
-    assert compilation._batches_left(trainer, datamodule, 0) == float("inf")
+    assert compilation._batches_left(trainer, 12, 0) == float("inf")
+    _, trainer, *_ = parts("trainer.max_epochs=-1", "trainer.max_steps=10", "trainer.accumulate_grad_batches=2")
+    assert compilation._batches_left(trainer, 12, 3) == 14
 
 
 def test_compile_without_a_compiler_is_refused_or_eager(monkeypatch):
@@ -153,10 +155,10 @@ def test_compile_without_a_compiler_is_refused_or_eager(monkeypatch):
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(UserError, match=r"compile=true needs a C\+\+ compiler"):
         compilation.check_compiler(composed("compile=true"))
-    for choice in ("auto", "false"):
-        cfg = composed(f"compile={choice}")
-        compilation.check_compiler(cfg)
-        assert cfg.compile is False
+    cfg, trainer, model, datamodule = parts("model=conv_tiny", "compile=auto", size=8)
+    compilation.check_compiler(cfg)
+    assert "eager, as it needs a C++ compiler" in compilation.prepare(cfg, trainer, model, datamodule)
+    assert cfg.compile is False
     with pytest.raises(UserError, match="compile=maybe"):
         compilation.check_compiler(composed("compile=maybe"))
 
@@ -169,6 +171,22 @@ def test_auto_is_recorded_and_a_resume_keeps_what_the_run_began_with(tmp_path):
     config = run / ".hydra" / "config.yaml"
     assert saved_value(config, "compile") is False
     config.write_text(config.read_text().replace("compile: false", "compile: true"))
-    cfg = composed("compile=auto", "ckpt_path=last")
-    build.fill_compile(cfg, config)
-    assert cfg.compile is True
+    for path in ("last", run / "checkpoints" / "last.ckpt"):
+        cfg = composed("compile=auto", f"ckpt_path={path}")
+        build.fill_compile(cfg, RunFolder(run))
+        assert cfg.compile is True
+
+
+def test_what_cannot_be_trained_is_said_before_it_is_compiled(monkeypatch):
+    cfg, trainer, model, datamodule = parts("model=conv_tiny", "compile=auto", "data.batch_size=1", size=8)
+    with pytest.raises(UserError, match="data.batch_size=1: this model has batch norm"):
+        compilation.prepare(cfg, trainer, model, datamodule)
+
+
+def test_a_part_that_is_in_eval_mode_stays_so():
+    cfg, trainer, model, datamodule = parts("model=conv_tiny", "compile=auto", size=8)
+    model.encoder.eval()
+    before = copy.deepcopy(model.state_dict())
+    compilation.prepare(cfg, trainer, model, datamodule)
+    assert (model.encoder.training, model.decoder.training) == (False, True)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -110,7 +110,7 @@ def test_auto_precision_is_bfloat16_where_the_processor_multiplies_it(native, pr
     (tmp_path / ".hydra").mkdir()
     (tmp_path / ".hydra" / "config.yaml").write_text("trainer: {precision: bf16-mixed}\n")
     resumed = composed("experiment=chest_xray_conv_deep", "ckpt_path=last")
-    build.fill_precision(resumed, folder.RunFolder(tmp_path).config)
+    build.fill_precision(resumed, folder.RunFolder(tmp_path))
     assert resumed.trainer.precision == "bf16-mixed"
 
 
