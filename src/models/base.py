@@ -45,7 +45,7 @@ class BaseVAE(Trainable, ABC):
         likelihood: makes p(x|z) of the decoder's output.
         kl_weight: weight of the rate in the loss (beta-VAE, Higgins et al. 2017); 1 trains on the ELBO.
         kl_warmup_steps: optimizer steps over which that weight rises from 0; 0 for none.
-        depth: convolutions of each stage of both networks, or stacked LSTM layers.
+        depth: layers of each stage of both networks, or stacked LSTM layers.
         recipe: how the model is trained; a model that is only used needs none.
         posterior: called with ``features`` (the encoder's ``out_features``) and ``latent_dim``; a module that makes
             q(z|x) of the encoder's output.

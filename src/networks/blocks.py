@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -10,12 +11,22 @@ from torch import Tensor, nn
 from src.system.errors import UserError
 
 Norm = Literal["before", "after", "none"]
-ACTIVATIONS = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "silu": nn.SiLU, "gelu": nn.GELU, "tanh": nn.Tanh}
+ACTIVATIONS = {
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+    "tanh": nn.Tanh,
+    "gated": partial(nn.GLU, dim=1),
+}
 LARGEST_SIZE = 1024  # pixels; the largest side that an error message considers
 
 
 def activation(name: str) -> nn.Module:
     """Return the nonlinearity called ``name``; LeakyReLU has slope 0.01.
+
+    ``gated`` makes of the layer before it ``(Wx + b) * sigmoid(Vx + c)`` (Dauphin et al. 2017, arXiv 1612.08083; in
+    VAEs Tomczak & Welling 2018, arXiv 1705.07120): the layer outputs value and gate, :func:`taken_by` says how many.
 
     Raises:
         UserError: ``name`` is not one of ``ACTIVATIONS``.
@@ -25,15 +36,21 @@ def activation(name: str) -> nn.Module:
     return ACTIVATIONS[name]()
 
 
+def taken_by(act: str, features: int) -> int:
+    """Return how many outputs of a layer the nonlinearity called ``act`` takes to give ``features``."""
+    return 2 * features if act == "gated" else features
+
+
 def norm_and_activation(features: int, norm: Norm, act: str, *, spatial: bool = True) -> list[nn.Module]:
     """Return the modules that follow a layer: batch norm ``before`` the nonlinearity, ``after`` it, or ``none``.
 
-    ``spatial`` chooses between BatchNorm2d for maps ``[B, C, H, W]`` and BatchNorm1d for vectors ``[B, F]``.
+    They give ``features`` channels or entries, of as many as :func:`taken_by` says. ``spatial`` chooses between
+    BatchNorm2d for maps ``[B, C, H, W]`` and BatchNorm1d for vectors ``[B, F]``.
     """
     make = nn.BatchNorm2d if spatial else nn.BatchNorm1d
     match norm:
         case "before":
-            return [make(features), activation(act)]
+            return [make(taken_by(act, features)), activation(act)]
         case "after":
             return [activation(act), make(features)]
         case "none":
@@ -42,23 +59,33 @@ def norm_and_activation(features: int, norm: Norm, act: str, *, spatial: bool = 
             raise UserError(f"unknown norm {norm!r}: choose before, after or none")
 
 
-class ResidualConv(nn.Module):
-    """One extra convolution of a stage: ``x + gain * f(conv3x3(x))``, size and channels kept.
+class Residual(nn.Module):
+    """One extra layer of a stage: ``x + gain * f(x)``, size and features kept.
 
-    The gain is one learned number a channel that starts at 0.1, so a stage of any depth starts close to a
+    The gain is one learned number a feature that starts at 0.1, so a stage of any depth starts close to a
     stage of depth one and gradients reach the first layer (LayerScale, Touvron et al. 2021, arXiv 2103.17239).
+
+    Args:
+        branch: the layer f.
+        gain_shape: of the gain, which is broadcast over the layer's output.
     """
 
-    def __init__(self, channels: int, norm: Norm, act: str) -> None:
+    def __init__(self, branch: nn.Module, gain_shape: tuple[int, ...]) -> None:
         super().__init__()
-        self.branch = nn.Sequential(
-            nn.Conv2d(channels, channels, 3, padding=1), *norm_and_activation(channels, norm, act)
-        )
-        self.gain = nn.Parameter(torch.full((channels, 1, 1), 0.1))
+        self.branch = branch
+        self.gain = nn.Parameter(torch.full(gain_shape, 0.1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[B, C, H, W] -> [B, C, H, W]``."""
+        """Return a tensor of the shape of ``x``."""
         return x + self.gain * self.branch(x)
+
+
+class ResidualConv(Residual):
+    """One extra convolution of a stage: ``x + gain * f(conv3x3(x))`` of maps ``[B, C, H, W]``."""
+
+    def __init__(self, channels: int, norm: Norm, act: str) -> None:
+        conv = nn.Conv2d(channels, taken_by(act, channels), 3, padding=1)
+        super().__init__(nn.Sequential(conv, *norm_and_activation(channels, norm, act)), (channels, 1, 1))
 
 
 class DrawingLayer(nn.ConvTranspose2d):

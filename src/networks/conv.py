@@ -17,6 +17,7 @@ from src.networks.blocks import (
     WideLinear,
     flat,
     norm_and_activation,
+    taken_by,
 )
 
 
@@ -57,7 +58,13 @@ class ConvEncoder(nn.Module):
         layers: list[nn.Module] = []
         for i, width in enumerate(widths):
             layers += [
-                nn.Conv2d(channels[i], width, geometry.kernels[i], geometry.strides[i], geometry.paddings[i]),
+                nn.Conv2d(
+                    channels[i],
+                    taken_by(act, width),
+                    geometry.kernels[i],
+                    geometry.strides[i],
+                    geometry.paddings[i],
+                ),
                 *norm_and_activation(width, norm, act),
                 *(ResidualConv(width, norm, act) for _ in range(depth - 1)),
             ]
@@ -65,7 +72,7 @@ class ConvEncoder(nn.Module):
         self.out_features = flat((widths[-1], *maps[-1]))
         if hidden is not None:
             layers += [
-                WideLinear(self.out_features, hidden),
+                WideLinear(self.out_features, taken_by(act, hidden)),
                 *norm_and_activation(hidden, hidden_norm, act, spatial=False),
             ]
             self.out_features = hidden
@@ -116,7 +123,7 @@ class ConvDecoder(nn.Module):
         maps = geometry.maps(image_shape, "this convolutional decoder")
         innermost = (widths[-1], *maps[-1])
         layers: list[nn.Module] = [
-            nn.Linear(latent_dim, flat(innermost)),
+            nn.Linear(latent_dim, taken_by(act, flat(innermost))),
             *norm_and_activation(flat(innermost), dense_norm, act, spatial=False),
             *([nn.Dropout(dropout)] if dropout > 0 else []),
             nn.Unflatten(1, innermost),
@@ -128,7 +135,7 @@ class ConvDecoder(nn.Module):
             layers.append(
                 layer(
                     widths[i],
-                    channels[i],
+                    channels[i] if i == 0 else taken_by(act, channels[i]),
                     geometry.kernels[i],
                     geometry.strides[i],
                     geometry.paddings[i],

@@ -85,7 +85,7 @@ TRAIN: dict[str, Kind] = {
     "model.*.norm": BATCH_NORM,
     "model.*.dense_norm": BATCH_NORM,
     "model.*.hidden_norm": BATCH_NORM,
-    "model.*.act": Choice(("relu", "leaky_relu", "silu", "gelu", "tanh")),
+    "model.*.act": Choice(("relu", "leaky_relu", "silu", "gelu", "tanh", "gated")),
     "model.*.hidden": or_null(Whole(1)),
     "model.*.dropout": Number(at_least=0, below=1),
     # the data
@@ -132,6 +132,8 @@ TRAIN: dict[str, Kind] = {
     "schedule.factory.patience": Whole(0),
     "schedule.factory.start_factor": Number(above=0, at_most=1),
     "schedule.factory.total_iters": Whole(1),
+    "schedule.factory.milestones": ListOf(Whole(1), at_least=1),
+    "schedule.factory.gamma": Number(above=0),
     "schedule.factory.*": Anything(),
     "trainer._target_": TARGET,
     "trainer.accelerator": Choice(("auto", "cpu", "gpu", "cuda", "mps")),

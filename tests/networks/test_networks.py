@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from src.networks.blocks import ConvGeometry, DrawingLayer, ResidualConv
+from src.networks.blocks import ConvGeometry, DrawingLayer, Residual, ResidualConv
 from src.networks.conv import ConvDecoder, ConvEncoder
 from src.networks.lstm import LSTMEncoder
+from src.networks.mlp import MLPDecoder, MLPEncoder
 from src.system.errors import UserError
 from tests.helpers import built
 
@@ -60,6 +61,49 @@ def test_conv_wide_counts_are_those_of_nikure():
 def test_conv_tiny_count_is_that_of_nikures_base():
     encoder, decoder = parts("model=conv_tiny", "data=mnist")
     assert with_statistics(encoder) + with_statistics(decoder) == 26_345
+
+
+def test_mlp_count_is_that_of_784_400_40():
+    encoder, decoder = parts("model=mlp", "data=mnist")
+    assert trainable(encoder) == (784 * 400 + 400) + 2 * (400 * 40 + 40)
+    assert trainable(decoder) == (40 * 400 + 400) + (400 * 784 + 784)
+
+
+def test_gated_mlp_count_is_that_of_tomczak_and_welling():
+    encoder, decoder = parts("model=mlp", "data=mnist", "model.encoder.act=gated", "model.encoder.widths=[300,300]")
+    gated = 2 * (784 * 300 + 300) + 2 * (300 * 300 + 300)
+    assert trainable(encoder) == gated + 2 * (300 * 40 + 40)
+    assert trainable(decoder) == 2 * (40 * 300 + 300) + 2 * (300 * 300 + 300) + (300 * 784 + 784)
+
+
+def test_gated_layers_multiply_a_linear_one_by_its_gate():
+    torch.manual_seed(0)
+    encoder = MLPEncoder((1, 2, 3), 1, [4], act="gated")
+    x, (_, layer, _) = torch.rand(5, 1, 2, 3), encoder.layers
+    value, gate = (layer.weight @ x.flatten(1).T + layer.bias[:, None]).T.chunk(2, dim=1)
+    torch.testing.assert_close(encoder(x), value * torch.sigmoid(gate))
+
+
+def test_mlp_mirrors_its_widths_and_takes_images_of_any_shape():
+    shape = (3, 5, 7)
+    encoder, decoder = MLPEncoder(shape, 2, [6, 4]), MLPDecoder(2, shape, 2, [6, 4])
+    sizes = [[(m.in_features, m.out_features) for m in net.modules() if isinstance(m, nn.Linear)]
+             for net in (encoder, decoder)]  # fmt: skip
+    assert sizes == [[(105, 6), (6, 6), (6, 4), (4, 4)], [(2, 4), (4, 4), (4, 6), (6, 6), (6, 105)]]
+    assert sum(isinstance(m, Residual) for m in encoder.modules()) == 2
+    assert encoder(torch.rand(2, *shape)).shape == (2, 4)
+    assert decoder(torch.randn(2, 2)).shape == (2, *shape)
+
+
+@pytest.mark.parametrize("norm", ["before", "after", "none"])
+def test_gated_convolutions_keep_their_widths(norm):
+    recipe = {"widths": [4, 6], "norm": norm, "act": "gated"}
+    encoder = ConvEncoder((1, 12, 12), 2, **recipe, hidden=5, hidden_norm=norm)
+    decoder = ConvDecoder(3, (1, 12, 12), 2, **recipe, dense_norm=norm)
+    assert encoder(torch.rand(2, 1, 12, 12)).shape == (2, 5)
+    assert decoder(torch.randn(2, 3)).shape == (2, 1, 12, 12)
+    outputs = [m.out_channels for m in encoder.modules() if isinstance(m, nn.Conv2d)]
+    assert outputs == [8, 8, 12, 12]  # values and gates
 
 
 @pytest.mark.parametrize("side", [28, 31, 37, 64, 100])

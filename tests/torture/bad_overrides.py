@@ -18,6 +18,7 @@ BASES = (
     (),
     ("schedule=plateau",),
     ("schedule=cosine",),
+    ("model=mlp", "schedule=multistep"),
     ("schedule=warmup",),
     ("optimizer=sgd",),
     ("likelihood@model.likelihood=gaussian",),

@@ -57,7 +57,7 @@ def test_the_memory_layout_changes_no_result(name):
     model, x = batch_of(name)
     plain = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
     acceleration.lay_out(model, "bf16-mixed", on_gpu=False)
-    assert kernels_of(model)
+    assert bool(kernels_of(model)) == any(isinstance(part, torch.nn.ConvTranspose2d) for part in model.modules())
     assert all(w.is_contiguous(memory_format=torch.channels_last) for w in kernels_of(model))
     assert_same(loss_and_gradients(plain, x), loss_and_gradients(model, x))
 
