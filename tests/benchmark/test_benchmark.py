@@ -12,7 +12,7 @@ from src.benchmark import by_hand, gate, loops, steps
 from src.benchmark.images import data_overrides
 from src.benchmark.loops import Loop, absent, contenders, present
 from src.benchmark.settings import checked
-from src.benchmark.steps import Steps, check_loss, fastest, measure
+from src.benchmark.steps import Steps, check_loss, measure
 from src.benchmark.table import Table
 from src.system.errors import UserError
 from tests import helpers
@@ -222,14 +222,6 @@ def test_what_cannot_be_compiled_leaves_an_empty_column():
     assert cells["ours / tutorial"] == "2.00 (2.00–2.00)"
     assert cells["ours / bare compiled"] == cells["ours compiled / ours"] == "–"
     assert cells["images/s: tutorial / bare compiled / ours / ours compiled"] == "16 / – / 32 / –"
-
-
-@pytest.mark.slow
-def test_a_layout_that_fails_is_not_the_fastest(tmp_path):
-    command = ["data=digits", "model=conv_tiny", "data.image_size=8"]
-    assert fastest(("bare eager nonsense", "bare eager channels_last"), command) == "bare eager channels_last"
-    with pytest.raises(UserError, match="bare eager other has ended"):
-        fastest(("bare eager nonsense", "bare eager other"), command)
 
 
 def test_random_images_are_of_the_kind_that_they_stand_in_for(tmp_path):
