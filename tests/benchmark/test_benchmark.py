@@ -8,7 +8,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from src.benchmark import by_hand, gate, loops, steps
+from src.benchmark import by_hand, gate, growth, loops, steps
 from src.benchmark.images import data_overrides
 from src.benchmark.loops import Loop, absent, contenders, present
 from src.benchmark.settings import checked
@@ -204,6 +204,27 @@ def test_the_bare_loop_trains_in_the_precision_of_the_experiment(precision, dtyp
     with torch.nn.modules.module.register_module_forward_hook(watch), pytest.raises(Enough):
         by_hand.main("bare eager channels_last", "nowhere", *words)
     assert set(seen) == {(torch.float32, None), (dtype, None)}
+
+
+@pytest.mark.slow
+def test_growth_is_measured_and_written(tmp_path, caplog):
+    """Here, not beside the other tests of growth: its loops are forked from the process that this file has started."""
+    settings = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "growth.yaml"))
+    settings |= {"network": "conv_tiny", "images": [200, 100], "sides": [], "latents": [], "depths": [], "rounds": 1}
+    settings |= {"seconds": 0.01, "device": "cpu", "folder": str(tmp_path / "out")}
+    with caplog.at_level("INFO"):
+        growth.main.__wrapped__(OmegaConf.create({k: v for k, v in settings.items() if k not in ("defaults", "hydra")}))
+    with (tmp_path / "out" / "growth.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["axis"], int(row["size"])) for row in rows] == [("images", 100), ("images", 200)]
+    seconds = {int(row["size"]): float(row["seconds"]) for row in rows}
+    for row in rows:
+        assert float(row["exponent"]) == pytest.approx(growth.exponent(seconds))
+        assert float(row["expected"]) == pytest.approx(1)  # twice the images are twice the work
+    conditions, _, *table = (tmp_path / "out" / "growth.md").read_text().splitlines()
+    assert conditions in caplog.text
+    assert "\n".join(table) in caplog.text
+    assert len(table) == 2 + 1
 
 
 def test_ratios_are_those_of_one_round():

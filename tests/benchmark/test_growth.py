@@ -1,6 +1,5 @@
 """The growth of training time: the command as a user types it, its answers to mistakes, and its fit."""
 
-import csv
 import subprocess
 import sys
 
@@ -26,26 +25,6 @@ def test_the_expected_exponent_counts_the_operations_of_the_model():
     assert exponent(sides) == pytest.approx(2, abs=0.01)
     depths = {depth: operations([*words, f"model.depth={depth}"]) for depth in (1, 2, 3)}
     assert depths[3] - depths[2] == depths[2] - depths[1] > 0
-
-
-@pytest.mark.slow
-def test_growth_is_measured_by_one_command(tmp_path):
-    done = cli(
-        "network=conv_tiny", "images=[200,100]", "sides=[]", "latents=[]", "depths=[]", "rounds=1", "seconds=0.01",
-        "device=cpu", f"folder={tmp_path}/out", module="src.benchmark.growth",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout
-    with (tmp_path / "out" / "growth.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [(row["axis"], int(row["size"])) for row in rows] == [("images", 100), ("images", 200)]
-    seconds = {int(row["size"]): float(row["seconds"]) for row in rows}
-    for row in rows:
-        assert float(row["exponent"]) == pytest.approx(exponent(seconds))
-        assert float(row["expected"]) == pytest.approx(1)  # twice the images are twice the work
-    conditions, _, *table = (tmp_path / "out" / "growth.md").read_text().splitlines()
-    assert conditions in done.stdout
-    assert "\n".join(table) in done.stdout
-    assert len(table) == 2 + 1
 
 
 def test_a_misspelt_key_is_one_line(tmp_path):
