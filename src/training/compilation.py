@@ -94,20 +94,8 @@ def prepare(
     model.to(device)
     datamodule.trainer = trainer
     loader = datamodule.train_dataloader()
-    stored = next(iter(loader))
-    batch = datamodule.on_after_batch_transfer(Batch(stored.x.to(device), stored.label.to(device)), 0)
-
-    def step() -> float:
-        """Return the seconds of a forward and backward pass."""
-        began = time.perf_counter()
-        model.training_step(batch, 0)["loss"].backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds = time.perf_counter() - began
-        model.zero_grad()
-        return seconds
-
     with _leaving_no_trace(model), trainer.precision_plugin.forward_context():
+        step = _timed_step(model, datamodule, next(iter(loader)), device)
         step()  # torch keeps the KL divergence's formula at its first use; compiled code looks it up
         left = _batches_left(trainer, len(loader), steps_done)
         if asked == "auto" and (seconds := left * _median_of(step)) < LONG[device.type]:
@@ -148,6 +136,24 @@ def compiled_step(cuda_graphs: bool = False) -> Callable[[BaseVAE, Tensor, float
         return compiled(model, x, torch.full((), kl_weight, device=x.device))  # as a number it would be compiled in
 
     return run
+
+
+def _timed_step(
+    model: BaseVAE, datamodule: ImageDataModule, stored: Batch, device: torch.device
+) -> Callable[[], float]:
+    """Return a function that passes a batch of stored images forward and backward, and returns the seconds of it."""
+    batch = datamodule.on_after_batch_transfer(Batch(stored.x.to(device), stored.label.to(device)), 0)
+
+    def step() -> float:
+        began = time.perf_counter()
+        model.training_step(batch, 0)["loss"].backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds = time.perf_counter() - began
+        model.zero_grad()
+        return seconds
+
+    return step
 
 
 def _lay_out_to_compile(model: BaseVAE, device: torch.device) -> None:

@@ -184,9 +184,10 @@ def test_what_cannot_be_trained_is_said_before_it_is_compiled(monkeypatch):
 
 
 def test_a_part_that_is_in_eval_mode_stays_so():
-    cfg, trainer, model, datamodule = parts("model=conv_tiny", "compile=auto", size=8)
+    cfg, trainer, model, datamodule = parts("model=conv_tiny", "compile=auto", "data.binarize=dynamic", size=8)
     model.encoder.eval()
-    before = copy.deepcopy(model.state_dict())
+    before, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     compilation.prepare(cfg, trainer, model, datamodule)
+    assert torch.equal(random, torch.get_rng_state())  # the pixels of its batch are drawn, too
     assert (model.encoder.training, model.decoder.training) == (False, True)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
