@@ -1,7 +1,7 @@
 """Normalizing flows: invertible steps ``z_0 -> z_1 -> ... -> z_T``, and the distribution of z_T.
 
-``log q(z_T) = log q(z_0) - sum_t log |det dz_t / dz_(t-1)|`` (Rezende & Mohamed 2015, arXiv 1505.05770). A step here has
-the parameters of every image of a batch; D latents, B images.
+``log q(z_T) = log q(z_0) - sum_t log |det dz_t / dz_(t-1)|`` (Rezende & Mohamed 2015, arXiv 1505.05770). A step here
+has parameters for each of B images; D latents.
 """
 
 from collections.abc import Sequence

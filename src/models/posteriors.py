@@ -138,7 +138,7 @@ class SylvesterPosterior(nn.Module):
         rank: directions M that a step bends, at most D.
     """
 
-    def __init__(self, features: int, latent_dim: int, steps: int = 4, rank: int = 16) -> None:
+    def __init__(self, features: int, latent_dim: int, steps: int = 4, rank: int = 8) -> None:
         super().__init__()
         require("model.posterior", steps=steps, rank=rank)
         self.latent_dim, self.rank, self.steps = latent_dim, min(rank, latent_dim), steps
