@@ -168,10 +168,12 @@ def nominal(predictor: Predictor) -> Cost:
     z = torch.zeros(1, *model.latent_shape, device=model.device)
     features = feature_training.kept(predictor.datamodule, predictor.cache_dir, predictor.device).network.eval()
     decoding = nominal_seconds(work_of(model, lambda: model.decode(z)))
+    draw = model.sampler(x)
+    drawing = nominal_seconds(work_of(model, lambda: draw(1)))  # a flow passes networks
     return Cost(
         nominal_seconds(work_of(model, lambda: model.sampler(x))),
         decoding,
-        decoding + likelihood_bytes(model) / BYTES_PER_SECOND,
+        drawing + decoding + likelihood_bytes(model) / BYTES_PER_SECOND,
         nominal_seconds(work_of(features, lambda: features(x.cpu()))),
     )
 

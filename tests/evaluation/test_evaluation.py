@@ -15,11 +15,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from src.evaluation import budget, feature_networks, feature_training
-from src.evaluation.budget import Cost, chosen, settle
+from src.evaluation.budget import BYTES_PER_SECOND, OPERATIONS_PER_SECOND, Cost, chosen, nominal, settle
 from src.evaluation.feature_networks import inception_features
 from src.evaluation.feature_training import own_features
 from src.evaluation.latents import latents, representation
-from src.evaluation.likelihood import bound, bytes_a_code, samples_at_once
+from src.evaluation.likelihood import bound, bytes_a_code, likelihood_bytes, samples_at_once
 from src.evaluation.samples import memorisation, samples
 from src.evaluation.suite import evaluate, parts_of
 from src.evaluation.table import evaluation_table
@@ -231,6 +231,16 @@ def test_a_cost_is_counted_in_operations_and_bytes():
     assert work_of(layer, lambda: layer(x)) == (2 * 30 * 50, 4 * (30 + 50))
     lstm, rows = nn.LSTM(28, 64, batch_first=True, bidirectional=True), torch.zeros(1, 28, 28)
     assert work_of(lstm, lambda: lstm(rows)).operations == 28 * 2 * (2 * 4 * 64 * (28 + 64))
+
+
+@pytest.mark.parametrize(("posterior", "passes"), [("gaussian", 0), ("iaf", 2)])
+def test_a_sample_of_a_flow_costs_a_pass_through_its_networks(posterior, passes, cache):
+    datamodule, model = built("model=mlp", *QUICK[1:], "model.latent_dim=3", f"posterior@model.posterior={posterior}")
+    cost = nominal(Predictor(model.eval(), datamodule, cache_dir=cache))
+    layers = [(3, 256), (256, 256), (256, 6)]
+    seconds = sum(2 * i * o / OPERATIONS_PER_SECOND + 4 * (i + o) / BYTES_PER_SECOND for i, o in layers)
+    rest = cost.decoding + likelihood_bytes(model) / BYTES_PER_SECOND
+    assert cost.weighing - rest == pytest.approx(passes * seconds, abs=1e-12)
 
 
 def test_more_time_lets_more_samples_fit():
