@@ -69,8 +69,9 @@ def correlated_pca(**options) -> tuple[VAE, MultivariateNormal, LinearPosterior]
     The head of the model is as it was initialised.
     """
     torch.manual_seed(0)
+    basis, offset = torch.randn(PIXELS, LATENTS) * 0.3, torch.randn(PIXELS)  # first: the same for every posterior
+    basis[:, 1] += basis[:, 0]
     model = VAE(SHAPE, LATENTS, Flat, LinearDecoder, GaussianLikelihood(NOISE), **options)
-    basis, offset = torch.randn(PIXELS, LATENTS) * 0.3, torch.randn(PIXELS)
     precision = torch.eye(LATENTS) + basis.T @ basis / NOISE**2
     with torch.no_grad():
         model.decoder[0].weight.copy_(basis)
