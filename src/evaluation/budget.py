@@ -186,7 +186,7 @@ def measured(predictor: Predictor, with_features: bool) -> Cost:
     """Measure what the model costs here and now, on some of its images; features only where they are wanted."""
     batch, _ = next(predictor.batches(predictor.split, TRIED))
     x = batch.x
-    z = torch.zeros(len(x), *predictor.model.latent_shape)
+    z, has_elbo = torch.zeros(len(x), *predictor.model.latent_shape), predictor.model.has_elbo
     at_once = min(TRIED, samples_at_once(bytes_a_code(predictor.model), BOUNDS[0][0])[1])
     features = feature_training.kept(predictor.datamodule, predictor.cache_dir, predictor.device).network
     features = features.to(predictor.device).eval()
@@ -194,7 +194,7 @@ def measured(predictor: Predictor, with_features: bool) -> Cost:
         return Cost(
             _seconds(lambda: [*map(predictor.model.sampler, predictor.to_encode(x))]) / len(x),
             _seconds(lambda: [*predictor.decode(z)]) / len(x),
-            _seconds(lambda: importance_bound(predictor.model, x[:1], at_once, at_once)) / at_once,
+            _seconds(lambda: importance_bound(predictor.model, x[:1], at_once, at_once)) / at_once if has_elbo else 0.0,
             _seconds(lambda: features(x)[0].sum().item()) / len(x) if with_features else 0.0,
         )
 

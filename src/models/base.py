@@ -1,6 +1,5 @@
-"""The base of every VAE: inference, generation, and the loss that a variant states."""
+"""The base of every VAE: inference, generation, and the rows of numbers that training and evaluation average."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property
 
@@ -11,14 +10,15 @@ from torch.distributions import Distribution, Normal
 from src.data.batches import Batch
 from src.data.pixels import Pixels
 from src.models.likelihoods import Likelihood
+from src.models.losses import Elbo, Loss
 from src.models.objectives import (
-    ElboTerms,
     Inference,
     Latent,
     analytic_rates,
     elbo_terms,
     factorizes,
-    linear_warmup,
+    is_point,
+    rising,
 )
 from src.models.posteriors import GaussianPosterior
 from src.models.priors import StandardNormal
@@ -26,16 +26,17 @@ from src.models.trainable import Recipe, Trainable, in_float32
 from src.system.errors import NotApplicable
 from src.system.keys import require
 
+NO_ELBO = "the codes of this model are points: without a density there is no rate, and no bound on log p(x)"
 NO_CODES = "the posterior of this model is not a Gaussian of independent latents"
 
 
-class BaseVAE(Trainable, ABC):
+class BaseVAE(Trainable):
     """A variational autoencoder: a posterior, a prior and a likelihood.
 
     ``log p(x) >= E_q(z|x)[log p(x|z)] - KL(q(z|x) || p(z))`` (Kingma & Welling 2014, arXiv 1312.6114;
     Rezende et al. 2014, arXiv 1401.4082): the encoder gives q(z|x), the decoder and the likelihood give p(x|z).
-    A variant states its :meth:`objective`; one with several groups of latents replaces :meth:`sampler`, ``rate_parts``
-    and ``has_codes``. Everything that is logged is in nats per image: summed over pixels, averaged over images.
+    A variant with several groups of latents replaces :meth:`sampler`, ``rate_parts``, ``has_codes`` and ``has_elbo``.
+    Everything that is logged is in nats per image: summed over pixels, averaged over images.
 
     Args:
         image_shape: channels, height and width ``(C, H, W)`` of the images.
@@ -45,12 +46,15 @@ class BaseVAE(Trainable, ABC):
         likelihood: makes p(x|z) of the decoder's output.
         kl_weight: weight of the rate in the loss (beta-VAE, Higgins et al. 2017); 1 trains on the ELBO.
         kl_warmup_steps: optimizer steps over which that weight rises from 0; 0 for none.
+        kl_cycle_steps: optimizer steps after which it rises from 0 again; 0 for never.
         depth: layers of each stage of both networks, or stacked LSTM layers.
         recipe: how the model is trained; a model that is only used needs none.
         posterior: called with ``features`` (the encoder's ``out_features``) and ``latent_dim``; a module that makes
             q(z|x) of the encoder's output.
         prior: called with ``latent_dim``; a module that returns p(z).
-        num_samples: posterior samples K of each image in a training step; evaluation takes one.
+        num_samples: posterior samples K of each image in a training step; evaluation takes one, unless the loss
+            is a function of all.
+        loss: what is minimized; None for the negative ELBO, weighted by ``kl_weight``.
 
     Attributes:
         latent_shape: of the code that the decoder takes.
@@ -68,22 +72,26 @@ class BaseVAE(Trainable, ABC):
         likelihood: Likelihood,
         kl_weight: float = 1.0,
         kl_warmup_steps: int = 0,
+        kl_cycle_steps: int = 0,
         depth: int = 1,
         recipe: Recipe | None = None,
         posterior: Callable[..., nn.Module] = GaussianPosterior,
         prior: Callable[..., nn.Module] = StandardNormal,
         num_samples: int = 1,
+        loss: Loss | None = None,
     ) -> None:
         super().__init__(recipe)
         require("model", latent_dim=latent_dim, depth=depth, kl_weight=kl_weight, kl_warmup_steps=kl_warmup_steps)
-        require("model", num_samples=num_samples)
+        require("model", kl_cycle_steps=kl_cycle_steps, num_samples=num_samples)
         channels, height, width = image_shape
         self.image_shape = tuple(image_shape)
         self.latent_dim = latent_dim
         self.latent_shape = (latent_dim,)
         self.num_samples = num_samples
+        self.loss = Elbo() if loss is None else loss
         self.kl_weight = kl_weight
         self.kl_warmup_steps = kl_warmup_steps
+        self.kl_cycle_steps = kl_cycle_steps
         self.likelihood = likelihood
         self.encoder = encoder(image_shape=self.image_shape, depth=depth)
         self._features = self.encoder.out_features
@@ -94,6 +102,7 @@ class BaseVAE(Trainable, ABC):
             depth=depth,
         )
         self.latent_prior = prior(latent_dim=latent_dim)  # last: networks of one seed are equal under any prior
+        self.loss.check(self)
 
     # ---- the model -------------------------------------------------------------------------------------------
 
@@ -153,9 +162,14 @@ class BaseVAE(Trainable, ABC):
 
     @cached_property
     def has_codes(self) -> bool:
-        """Return whether the posterior of an image is a Gaussian of independent latents, whose mean is its code."""
+        """Return whether an image has a code: the mean of a Gaussian of independent latents, or a point."""
         posterior = self._posterior_of_nothing()
-        return factorizes(posterior) and isinstance(posterior.base_dist, Normal)
+        return is_point(posterior) or (factorizes(posterior) and isinstance(posterior.base_dist, Normal))
+
+    @cached_property
+    def has_elbo(self) -> bool:
+        """Return whether the code of an image has a density: without one there is no rate and no bound on log p(x)."""
+        return not is_point(self._posterior_of_nothing())
 
     @torch.no_grad()
     def _posterior_of_nothing(self) -> Distribution:
@@ -165,8 +179,8 @@ class BaseVAE(Trainable, ABC):
         self.posterior_head.train(training)
         return posterior
 
-    def embed(self, x: Tensor) -> Normal:
-        """Return q(z_d|x) of each latent of images ``[B, C, H, W]``: batch ``[B, D]``.
+    def embed(self, x: Tensor) -> Distribution:
+        """Return q(z_d|x) of each latent of images ``[B, C, H, W]``: batch ``[B, D]``. Its mean is the code.
 
         Raises:
             NotApplicable: the posterior is not of that kind.
@@ -174,18 +188,15 @@ class BaseVAE(Trainable, ABC):
         self.check_codes()
         return self.posterior(x).base_dist
 
+    def check_elbo(self) -> None:
+        """Raise a NotApplicable if the code of an image has no density."""
+        if not self.has_elbo:
+            raise NotApplicable(NO_ELBO)
+
     def check_codes(self) -> None:
         """Raise a NotApplicable unless the posterior of an image is a Gaussian of independent latents."""
         if not self.has_codes:
             raise NotApplicable(NO_CODES)
-
-    @abstractmethod
-    def objective(self, x: Tensor, inference: Inference, terms: ElboTerms, kl_weight: float | Tensor) -> Tensor:
-        """Return the loss of every image ``[B]``, in nats; ``terms`` are the distortion and rate of ``inference``.
-
-        The penalty of the inference is added to it. The KL weight of the step is an argument, so that a compiled step
-        does not depend on the step's number.
-        """
 
     @property
     def current_kl_weight(self) -> float:
@@ -193,25 +204,37 @@ class BaseVAE(Trainable, ABC):
 
         In evaluation it is the final weight, so that losses of different epochs are comparable.
         """
-        return self.kl_weight * (linear_warmup(self.global_step, self.kl_warmup_steps) if self.training else 1)
+        if not self.training:
+            return self.kl_weight
+        return self.kl_weight * rising(self.global_step, self.kl_warmup_steps, self.kl_cycle_steps)
+
+    @property
+    def schedule(self) -> tuple[float, ...]:
+        """Return the numbers that the loss takes of this optimizer step: the KL weight, then its own."""
+        return (self.current_kl_weight, *self.loss.schedule(self.global_step))
 
     def metric_names(self, pixels: Pixels) -> dict[str, str]:
         """Return the names under which ``elbo`` and ``distortion`` are shown: a pseudo-likelihood adds ``pseudo-``."""
         prefix = "pseudo-" if self.likelihood.is_pseudo(pixels) else ""
         return {name: f"{prefix}{name}" for name in ("elbo", "distortion")}
 
+    def cost_name(self, pixels: Pixels) -> str:
+        """Return what the nats that an image costs are called: the negative ELBO, where there is one."""
+        names = self.metric_names(pixels)
+        return f"−{names['elbo']}" if self.has_elbo else names["distortion"]
+
     # ---- the loops -------------------------------------------------------------------------------------------
 
-    def loss_and_rows(self, x: Tensor, kl_weight: float | Tensor, moments: bool = False) -> tuple[Tensor, Tensor]:
+    def loss_and_rows(self, x: Tensor, *schedule: float | Tensor, moments: bool = False) -> tuple[Tensor, Tensor]:
         """Return the mean loss of images ``[B, C, H, W]``, and a row of numbers per image that the callbacks average.
 
         :meth:`row_sizes` says what a row holds. Training takes ``num_samples`` posterior samples of each image,
-        evaluation, which asks for ``moments``, one.
+        evaluation, which asks for ``moments``, one unless the loss is a function of all.
         """
-        inference = self.infer(x, 1 if moments else self.num_samples)
+        inference = self.infer(x, 1 if moments and not self.loss.of_all_samples else self.num_samples)
         with torch.autocast(x.device.type, enabled=False):
             terms = elbo_terms(x, inference)
-            loss = self.objective(x, inference, terms, kl_weight) + inference.penalty
+            loss = self.loss(self, x, inference, terms, *schedule) + inference.penalty
         values = [loss[:, None], terms.distortion[:, None], terms.rate[:, None], terms.rates]
         if moments and self.has_codes:
             mean = inference.latents[0].posterior.mean
@@ -229,13 +252,13 @@ class BaseVAE(Trainable, ABC):
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Return the mean ``loss`` of the batch and the ``rows`` of its images."""
         loss_and_rows = self.compiled or type(self).loss_and_rows
-        loss, rows = loss_and_rows(self, batch.x, self.current_kl_weight)
+        loss, rows = loss_and_rows(self, batch.x, *self.schedule)
         self.step_terms, self.step_grad_norm = rows[:, :3].mean(0), None
         return {"loss": loss, "rows": rows}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Return the ``rows`` of the images: of one posterior sample each, in float32 whatever trains."""
+        """Return the ``rows`` of the images: of one posterior sample each, as a rule, in float32 whatever trains."""
         with in_float32(batch.x.device.type):
-            return {"rows": self.loss_and_rows(batch.x, self.current_kl_weight, moments=True)[1]}
+            return {"rows": self.loss_and_rows(batch.x, *self.schedule, moments=True)[1]}
 
     test_step = validation_step

@@ -118,22 +118,22 @@ def prepare(
         return said
 
 
-def compiled_step(cuda_graphs: bool = False) -> Callable[[BaseVAE, Tensor, float], tuple[Tensor, Tensor]]:
+def compiled_step(cuda_graphs: bool = False) -> Callable[..., tuple[Tensor, Tensor]]:
     """Return a compiled :meth:`BaseVAE.loss_and_rows`: inference, terms and objective, forward and backward.
 
     Args:
         cuda_graphs: launch each pass at once on a GPU, where a small network waits for the launches of its kernels.
     """
 
-    def loss_and_rows(model: BaseVAE, x: Tensor, kl_weight: Tensor) -> tuple[Tensor, Tensor]:
-        return type(model).loss_and_rows(model, x, kl_weight)
+    def loss_and_rows(model: BaseVAE, x: Tensor, *schedule: Tensor) -> tuple[Tensor, Tensor]:
+        return type(model).loss_and_rows(model, x, *schedule)
 
     compiled = torch.compile(loss_and_rows, options={**OPTIONS, "triton.cudagraphs": cuda_graphs})
 
-    def run(model: BaseVAE, x: Tensor, kl_weight: float) -> tuple[Tensor, Tensor]:
+    def run(model: BaseVAE, x: Tensor, *schedule: float) -> tuple[Tensor, Tensor]:
         if cuda_graphs:
             torch.compiler.cudagraph_mark_step_begin()
-        return compiled(model, x, torch.full((), kl_weight, device=x.device))  # as a number it would be compiled in
+        return compiled(model, x, *(torch.full((), v, device=x.device) for v in schedule))  # numbers are compiled in
 
     return run
 

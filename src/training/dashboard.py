@@ -86,6 +86,7 @@ class Dashboard(Callback):
                 "nats per image": {
                     names.get(metric, metric): ["Multiline", [f"train/{metric}", f"val/{metric}"]]
                     for metric in ("elbo", "distortion", "rate", "loss")
+                    if pl_module.has_elbo or metric not in ("elbo", "rate")
                 }
             }
         )
@@ -118,7 +119,7 @@ class Dashboard(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: BaseVAE) -> None:
         """Log the rates of the latents."""
-        if (writer := self._writer(trainer)) is not None:
+        if (writer := self._writer(trainer)) is not None and pl_module.has_elbo:
             means = next(callback for callback in trainer.callbacks if isinstance(callback, EpochMeans))
             writer.add_histogram("rate_per_latent", means.rates, trainer.global_step)
 

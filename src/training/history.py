@@ -182,13 +182,18 @@ def _figures(trainer: Trainer, module: BaseVAE, epoch: dict[str, float]) -> list
     names = module.metric_names(trainer.datamodule.pixels)
     elbo = f"−{names.get('elbo', 'elbo')}"
     parts = []
+    best = " (best)" if any(c.best_epoch == trainer.current_epoch for c in kept_by(trainer)) else ""
     if "val/elbo" in epoch:
-        best = " (best)" if any(c.best_epoch == trainer.current_epoch for c in kept_by(trainer)) else ""
         parts = [f"val {elbo} {-epoch['val/elbo']:.2f}{best}"]
         parts += [f"{name} {epoch[f'val/{name}']:.2f}" for name in ("distortion", "rate")]
+        parts += [f"−{name} {-epoch[f'val/{name}']:.2f}" for name in [module.loss.bound] if name]
         parts += [f"loss {epoch['val/loss']:.2f}"] if module.kl_weight != 1 else []
+    elif "val/distortion" in epoch:
+        parts = [f"val {names.get('distortion', 'distortion')} {epoch['val/distortion']:.2f}{best}"]
     if "train/elbo" in epoch:
         parts.append(f"train {'' if parts else f'{elbo} '}{-epoch['train/elbo']:.2f}")
+    elif "train/distortion" in epoch:
+        parts.append(f"train {'' if parts else 'distortion '}{epoch['train/distortion']:.2f}")
     return parts
 
 
