@@ -67,6 +67,20 @@ def scatter(points: Tensor, labels: Tensor, classes: Sequence[str], title: str, 
     return figure
 
 
+def dots(points: Tensor, labels: Tensor, size: int) -> Tensor:
+    """Draw points ``[N, 2]`` as dots coloured as in :func:`scatter`, on a square of ``size`` pixels: ``[3, H, W]``."""
+    image = torch.ones(3, size, size)
+    low, high = points.min(0).values, points.max(0).values
+    extent = (high - low).max().clamp_min(1e-6)
+    place = ((points - (low + high) / 2) / extent * 0.96 + 0.5).mul(size - 1).round().long().clamp(0, size - 2)
+    hexadecimal = [_style(label)[0] if label >= 0 else PASSIVE for label in labels.tolist()]
+    colours = torch.tensor([[int(text[i : i + 2], 16) / 255 for i in (1, 3, 5)] for text in hexadecimal]).T
+    for right in (0, 1):
+        for down in (0, 1):
+            image[:, size - 2 - place[:, 1] + down, place[:, 0] + right] = colours
+    return image
+
+
 def _style(number: int) -> tuple[str, str]:
     """Return colour and marker of a class."""
     return CLASS_COLOURS[number % len(CLASS_COLOURS)], MARKERS[number // len(CLASS_COLOURS) % len(MARKERS)]

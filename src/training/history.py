@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, TQDMProgressBar
 from src.data.batches import Batch
 from src.models.base import BaseVAE
 from src.system.console import duration
+from src.system.directions import as_printed
 from src.training.guard import NonFiniteGuard
 from src.training.resume import BestCheckpoint
 
@@ -186,7 +187,8 @@ def _figures(trainer: Trainer, module: BaseVAE, epoch: dict[str, float]) -> list
     if "val/elbo" in epoch:
         parts = [f"val {elbo} {-epoch['val/elbo']:.2f}{best}"]
         parts += [f"{name} {epoch[f'val/{name}']:.2f}" for name in ("distortion", "rate")]
-        parts += [f"−{name} {-epoch[f'val/{name}']:.2f}" for name in [module.loss.bound] if name]
+        if (bound := module.loss.bound) is not None:
+            parts.append(f"{as_printed(bound, names['elbo'])[0]} {-epoch[f'val/{bound}']:.2f}")
         parts += [f"loss {epoch['val/loss']:.2f}"] if module.kl_weight != 1 else []
     elif "val/distortion" in epoch:
         parts = [f"val {names.get('distortion', 'distortion')} {epoch['val/distortion']:.2f}{best}"]
