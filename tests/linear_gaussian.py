@@ -1,9 +1,11 @@
-"""A VAE with known evidence and known exact posterior."""
+"""VAEs with known evidence and known true posterior."""
+
+from typing import NamedTuple
 
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
 from src.models.likelihoods import GaussianLikelihood
@@ -11,6 +13,19 @@ from src.models.posteriors import MAX_LOG_VARIANCE
 from src.models.vae import VAE
 
 SHAPE, PIXELS, LATENTS, NOISE = (1, 2, 3), 6, 2, 0.3
+
+
+class LinearPosterior(NamedTuple):
+    """The Gaussian ``N(weight x + bias, covariance)`` of images x."""
+
+    weight: Tensor  # [LATENTS, PIXELS]
+    bias: Tensor  # [LATENTS]
+    covariance: Tensor  # [LATENTS, LATENTS]
+
+
+def unbounded(log_variance: Tensor) -> Tensor:
+    """Return what a head must give for this log-variance."""
+    return log_variance / torch.sqrt(1 - (log_variance / MAX_LOG_VARIANCE) ** 2)
 
 
 class Flat(nn.Flatten):
@@ -46,6 +61,22 @@ def probabilistic_pca(**options: Any) -> tuple[VAE, MultivariateNormal]:
         model.decoder[0].weight.copy_(basis)
         model.decoder[0].bias.copy_(offset)
         model.posterior_head.weight.copy_(torch.cat([to_mean, torch.zeros_like(to_mean)]))
-        unbounded = log_variance / torch.sqrt(1 - (log_variance / MAX_LOG_VARIANCE) ** 2)
-        model.posterior_head.bias.copy_(torch.cat([-to_mean @ offset, unbounded]))
+        model.posterior_head.bias.copy_(torch.cat([-to_mean @ offset, unbounded(log_variance)]))
     return model, MultivariateNormal(offset, basis @ basis.T + NOISE**2 * torch.eye(PIXELS))
+
+
+def correlated_pca(**options) -> tuple[VAE, MultivariateNormal, LinearPosterior]:
+    """Return a linear VAE whose true posterior is correlated, the evidence, and that posterior.
+
+    The head of the model is as it was initialised.
+    """
+    torch.manual_seed(0)
+    model = VAE(SHAPE, LATENTS, Flat, LinearDecoder, GaussianLikelihood(NOISE), **options)
+    basis, offset = torch.randn(PIXELS, LATENTS) * 0.3, torch.randn(PIXELS)
+    precision = torch.eye(LATENTS) + basis.T @ basis / NOISE**2
+    with torch.no_grad():
+        model.decoder[0].weight.copy_(basis)
+        model.decoder[0].bias.copy_(offset)
+    to_mean = torch.linalg.solve(precision, basis.T) / NOISE**2
+    evidence = MultivariateNormal(offset, basis @ basis.T + NOISE**2 * torch.eye(PIXELS))
+    return model, evidence, LinearPosterior(to_mean, -to_mean @ offset, precision.inverse())

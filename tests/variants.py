@@ -1,4 +1,4 @@
-"""The smallest prior, posteriors and hierarchy of kinds that ``src`` does not hold yet, to prove that the base can."""
+"""The smallest priors, hierarchy and penalty of kinds that ``src`` does not hold yet, to prove that the base can."""
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,6 @@ from src.models.vae import VAE
 # Overrides that build a small model of each kind.
 VARIANTS = {
     "mixture": ["model=conv_tiny", "model.prior._target_=tests.variants.MixturePrior"],
-    "full": ["model=conv_tiny", "model.posterior._target_=tests.variants.FullGaussian"],
     "chain": ["model=conv_tiny", "model._target_=tests.variants.Chain"],
     "committed": ["model=conv_tiny", "model._target_=tests.variants.Committed"],
 }
@@ -35,20 +34,6 @@ class MixturePrior(nn.Module):
     def forward(self) -> Distribution:
         parts = Independent(Normal(self.mean, self.log_scale.exp()), 1)
         return MixtureSameFamily(Categorical(logits=self.logits), parts)
-
-
-class FullGaussian(nn.Linear):
-    """A posterior that is a Gaussian of any covariance: its analytic KL to another such Gaussian is one number."""
-
-    def __init__(self, features: int, latent_dim: int) -> None:
-        self.latent_dim = latent_dim
-        super().__init__(features, latent_dim + latent_dim**2)
-
-    def forward(self, features: Tensor) -> Distribution:
-        mean, root = super().forward(features).split([self.latent_dim, self.latent_dim**2], dim=-1)
-        root = root.unflatten(-1, (self.latent_dim, self.latent_dim))
-        diagonal = torch.diag_embed(root.diagonal(dim1=-2, dim2=-1).exp())
-        return MultivariateNormal(mean, scale_tril=root.tril(-1) + diagonal)
 
 
 class FullStandardNormal(nn.Module):

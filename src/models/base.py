@@ -117,8 +117,12 @@ class BaseVAE(Trainable):
         return self.latent_prior()
 
     def reparameterize(self, posterior: Distribution, num_samples: int = 1) -> Tensor:
-        """Sample codes, ``[K, B, D]``, with gradients to the posterior's parameters: ``mean + scale * noise``."""
-        return posterior.rsample((num_samples,))
+        """Sample codes, ``[K, B, D]``, with gradients to the posterior's parameters: ``mean + scale * noise``.
+
+        In float32, like the head: a flow passes networks here.
+        """
+        with torch.autocast(self.device.type, enabled=False):
+            return posterior.rsample((num_samples,))
 
     def sampler(self, x: Tensor | None = None) -> Callable[[int], tuple[Latent, ...]]:
         """Return a function that draws K codes from q(z|x) of each image ``[B, C, H, W]``: groups, top first.
@@ -175,7 +179,8 @@ class BaseVAE(Trainable):
     def _posterior_of_nothing(self) -> Distribution:
         """Return the posterior of features that are 0, an example of its kind."""
         training = self.posterior_head.training
-        posterior = self.posterior_head.eval()(torch.zeros(1, self._features, device=self.device))
+        with torch.autocast(self.device.type, enabled=False):
+            posterior = self.posterior_head.eval()(torch.zeros(1, self._features, device=self.device))
         self.posterior_head.train(training)
         return posterior
 

@@ -118,14 +118,14 @@ def test_experiment_composes_and_builds(name):
     model = build.build_model(cfg, datamodule)
     assert model.decode(torch.zeros(2, cfg.model.latent_dim)).mean.shape == (2, *datamodule.image_shape)
     rates = rates_of(model, epochs=1)
-    assert rates == [1e-4 if name.startswith("paper") else 1e-3]
+    assert rates == [1e-4 if name == "paper_vae_static" else 1e-3]
 
 
 def rates_of(model, epochs: int) -> list[float]:
-    """Return the learning rate of Adam in each epoch."""
+    """Return the learning rate in each epoch of an optimizer that does not take shorter steps for small gradients."""
     made = model.configure_optimizers()
     optimizer, schedule = (made["optimizer"], made["lr_scheduler"]) if isinstance(made, dict) else (made, None)
-    assert type(optimizer) is torch.optim.Adam
+    assert type(optimizer) in (torch.optim.Adam, torch.optim.RMSprop)
     rates = []
     for _ in range(epochs):
         rates.append(optimizer.param_groups[0]["lr"])

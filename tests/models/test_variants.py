@@ -11,11 +11,9 @@ from src.evaluation.importance import importance_bound
 from src.models.likelihoods import GaussianLikelihood
 from src.models.objectives import Inference, Latent, elbo_terms, factorizes, iwae_bound, log_weights, rates
 from src.models.posteriors import MAX_LOG_VARIANCE
-from src.models.priors import StandardNormal
-from src.models.vae import VAE
 from tests.helpers import built, examples
 from tests.linear_gaussian import LATENTS, NOISE, PIXELS, SHAPE, Flat, LinearDecoder
-from tests.variants import Chain, FullGaussian, FullStandardNormal, MixturePrior
+from tests.variants import Chain, FullStandardNormal, MixturePrior
 
 OPTIONS = {"image_shape": SHAPE, "latent_dim": LATENTS, "encoder": Flat, "decoder": LinearDecoder}
 
@@ -83,55 +81,7 @@ def test_the_sampled_rate_trains_the_prior_to_the_aggregate_posterior():
     assert prior.log_scale.exp().item() ** 2 == pytest.approx((1 + 4) / 2 + 4, rel=0.02)
 
 
-# ---- a posterior that does not factorize ----------------------------------------------------------------------------
-
-
-def correlated_pca(**options) -> tuple[VAE, MultivariateNormal, Tensor]:
-    """Return a linear VAE whose true posterior is correlated, the evidence, and the covariance of that posterior."""
-    torch.manual_seed(0)
-    model = VAE(**OPTIONS, likelihood=GaussianLikelihood(NOISE), **options)
-    basis, offset = torch.randn(PIXELS, LATENTS) * 0.3, torch.randn(PIXELS)
-    precision = torch.eye(LATENTS) + basis.T @ basis / NOISE**2
-    with torch.no_grad():
-        model.decoder[0].weight.copy_(basis)
-        model.decoder[0].bias.copy_(offset)
-        head, to_mean = model.posterior_head, torch.linalg.solve(precision, basis.T) / NOISE**2
-        head.weight.zero_()
-        head.weight[:LATENTS] = to_mean
-        head.bias[:LATENTS] = -to_mean @ offset
-    return model, MultivariateNormal(offset, basis @ basis.T + NOISE**2 * torch.eye(PIXELS)), precision.inverse()
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("prior", [FullStandardNormal, StandardNormal])
-def test_a_full_covariance_reaches_the_evidence_by_its_analytic_and_its_sampled_rate(prior):
-    model, evidence, covariance = correlated_pca(posterior=FullGaussian, prior=prior)
-    root = torch.linalg.cholesky(covariance)
-    model.posterior_head.bias[LATENTS:] = (root.tril(-1) + torch.diag_embed(root.diagonal().log())).flatten()
-    x = evidence.sample((5,))
-    images, expected = x.unflatten(1, SHAPE), evidence.log_prob(x)
-    inference = model.infer(images, 20_000)
-    terms = elbo_terms(images, inference)
-    assert terms.rates.shape == (5, 1)
-    assert (model.rate_parts, model.has_codes) == (1, False)
-    torch.testing.assert_close(terms.elbo, expected, atol=0.03, rtol=0)
-    torch.testing.assert_close(log_weights(images, inference).float(), expected.expand(20_000, 5), atol=1e-3, rtol=0)
-    mean = inference.latents[0].posterior.mean
-    exact = 0.5 * (covariance.trace() + (mean**2).sum(1) - LATENTS - covariance.logdet())
-    torch.testing.assert_close(terms.rate, exact, atol=1e-4 if prior is FullStandardNormal else 0.03, rtol=0)
-
-
-@torch.no_grad()
-def test_independent_latents_fall_short_by_the_correlation():
-    """The best product of Gaussians has the diagonal of the precision, and lacks ``-log(1 - rho^2) / 2``."""
-    model, evidence, covariance = correlated_pca()
-    log_variance = -covariance.inverse().diagonal().log()
-    model.posterior_head.bias[LATENTS:] = log_variance / torch.sqrt(1 - (log_variance / MAX_LOG_VARIANCE) ** 2)
-    x = evidence.sample((5,))
-    rho = covariance[0, 1] / (covariance[0, 0] * covariance[1, 1]).sqrt()
-    assert abs(rho) > 0.3
-    elbo = elbo_terms(x.unflatten(1, SHAPE), model.infer(x.unflatten(1, SHAPE), 20_000)).elbo
-    torch.testing.assert_close(elbo, evidence.log_prob(x) + 0.5 * torch.log(1 - rho**2), atol=0.03, rtol=0)
+# ---- what factorizes ------------------------------------------------------------------------------------------------
 
 
 def test_what_factorizes():
