@@ -57,17 +57,31 @@ def rates(mean: Tensor, scale: Tensor) -> Tensor:
     return (0.5 * (mean**2 + scale**2 - 1) - scale.log()).mean(0)
 
 
-def log_aggregate(z: Tensor, mean: Tensor, scale: Tensor, at_once: int = 2**22) -> Tensor:
-    """Return the log density ``log 1/N sum_j q(z_i|x_j)`` of the aggregate posterior at codes ``[M, D]``, ``[M]``.
+def log_mixture(
+    z: Tensor, mean: Tensor, scale: Tensor, log_weights: Tensor | None = None, at_once: int = 2**22
+) -> Tensor:
+    """Return the log density ``log sum_c w_c N(z; m_c, diag(s_c^2))`` of a mixture at codes ``[M, D]``, ``[M]``.
 
-    It is in float64. The squares are expanded, so that all pairs cost two matrix products.
+    It is in float64. The squares are expanded, so that all pairs cost two matrix products; what cancels there would
+    cost float32 some 1e-4 nats.
+
+    Args:
+        z: the codes.
+        mean: of each component, ``[C, D]``.
+        scale: standard deviations, ``[C, D]``.
+        log_weights: ``[C]``, or ``[M, C]`` where each code has its own; None for equal ones.
+        at_once: pairs that are in memory together.
     """
     z, mean, precision = z.double(), mean.double(), scale.double() ** -2
     constant = -0.5 * (precision.log().neg() + math.log(2 * math.pi) + mean**2 * precision).sum(1)
-    rows = []
-    for part in z.split(max(1, at_once // len(mean))):
+    rows, count = [], max(1, at_once // len(mean))
+    for number, part in enumerate(z.split(count)):
         pairs = constant - 0.5 * (part**2 @ precision.T) + part @ (mean * precision).T
-        rows.append(torch.logsumexp(pairs, 1) - math.log(len(mean)))
+        if log_weights is not None:
+            own = log_weights if log_weights.dim() == 1 else log_weights[number * count : (number + 1) * count]
+            rows.append(torch.logsumexp(pairs + own, 1))
+        else:
+            rows.append(torch.logsumexp(pairs, 1) - math.log(len(mean)))
     return torch.cat(rows)
 
 
@@ -94,7 +108,7 @@ def surgery(mean: Tensor, scale: Tensor, z: Tensor, mixture: "GaussianMixture") 
     rate, ceiling = rates(mean, scale).sum().item(), math.log(len(z))
     prior = Normal(0.0, 1.0).log_prob(z.double()).sum(1)
     fitted = torch.from_numpy(mixture.score_samples(z.double().numpy())) - prior
-    inside = log_aggregate(z, mean, scale) - prior
+    inside = log_mixture(z, mean, scale) - prior
     # Sampling noise can swap bounds that are close.
     lower, upper = sorted(min(max(bound.mean().item(), 0.0), rate) for bound in (fitted, inside))
     upper = max(upper, rate - ceiling)

@@ -10,6 +10,7 @@ from torch.distributions import Distribution, Normal
 
 from src.data.batches import Batch
 from src.data.pixels import Pixels
+from src.data.training_images import TrainingImages
 from src.models.likelihoods import Likelihood
 from src.models.objectives import (
     ElboTerms,
@@ -17,12 +18,11 @@ from src.models.objectives import (
     Latent,
     analytic_rates,
     elbo_terms,
-    factorizes,
     linear_warmup,
 )
 from src.models.posteriors import GaussianPosterior
-from src.models.priors import StandardNormal
-from src.models.trainable import Recipe, Trainable, in_float32
+from src.models.priors import StandardNormal, is_gaussian
+from src.models.trainable import Recipe, Trainable, as_evaluated, in_float32
 from src.system.errors import NotApplicable
 from src.system.keys import require
 
@@ -49,7 +49,9 @@ class BaseVAE(Trainable, ABC):
         recipe: how the model is trained; a model that is only used needs none.
         posterior: called with ``features`` (the encoder's ``out_features``) and ``latent_dim``; a module that makes
             q(z|x) of the encoder's output.
-        prior: called with ``latent_dim``; a module that returns p(z).
+        prior: called with ``latent_dim`` and ``images``; a module that returns p(z), see :mod:`src.models.priors`.
+        start_at_mean: begin with a decoder whose every image is about the mean training image (Burda et al. 2016).
+        images: the training images, for parts that are made of them or begin at them; others never read one.
         num_samples: posterior samples K of each image in a training step; evaluation takes one.
 
     Attributes:
@@ -73,10 +75,12 @@ class BaseVAE(Trainable, ABC):
         posterior: Callable[..., nn.Module] = GaussianPosterior,
         prior: Callable[..., nn.Module] = StandardNormal,
         num_samples: int = 1,
+        start_at_mean: bool = False,
+        images: TrainingImages | None = None,
     ) -> None:
         super().__init__(recipe)
         require("model", latent_dim=latent_dim, depth=depth, kl_weight=kl_weight, kl_warmup_steps=kl_warmup_steps)
-        require("model", num_samples=num_samples)
+        require("model", num_samples=num_samples, start_at_mean=start_at_mean)
         channels, height, width = image_shape
         self.image_shape = tuple(image_shape)
         self.latent_dim = latent_dim
@@ -93,7 +97,12 @@ class BaseVAE(Trainable, ABC):
             image_shape=(channels * likelihood.parameters_per_pixel, height, width),
             depth=depth,
         )
-        self.latent_prior = prior(latent_dim=latent_dim)  # last: networks of one seed are equal under any prior
+        self.images = TrainingImages(self.image_shape) if images is None else images
+        # Last: networks of one seed are equal under any prior.
+        self.latent_prior = prior(latent_dim=latent_dim, images=self.images)
+        self._kept_prior: tuple[list[tuple[int, int]], Distribution] | None = None
+        if start_at_mean:
+            self.decoder.start_at(likelihood.raw_of(self.images.mean))
 
     # ---- the model -------------------------------------------------------------------------------------------
 
@@ -103,21 +112,38 @@ class BaseVAE(Trainable, ABC):
         with torch.autocast(x.device.type, enabled=False):
             return self.posterior_head(features.float())
 
-    def prior(self) -> Distribution:
-        """Return p(z): no batch shape, event ``[D]``. It may take long to compute: once for a step or a bound."""
-        return self.latent_prior()
+    def encode_steadily(self, x: Tensor) -> Distribution:
+        """Return q(z|x) as evaluation does, with gradients: no statistics of batch norm move, nothing is dropped."""
+        with as_evaluated(self.encoder, self.posterior_head):
+            return self.posterior(x)
+
+    def prior(self, positions: Tensor | None = None) -> Distribution:
+        """Return p(z): no batch shape, event ``[D]``. It may take long to compute: once for a step.
+
+        In evaluation it is computed once for the weights. In training ``positions`` ``[B]`` are those of the batch's
+        images among the training images; a prior that is made of these leaves each out of its own: batch ``[B]``.
+        """
+        if self.training or torch.is_grad_enabled():
+            return self.latent_prior(self.encode_steadily, positions)
+        state = [(t.data_ptr(), t._version) for t in (*self.parameters(), *self.buffers())]
+        if self._kept_prior is None or self._kept_prior[0] != state:
+            with torch.inference_mode(False), torch.no_grad():
+                self._kept_prior = state, self.latent_prior(self.encode_steadily)
+        return self._kept_prior[1]
 
     def reparameterize(self, posterior: Distribution, num_samples: int = 1) -> Tensor:
         """Sample codes, ``[K, B, D]``, with gradients to the posterior's parameters: ``mean + scale * noise``."""
         return posterior.rsample((num_samples,))
 
-    def sampler(self, x: Tensor | None = None) -> Callable[[int], tuple[Latent, ...]]:
+    def sampler(
+        self, x: Tensor | None = None, positions: Tensor | None = None
+    ) -> Callable[[int], tuple[Latent, ...]]:
         """Return a function that draws K codes from q(z|x) of each image ``[B, C, H, W]``: groups, top first.
 
         Without images it draws K codes ``[K, D]`` from p(z). What all draws share, such as the pass through the
-        encoder, is computed here, once.
+        encoder, is computed here, once. For ``positions`` see :meth:`prior`.
         """
-        prior = self.prior()
+        prior = self.prior(positions)
         if x is None:
             return lambda num_samples: (Latent(prior, prior, prior.sample((num_samples,))),)
         posterior = self.posterior(x)
@@ -133,9 +159,12 @@ class BaseVAE(Trainable, ABC):
         with torch.autocast(raw.device.type, enabled=False):
             return self.likelihood(raw.float().unflatten(0, batch))
 
-    def infer(self, x: Tensor, num_samples: int = 1) -> Inference:
-        """Return K samples of the posterior of images ``[B, C, H, W]``, and the likelihood under each."""
-        return self.with_likelihood(self.sampler(x)(num_samples))
+    def infer(self, x: Tensor, num_samples: int = 1, positions: Tensor | None = None) -> Inference:
+        """Return K samples of the posterior of images ``[B, C, H, W]``, and the likelihood under each.
+
+        For ``positions`` see :meth:`prior`.
+        """
+        return self.with_likelihood(self.sampler(x, positions)(num_samples))
 
     def with_likelihood(self, latents: tuple[Latent, ...]) -> Inference:
         """Return the inference that has drawn these latents."""
@@ -148,14 +177,14 @@ class BaseVAE(Trainable, ABC):
     @cached_property
     def rate_parts(self) -> int:
         """Return how many parts the rate of an image has: see :func:`~src.models.objectives.rates`."""
-        parts = analytic_rates(self._posterior_of_nothing(), self.prior())
+        with torch.no_grad():
+            parts = analytic_rates(self._posterior_of_nothing(), self.prior())
         return 1 if parts is None else parts.shape[-1]
 
     @cached_property
     def has_codes(self) -> bool:
         """Return whether the posterior of an image is a Gaussian of independent latents, whose mean is its code."""
-        posterior = self._posterior_of_nothing()
-        return factorizes(posterior) and isinstance(posterior.base_dist, Normal)
+        return is_gaussian(self._posterior_of_nothing())
 
     @torch.no_grad()
     def _posterior_of_nothing(self) -> Distribution:
@@ -202,13 +231,15 @@ class BaseVAE(Trainable, ABC):
 
     # ---- the loops -------------------------------------------------------------------------------------------
 
-    def loss_and_rows(self, x: Tensor, kl_weight: float | Tensor, moments: bool = False) -> tuple[Tensor, Tensor]:
+    def loss_and_rows(
+        self, x: Tensor, kl_weight: float | Tensor, positions: Tensor | None = None, moments: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Return the mean loss of images ``[B, C, H, W]``, and a row of numbers per image that the callbacks average.
 
         :meth:`row_sizes` says what a row holds. Training takes ``num_samples`` posterior samples of each image,
-        evaluation, which asks for ``moments``, one.
+        evaluation, which asks for ``moments``, one. For ``positions`` see :meth:`prior`.
         """
-        inference = self.infer(x, 1 if moments else self.num_samples)
+        inference = self.infer(x, 1 if moments else self.num_samples, positions)
         with torch.autocast(x.device.type, enabled=False):
             terms = elbo_terms(x, inference)
             loss = self.objective(x, inference, terms, kl_weight) + inference.penalty
@@ -229,7 +260,7 @@ class BaseVAE(Trainable, ABC):
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Return the mean ``loss`` of the batch and the ``rows`` of its images."""
         loss_and_rows = self.compiled or type(self).loss_and_rows
-        loss, rows = loss_and_rows(self, batch.x, self.current_kl_weight)
+        loss, rows = loss_and_rows(self, batch.x, self.current_kl_weight, batch.position)
         self.step_terms, self.step_grad_norm = rows[:, :3].mean(0), None
         return {"loss": loss, "rows": rows}
 
