@@ -76,6 +76,8 @@ TRAIN: dict[str, Kind] = {
     "model.prior._target_": TARGET,
     "model.prior.components": Whole(1),
     "model.prior.start": Choice(("images", "mean")),
+    "model.prior.flows": Whole(1),
+    "model.prior.hidden": Whole(1),
     "model.likelihood._target_": TARGET,
     "model.likelihood.scale": Number(above=0),
     "model.likelihood.learned": FLAG,
