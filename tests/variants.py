@@ -1,15 +1,8 @@
-"""The smallest prior, posteriors and hierarchy of kinds that ``src`` does not hold yet, to prove that the base can."""
+"""The smallest posteriors and hierarchy of kinds that ``src`` does not hold yet, to prove that the base can."""
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import (
-    Categorical,
-    Distribution,
-    Independent,
-    MixtureSameFamily,
-    MultivariateNormal,
-    Normal,
-)
+from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 
 from src.data.training_images import TrainingImages
 from src.models.objectives import Inference, Latent
@@ -17,25 +10,10 @@ from src.models.vae import VAE
 
 # Overrides that build a small model of each kind.
 VARIANTS = {
-    "mixture": ["model=conv_tiny", "model.prior._target_=tests.variants.MixturePrior"],
     "full": ["model=conv_tiny", "model.posterior._target_=tests.variants.FullGaussian"],
     "chain": ["model=conv_tiny", "model._target_=tests.variants.Chain"],
     "committed": ["model=conv_tiny", "model._target_=tests.variants.Committed"],
 }
-
-
-class MixturePrior(nn.Module):
-    """A mixture of Gaussians: torch knows no KL to it, so the rate is sampled."""
-
-    def __init__(self, latent_dim: int, images: TrainingImages | None = None, components: int = 3) -> None:
-        super().__init__()
-        self.logits = nn.Parameter(torch.linspace(-0.5, 0.5, components))
-        self.mean = nn.Parameter(torch.randn(components, latent_dim))
-        self.log_scale = nn.Parameter(torch.linspace(-0.5, 0.5, components)[:, None].repeat(1, latent_dim))
-
-    def forward(self, encode=None, positions=None) -> Distribution:
-        parts = Independent(Normal(self.mean, self.log_scale.exp()), 1)
-        return MixtureSameFamily(Categorical(logits=self.logits), parts)
 
 
 class FullGaussian(nn.Linear):

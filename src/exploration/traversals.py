@@ -23,6 +23,7 @@ def manifold(predictor: Predictor) -> Figure:
     """Draw the decoded plane of two latents, 20 x 20 at quantiles of the prior (Kingma & Welling 2014, figure 4)."""
     if (dims := predictor.model.latent_dim) != 2:
         raise NotApplicable(f"only a model with 2 latents has a plane to draw whole, this one has {dims}")
+    predictor.model.check_codes()
     across, upwards = predictor.prior_quantiles((torch.arange(SIDE) + 0.5) / SIDE).T
     up, right = torch.meshgrid(upwards.flip(0), across, indexing="ij")
     below, beside = (

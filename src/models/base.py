@@ -23,7 +23,7 @@ from src.models.objectives import (
 from src.models.posteriors import GaussianPosterior
 from src.models.priors import StandardNormal, is_gaussian
 from src.models.trainable import Recipe, Trainable, as_evaluated, in_float32
-from src.system.errors import NotApplicable
+from src.system.errors import NotApplicable, UserError
 from src.system.keys import require
 
 NO_CODES = "the posterior of this model is not a Gaussian of independent latents"
@@ -102,6 +102,10 @@ class BaseVAE(Trainable, ABC):
         self.latent_prior = prior(latent_dim=latent_dim, images=self.images)
         self._kept_prior: tuple[list[tuple[int, int]], Distribution] | None = None
         if start_at_mean:
+            if not hasattr(self.decoder, "start_at"):
+                raise UserError(
+                    "model.start_at_mean=true needs a decoder with a bias for each pixel, as model=mlp has"
+                )
             self.decoder.start_at(likelihood.raw_of(self.images.mean))
 
     # ---- the model -------------------------------------------------------------------------------------------
