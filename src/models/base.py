@@ -103,9 +103,7 @@ class BaseVAE(Trainable, ABC):
         self._kept_prior: tuple[list[tuple[int, int]], Distribution] | None = None
         if start_at_mean:
             if not hasattr(self.decoder, "start_at"):
-                raise UserError(
-                    "model.start_at_mean=true needs a decoder with a bias for each pixel, as model=mlp has"
-                )
+                raise UserError("model.start_at_mean=true needs a decoder with a bias for each pixel, as model=mlp has")
             self.decoder.start_at(likelihood.raw_of(self.images.mean))
 
     # ---- the model -------------------------------------------------------------------------------------------
@@ -139,9 +137,7 @@ class BaseVAE(Trainable, ABC):
         """Sample codes, ``[K, B, D]``, with gradients to the posterior's parameters: ``mean + scale * noise``."""
         return posterior.rsample((num_samples,))
 
-    def sampler(
-        self, x: Tensor | None = None, positions: Tensor | None = None
-    ) -> Callable[[int], tuple[Latent, ...]]:
+    def sampler(self, x: Tensor | None = None, positions: Tensor | None = None) -> Callable[[int], tuple[Latent, ...]]:
         """Return a function that draws K codes from q(z|x) of each image ``[B, C, H, W]``: groups, top first.
 
         Without images it draws K codes ``[K, D]`` from p(z). What all draws share, such as the pass through the

@@ -14,7 +14,7 @@ from src.metrics.posterior import draw_mixture, fit_mixture, rates
 from src.models.base import BaseVAE
 from src.models.footprint import fitting
 from src.models.priors import StandardNormal, is_gaussian
-from src.system.errors import TOO_LARGE, NotApplicable, UserError
+from src.system.errors import TOO_LARGE, UserError
 from src.system.seeds import derive_seed, stream
 
 if TYPE_CHECKING:  # scikit-learn takes seconds to import, and training needs no mixture

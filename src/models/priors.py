@@ -7,7 +7,7 @@ positions of the batch's images among the training images; it returns a distribu
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +57,7 @@ class GaussianMixture(Distribution):
         log_weights: ``[C]``, or ``[B, C]`` for a batch of mixtures of the same Gaussians; None for equal ones.
     """
 
-    arg_constraints = {}
+    arg_constraints: ClassVar = {}
     support = constraints.real_vector
 
     def __init__(self, mean: Tensor, scale: Tensor, log_weights: Tensor | None = None) -> None:
@@ -83,8 +83,10 @@ class GaussianMixture(Distribution):
     @property
     def weights(self) -> Tensor:
         """Return the weights of the components, ``[*batch, C]``."""
-        return torch.full_like(self.means[:, 0], 1 / len(self.means)) if self.log_weights is None else (
-            self.log_weights.softmax(-1)
+        return (
+            torch.full_like(self.means[:, 0], 1 / len(self.means))
+            if self.log_weights is None
+            else (self.log_weights.softmax(-1))
         )
 
     @property

@@ -1,5 +1,7 @@
 """A flow prior: the density of an invertible network that maps codes to noise."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, constraints
@@ -63,7 +65,7 @@ class Flow(Distribution):
         couplings: each returns codes and log-determinant, and has an inverse.
     """
 
-    arg_constraints = {}
+    arg_constraints: ClassVar = {}
     support = constraints.real_vector
 
     def __init__(self, noise: Independent, couplings: nn.ModuleList) -> None:
@@ -109,7 +111,9 @@ class RealNVPPrior(nn.Module):
         super().__init__()
         require("model.prior", flows=flows, hidden=hidden)
         if latent_dim < 2:
-            raise UserError(f"model.latent_dim={latent_dim}: a RealNVP prior needs at least 2 latents, one for each half")
+            raise UserError(
+                f"model.latent_dim={latent_dim}: a RealNVP prior needs at least 2 latents, one for each half"
+            )
         self.noise = StandardNormal(latent_dim)
         self.couplings = nn.ModuleList(AffineCoupling(latent_dim, hidden, second=i % 2 == 0) for i in range(flows))
 

@@ -125,16 +125,12 @@ def compiled_step(cuda_graphs: bool = False) -> Callable[..., tuple[Tensor, Tens
         cuda_graphs: launch each pass at once on a GPU, where a small network waits for the launches of its kernels.
     """
 
-    def loss_and_rows(
-        model: BaseVAE, x: Tensor, kl_weight: Tensor, positions: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def loss_and_rows(model: BaseVAE, x: Tensor, kl_weight: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor]:
         return type(model).loss_and_rows(model, x, kl_weight, positions)
 
     compiled = torch.compile(loss_and_rows, options={**OPTIONS, "triton.cudagraphs": cuda_graphs})
 
-    def run(
-        model: BaseVAE, x: Tensor, kl_weight: float, positions: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def run(model: BaseVAE, x: Tensor, kl_weight: float, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if cuda_graphs:
             torch.compiler.cudagraph_mark_step_begin()
         weight = torch.full((), kl_weight, device=x.device)  # as a number it would be compiled in

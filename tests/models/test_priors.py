@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.distributions import Categorical, Independent, MixtureSameFamily, MultivariateNormal, Normal
 
@@ -346,15 +347,14 @@ def test_the_rate_trains_the_encoder_through_what_the_prior_is_made_of():
 @pytest.mark.parametrize("kind", CHOICES)
 def test_a_resumed_training_ends_with_the_same_weights(kind, tmp_path):
     overrides = ("data.batch_size=300", "data.binarize=dynamic")
-    noise, few = [ReproducibleNoise(0)], {"limit_train_batches": 2, "limit_val_batches": 1}
+    options = {"epochs": 2, "limit_train_batches": 2, "limit_val_batches": 1}
+    saving = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
     datamodule, straight = small(kind, *overrides)
-    fit(straight, datamodule, *noise, epochs=2, **few)
-    _, half = small(kind, *overrides)
-    fit(half, datamodule, *noise, epochs=1, **few).save_checkpoint(tmp_path / "half.ckpt")
+    fit(straight, datamodule, ReproducibleNoise(0), saving, **options)
     _, rest = small(kind, *overrides, seed=9)
-    fit(rest, datamodule, *noise, epochs=2, ckpt_path=tmp_path / "half.ckpt", **few)
+    fit(rest, datamodule, ReproducibleNoise(0), ckpt_path=tmp_path / "epoch=0.ckpt", **options)
+    assert rest.trainer.global_step == 4
     assert all(map(torch.equal, straight.parameters(), rest.parameters()))
-    assert not all(map(torch.equal, straight.parameters(), half.parameters()))
 
 
 @torch.no_grad()
