@@ -1,8 +1,6 @@
 """VAEs with known evidence and known true posterior."""
 
-from typing import NamedTuple
-
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn

@@ -167,11 +167,14 @@ def nominal(predictor: Predictor) -> Cost:
     x = torch.zeros(1, *model.image_shape, device=model.device)
     z = torch.zeros(1, *model.latent_shape, device=model.device)
     features = feature_training.kept(predictor.datamodule, predictor.cache_dir, predictor.device).network.eval()
+    prior = model.prior()  # it is computed once for an evaluation, which is not counted
     decoding = nominal_seconds(work_of(model, lambda: model.decode(z)))
     return Cost(
         nominal_seconds(work_of(model, lambda: model.sampler(x))),
         decoding,
-        decoding + likelihood_bytes(model) / BYTES_PER_SECOND,
+        decoding
+        + likelihood_bytes(model) / BYTES_PER_SECOND
+        + nominal_seconds(work_of(model, lambda: prior.log_prob(z))),
         nominal_seconds(work_of(features, lambda: features(x.cpu()))),
     )
 

@@ -124,17 +124,28 @@ def rate_bars(rate: Tensor, variance: Tensor, title: str) -> Figure:
     return figure
 
 
-def against_normal(z: Tensor, latents: tuple[int, int], agreements: Sequence[Agreement], together: Misplaced) -> Figure:
-    """Draw a 2-D histogram of codes ``[N, 2]`` of two latents with 50 bins, beside as many draws from N(0, I)."""
-    edge = max(4.0, z.abs().quantile(0.999).item())
+def against_prior(
+    z: Tensor,
+    latents: tuple[int, int],
+    agreements: Sequence[Agreement],
+    together: Misplaced,
+    prior: Tensor | None = None,
+) -> Figure:
+    """Draw a 2-D histogram of codes ``[N, 2]`` of two latents with 50 bins, beside draws from the prior.
+
+    There are as many draws from N(0, I); draws ``[M, 2]`` from another prior count N / M each.
+    """
+    edge = max(4.0, *(codes.abs().quantile(0.999).item() for codes in (z, prior) if codes is not None))
     edges = np.linspace(-edge, edge, BINS + 1)
-    normal = np.random.default_rng(0).standard_normal(z.shape)
-    counts = [np.histogram2d(*pair.T, bins=edges)[0].T for pair in (z.numpy(), normal)]
+    drawn = np.random.default_rng(0).standard_normal(z.shape) if prior is None else prior.numpy()
+    counts = [np.histogram2d(*pair.T, bins=edges)[0].T * (len(z) / len(pair)) for pair in (z.numpy(), drawn)]
     figure = Figure(figsize=(11.5, 6), layout="constrained")
     panels = figure.subplots(1, 2, sharex=True, sharey=True)
-    for axes, count, title in zip(panels, counts, ("codes: draws from q(z|x)", "standard normal"), strict=True):
+    names = ("codes: draws from q(z|x)", "standard normal" if prior is None else "prior")
+    for axes, count, title in zip(panels, counts, names, strict=True):
         mesh = axes.pcolormesh(edges, edges, count, cmap="viridis", vmax=max(c.max() for c in counts))
-        _circles(axes)
+        if prior is None:
+            _circles(axes)
         axes.set(title=title, xlabel=f"latent {latents[0]}", aspect="equal")
     panels[0].set_ylabel(f"latent {latents[1]}")
     figure.colorbar(mesh, ax=panels, label=f"images per bin, of {len(z):,}", shrink=0.8)

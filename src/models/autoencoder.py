@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, MultivariateNormal, constraints
 
+from src.data.training_images import TrainingImages
 from src.networks.blocks import WideLinear
 
 SLOWEST = 0.01  # share of a new batch in the moments of the codes, once there were many
@@ -72,9 +73,10 @@ class FittedGaussian(nn.Module):
 
     Args:
         latent_dim: latent dimensions D.
+        images: see :mod:`src.models.priors`; not used.
     """
 
-    def __init__(self, latent_dim: int) -> None:
+    def __init__(self, latent_dim: int, images: TrainingImages | None = None) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(latent_dim))
         self.register_buffer("covariance", torch.eye(latent_dim))
@@ -92,7 +94,7 @@ class FittedGaussian(nn.Module):
         self.mean.copy_(mean)
         self.batches += 1
 
-    def forward(self) -> MultivariateNormal:
+    def forward(self, encode: object = None, positions: Tensor | None = None) -> MultivariateNormal:
         """Return the Gaussian: no batch shape, event ``[latent_dim]``."""
         jitter = JITTER * torch.eye(len(self.mean), device=self.mean.device)
         root, _ = torch.linalg.cholesky_ex(self.covariance + jitter)  # does not wait for the device

@@ -1,14 +1,16 @@
 """The base of every VAE: inference, generation, and the rows of numbers that training and evaluation average."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, Normal
+from torch.distributions import Distribution
 
 from src.data.batches import Batch
 from src.data.pixels import Pixels
+from src.data.training_images import TrainingImages
 from src.models.likelihoods import Likelihood
 from src.models.losses import Elbo, Loss
 from src.models.objectives import (
@@ -16,27 +18,26 @@ from src.models.objectives import (
     Latent,
     analytic_rates,
     elbo_terms,
-    factorizes,
     is_point,
     rising,
 )
 from src.models.posteriors import GaussianPosterior
-from src.models.priors import StandardNormal
-from src.models.trainable import Recipe, Trainable, in_float32
-from src.system.errors import NotApplicable
+from src.models.priors import StandardNormal, is_gaussian
+from src.models.trainable import Recipe, Trainable, as_evaluated, in_float32
+from src.system.errors import NotApplicable, UserError
 from src.system.keys import require
 
 NO_ELBO = "the codes of this model are points: without a density there is no rate, and no bound on log p(x)"
 NO_CODES = "the posterior of this model is not a Gaussian of independent latents"
 
 
-class BaseVAE(Trainable):
+class BaseVAE(Trainable, ABC):
     """A variational autoencoder: a posterior, a prior and a likelihood.
 
     ``log p(x) >= E_q(z|x)[log p(x|z)] - KL(q(z|x) || p(z))`` (Kingma & Welling 2014, arXiv 1312.6114;
     Rezende et al. 2014, arXiv 1401.4082): the encoder gives q(z|x), the decoder and the likelihood give p(x|z).
-    A variant with several groups of latents replaces :meth:`sampler`, ``rate_parts``, ``has_codes`` and ``has_elbo``.
-    Everything that is logged is in nats per image: summed over pixels, averaged over images.
+    A variant states how codes are drawn, its :meth:`sampler`; one with several groups of latents replaces ``rate_parts``,
+    ``has_codes`` and ``has_elbo`` too.    Everything that is logged is in nats per image: summed over pixels, averaged over images.
 
     Args:
         image_shape: channels, height and width ``(C, H, W)`` of the images.
@@ -51,7 +52,9 @@ class BaseVAE(Trainable):
         recipe: how the model is trained; a model that is only used needs none.
         posterior: called with ``features`` (the encoder's ``out_features``) and ``latent_dim``; a module that makes
             q(z|x) of the encoder's output.
-        prior: called with ``latent_dim``; a module that returns p(z).
+        prior: called with ``latent_dim`` and ``images``; a module that returns p(z), see :mod:`src.models.priors`.
+        start_at_mean: begin with a decoder whose every image is about the mean training image (Burda et al. 2016).
+        images: the training images, for parts that are made of them or begin at them; others never read one.
         num_samples: posterior samples K of each image in a training step; evaluation takes one, unless the loss
             is a function of all.
         loss: what is minimized; None for the negative ELBO, weighted by ``kl_weight``.
@@ -79,10 +82,12 @@ class BaseVAE(Trainable):
         prior: Callable[..., nn.Module] = StandardNormal,
         num_samples: int = 1,
         loss: Loss | None = None,
+        start_at_mean: bool = False,
+        images: TrainingImages | None = None,
     ) -> None:
         super().__init__(recipe)
         require("model", latent_dim=latent_dim, depth=depth, kl_weight=kl_weight, kl_warmup_steps=kl_warmup_steps)
-        require("model", kl_cycle_steps=kl_cycle_steps, num_samples=num_samples)
+        require("model", kl_cycle_steps=kl_cycle_steps, num_samples=num_samples, start_at_mean=start_at_mean)
         channels, height, width = image_shape
         self.image_shape = tuple(image_shape)
         self.latent_dim = latent_dim
@@ -101,7 +106,14 @@ class BaseVAE(Trainable):
             image_shape=(channels * likelihood.parameters_per_pixel, height, width),
             depth=depth,
         )
-        self.latent_prior = prior(latent_dim=latent_dim)  # last: networks of one seed are equal under any prior
+        self.images = TrainingImages(self.image_shape) if images is None else images
+        # Last: networks of one seed are equal under any prior.
+        self.latent_prior = prior(latent_dim=latent_dim, images=self.images)
+        self._kept_prior: tuple[list[tuple[int, int]], Distribution] | None = None
+        if start_at_mean:
+            if not hasattr(self.decoder, "start_at"):
+                raise UserError("model.start_at_mean=true needs a decoder with a bias for each pixel, as model=mlp has")
+            self.decoder.start_at(likelihood.raw_of(self.images.mean))
         self.loss.check(self)
 
     # ---- the model -------------------------------------------------------------------------------------------
@@ -112,9 +124,24 @@ class BaseVAE(Trainable):
         with torch.autocast(x.device.type, enabled=False):
             return self.posterior_head(features.float())
 
-    def prior(self) -> Distribution:
-        """Return p(z): no batch shape, event ``[D]``. It may take long to compute: once for a step or a bound."""
-        return self.latent_prior()
+    def encode_steadily(self, x: Tensor) -> Distribution:
+        """Return q(z|x) as evaluation does, with gradients: no statistics of batch norm move, nothing is dropped."""
+        with as_evaluated(self.encoder, self.posterior_head):
+            return self.posterior(x)
+
+    def prior(self, positions: Tensor | None = None) -> Distribution:
+        """Return p(z): no batch shape, event ``[D]``. It may take long to compute: once for a step.
+
+        In evaluation it is computed once for the weights. In training ``positions`` ``[B]`` are those of the batch's
+        images among the training images; a prior that is made of these leaves each out of its own: batch ``[B]``.
+        """
+        if self.training or torch.is_grad_enabled():
+            return self.latent_prior(self.encode_steadily, positions)
+        state = [(t.data_ptr(), t._version) for t in (*self.parameters(), *self.buffers())]
+        if self._kept_prior is None or self._kept_prior[0] != state:
+            with torch.inference_mode(False), torch.no_grad():
+                self._kept_prior = state, self.latent_prior(self.encode_steadily)
+        return self._kept_prior[1]
 
     def reparameterize(self, posterior: Distribution, num_samples: int = 1) -> Tensor:
         """Sample codes, ``[K, B, D]``, with gradients to the posterior's parameters: ``mean + scale * noise``.
@@ -124,17 +151,13 @@ class BaseVAE(Trainable):
         with torch.autocast(self.device.type, enabled=False):
             return posterior.rsample((num_samples,))
 
-    def sampler(self, x: Tensor | None = None) -> Callable[[int], tuple[Latent, ...]]:
+    @abstractmethod
+    def sampler(self, x: Tensor | None = None, positions: Tensor | None = None) -> Callable[[int], tuple[Latent, ...]]:
         """Return a function that draws K codes from q(z|x) of each image ``[B, C, H, W]``: groups, top first.
 
         Without images it draws K codes ``[K, D]`` from p(z). What all draws share, such as the pass through the
-        encoder, is computed here, once.
+        encoder, is computed here, once. For ``positions`` see :meth:`prior`.
         """
-        prior = self.prior()
-        if x is None:
-            return lambda num_samples: (Latent(prior, prior, prior.sample((num_samples,))),)
-        posterior = self.posterior(x)
-        return lambda num_samples: (Latent(posterior, prior, self.reparameterize(posterior, num_samples)),)
 
     def decode(self, *z: Tensor) -> Distribution:
         """Return p(x|z) of codes ``[..., D]``: batch ``[...]``, event ``[C, H, W]``; the likelihood is in float32.
@@ -146,9 +169,12 @@ class BaseVAE(Trainable):
         with torch.autocast(raw.device.type, enabled=False):
             return self.likelihood(raw.float().unflatten(0, batch))
 
-    def infer(self, x: Tensor, num_samples: int = 1) -> Inference:
-        """Return K samples of the posterior of images ``[B, C, H, W]``, and the likelihood under each."""
-        return self.with_likelihood(self.sampler(x)(num_samples))
+    def infer(self, x: Tensor, num_samples: int = 1, positions: Tensor | None = None) -> Inference:
+        """Return K samples of the posterior of images ``[B, C, H, W]``, and the likelihood under each.
+
+        For ``positions`` see :meth:`prior`.
+        """
+        return self.with_likelihood(self.sampler(x, positions)(num_samples))
 
     def with_likelihood(self, latents: tuple[Latent, ...]) -> Inference:
         """Return the inference that has drawn these latents."""
@@ -161,14 +187,15 @@ class BaseVAE(Trainable):
     @cached_property
     def rate_parts(self) -> int:
         """Return how many parts the rate of an image has: see :func:`~src.models.objectives.rates`."""
-        parts = analytic_rates(self._posterior_of_nothing(), self.prior())
+        with torch.no_grad():
+            parts = analytic_rates(self._posterior_of_nothing(), self.prior())
         return 1 if parts is None else parts.shape[-1]
 
     @cached_property
     def has_codes(self) -> bool:
         """Return whether an image has a code: the mean of a Gaussian of independent latents, or a point."""
         posterior = self._posterior_of_nothing()
-        return is_point(posterior) or (factorizes(posterior) and isinstance(posterior.base_dist, Normal))
+        return is_point(posterior) or is_gaussian(posterior)
 
     @cached_property
     def has_elbo(self) -> bool:
@@ -230,13 +257,16 @@ class BaseVAE(Trainable):
 
     # ---- the loops -------------------------------------------------------------------------------------------
 
-    def loss_and_rows(self, x: Tensor, *schedule: float | Tensor, moments: bool = False) -> tuple[Tensor, Tensor]:
+    def loss_and_rows(
+        self, x: Tensor, *schedule: float | Tensor, positions: Tensor | None = None, moments: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Return the mean loss of images ``[B, C, H, W]``, and a row of numbers per image that the callbacks average.
 
         :meth:`row_sizes` says what a row holds. Training takes ``num_samples`` posterior samples of each image,
-        evaluation, which asks for ``moments``, one unless the loss is a function of all.
+        evaluation, which asks for ``moments``, one unless the loss is a function of all. For ``positions`` see
+        :meth:`prior`, for the numbers of the :attr:`schedule` the loss.
         """
-        inference = self.infer(x, 1 if moments and not self.loss.of_all_samples else self.num_samples)
+        inference = self.infer(x, 1 if moments and not self.loss.of_all_samples else self.num_samples, positions)
         with torch.autocast(x.device.type, enabled=False):
             terms = elbo_terms(x, inference)
             loss = self.loss(self, x, inference, terms, *schedule) + inference.penalty
@@ -257,7 +287,7 @@ class BaseVAE(Trainable):
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Return the mean ``loss`` of the batch and the ``rows`` of its images."""
         loss_and_rows = self.compiled or type(self).loss_and_rows
-        loss, rows = loss_and_rows(self, batch.x, *self.schedule)
+        loss, rows = loss_and_rows(self, batch.x, *self.schedule, positions=batch.position)
         self.step_terms, self.step_grad_norm = rows[:, :3].mean(0), None
         return {"loss": loss, "rows": rows}
 

@@ -77,6 +77,7 @@ def build_model(cfg: DictConfig, datamodule: ImageDataModule) -> BaseVAE:
     model = instantiate(
         cfg.model,
         image_shape=list(datamodule.image_shape),
+        images=datamodule.train_images,
         recipe=Recipe(
             optimizer=instantiate(cfg.optimizer, _convert_="all"),
             schedule=instantiate(cfg.schedule, _convert_="all") if cfg.get("schedule") else None,

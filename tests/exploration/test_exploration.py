@@ -115,23 +115,18 @@ def test_pictures_that_a_model_cannot_have_say_why(overrides, impossible, caplog
 
 
 @pytest.mark.parametrize(
-    ("variant", "possible", "reason"),
+    ("variant", "reason"),
     [
-        (
-            "mixture",
-            {"scatter", "directions", "interpolations", "class_means", "samples_from_mixture"},
-            "the prior of this model is not the standard normal",
-        ),
-        ("sylvester", set(), "the posterior of this model is not a Gaussian of independent latents"),
-        ("chain", set(), "the posterior of this model is not a Gaussian of independent latents"),
+        ("sylvester", "the posterior of this model is not a Gaussian of independent latents"),
+        ("chain", "the posterior of this model is not a Gaussian of independent latents"),
     ],
 )
-def test_pictures_of_codes_ask_the_model_whether_it_has_them(variant, possible, reason, caplog):
+def test_pictures_of_codes_ask_the_model_whether_it_has_them(variant, reason, caplog):
     caplog.set_level("INFO")
     flow = ("model=conv_tiny", "posterior@model.posterior=sylvester")  # it has no density but at its draws
     predictor = of(*VARIANTS.get(variant, flow))
     drawn = {name for name, _ in gallery.draw(predictor, PICTURES, explicit=False)}
-    assert drawn == {"reconstructions", "samples", "neighbours"} | possible
+    assert drawn == {"reconstructions", "samples", "neighbours"}
     missing = set(PICTURES) - drawn - {"losses"}
     assert all(f"no {name}: {reason}" in caplog.text for name in missing)
     with pytest.raises(UserError, match=f"figures=rates: {reason}"):
