@@ -36,8 +36,9 @@ class BaseVAE(Trainable, ABC):
 
     ``log p(x) >= E_q(z|x)[log p(x|z)] - KL(q(z|x) || p(z))`` (Kingma & Welling 2014, arXiv 1312.6114;
     Rezende et al. 2014, arXiv 1401.4082): the encoder gives q(z|x), the decoder and the likelihood give p(x|z).
-    A variant states how codes are drawn, its :meth:`sampler`; one with several groups of latents replaces ``rate_parts``,
-    ``has_codes`` and ``has_elbo`` too.    Everything that is logged is in nats per image: summed over pixels, averaged over images.
+    A variant states how codes are drawn, its :meth:`sampler`; one with several groups of latents replaces
+    ``rate_parts``, ``has_codes`` and ``has_elbo`` too. Everything that is logged is in nats per image: summed over
+    pixels, averaged over images.
 
     Args:
         image_shape: channels, height and width ``(C, H, W)`` of the images.
