@@ -130,9 +130,14 @@ def folder_data(root, tmp_path, *overrides: str):
 
 
 def fit(
-    model: BaseVAE, datamodule: ImageDataModule, *callbacks: Callback, epochs: int = 1, **options: Any
+    model: BaseVAE,
+    datamodule: ImageDataModule,
+    *callbacks: Callback,
+    epochs: int = 1,
+    ckpt_path: Path | None = None,
+    **options: Any,
 ) -> L.Trainer:
-    """Train a model in this process with these callbacks; return the trainer."""
+    """Train a model in this process with these callbacks, or go on from a checkpoint; return the trainer."""
     trainer = L.Trainer(
         accelerator="cpu",
         max_epochs=epochs,
@@ -145,5 +150,5 @@ def fit(
         use_distributed_sampler=False,
         **{"logger": False, **options},
     )
-    trainer.fit(model, datamodule)
+    trainer.fit(model, datamodule, ckpt_path=ckpt_path)
     return trainer

@@ -1,6 +1,6 @@
 """VAEs with known evidence and known true posterior."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -42,14 +42,14 @@ class LinearDecoder(nn.Sequential):
         super().__init__(nn.Linear(latent_dim, PIXELS), nn.Unflatten(1, image_shape))
 
 
-def probabilistic_pca() -> tuple[VAE, MultivariateNormal]:
+def probabilistic_pca(**options: Any) -> tuple[VAE, MultivariateNormal]:
     """Probabilistic PCA as a VAE whose encoder is the exact posterior, and the exact evidence p(x).
 
     x = W z + b + noise. With orthogonal columns of W the posterior N(M^-1 W'(x - b) / s^2, M^-1), M = I + W'W / s^2,
     has a diagonal covariance (Tipping & Bishop 1999), so the VAE's posterior family holds it.
     """
     torch.manual_seed(0)
-    model = VAE(SHAPE, LATENTS, Flat, LinearDecoder, GaussianLikelihood(NOISE))
+    model = VAE(SHAPE, LATENTS, Flat, LinearDecoder, GaussianLikelihood(NOISE), **options)
     basis = torch.linalg.qr(torch.randn(PIXELS, LATENTS))[0] * torch.tensor([1.5, 0.7])
     offset = torch.randn(PIXELS)
     precision = torch.eye(LATENTS) + basis.T @ basis / NOISE**2

@@ -1,49 +1,28 @@
-"""The smallest priors, hierarchy and penalty of kinds that ``src`` does not hold yet, to prove that the base can."""
+"""The smallest prior, hierarchy and penalty of kinds that ``src`` does not hold yet, to prove that the base can."""
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import (
-    Categorical,
-    Distribution,
-    Independent,
-    MixtureSameFamily,
-    MultivariateNormal,
-    Normal,
-)
+from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 
+from src.data.training_images import TrainingImages
 from src.models.objectives import Inference, Latent
 from src.models.vae import VAE
 
 # Overrides that build a small model of each kind.
 VARIANTS = {
-    "mixture": ["model=conv_tiny", "model.prior._target_=tests.variants.MixturePrior"],
     "chain": ["model=conv_tiny", "model._target_=tests.variants.Chain"],
     "committed": ["model=conv_tiny", "model._target_=tests.variants.Committed"],
 }
 
 
-class MixturePrior(nn.Module):
-    """A mixture of Gaussians: torch knows no KL to it, so the rate is sampled."""
-
-    def __init__(self, latent_dim: int, components: int = 3) -> None:
-        super().__init__()
-        self.logits = nn.Parameter(torch.linspace(-0.5, 0.5, components))
-        self.mean = nn.Parameter(torch.randn(components, latent_dim))
-        self.log_scale = nn.Parameter(torch.linspace(-0.5, 0.5, components)[:, None].repeat(1, latent_dim))
-
-    def forward(self) -> Distribution:
-        parts = Independent(Normal(self.mean, self.log_scale.exp()), 1)
-        return MixtureSameFamily(Categorical(logits=self.logits), parts)
-
-
 class FullStandardNormal(nn.Module):
     """N(0, I) as a Gaussian of full covariance."""
 
-    def __init__(self, latent_dim: int) -> None:
+    def __init__(self, latent_dim: int, images: TrainingImages | None = None) -> None:
         super().__init__()
         self.register_buffer("root", torch.eye(latent_dim), persistent=False)
 
-    def forward(self) -> Distribution:
+    def forward(self, encode=None, positions=None) -> Distribution:
         return MultivariateNormal(torch.zeros_like(self.root[0]), scale_tril=self.root)
 
 
@@ -63,7 +42,7 @@ class Chain(VAE):
     def rate_parts(self) -> int:
         return 2 * self.latent_dim
 
-    def sampler(self, x: Tensor | None = None):
+    def sampler(self, x: Tensor | None = None, positions: Tensor | None = None):
         top = prior = self.prior()
         if x is not None:
             features = self.encoder(x).float()

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from src.data.batches import Batch, BatchIndices, StoredImages
 from src.data.pixels import Pixels
 from src.data.splits import ImagePool, Splits, split
+from src.data.training_images import TrainingImages
 from src.system.errors import UserError
 from src.system.keys import require
 
@@ -118,6 +119,11 @@ class ImageDataModule(L.LightningDataModule):
                 raise UserError(f"{self.name} has {stored}-channel images: set data.channels={stored}")
         return self._pool
 
+    @cached_property
+    def train_images(self) -> TrainingImages:
+        """What a model may be told of its training images, which are read when it asks."""
+        return TrainingImages(self.image_shape, self)
+
     @property
     def splits(self) -> Splits:
         """Indices of the images of each split."""
@@ -174,16 +180,23 @@ class ImageDataModule(L.LightningDataModule):
             return torch.bernoulli(x / 255)
         return (x + torch.rand_like(x)) / 256 if self.dequantize else x / 255
 
+    def expected(self, images: Tensor) -> Tensor:
+        """Return the mean of :meth:`scale` over its random draws, on the same device."""
+        x = images.to(torch.float32)
+        if self.binarize == "threshold":
+            return (x > 127.5).float()
+        return (x + 0.5) / 256 if self.dequantize else x / 255
+
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Scale on the training device: uint8 is a quarter of the bytes to transfer."""
-        return Batch(self.scale(batch.x), batch.label)
+        return batch._replace(x=self.scale(batch.x))
 
     @property
     def _device(self) -> torch.device:
         """The device that the trainer uses."""
         return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
 
-    def _images_for_training(self) -> Tensor:
+    def images_for_training(self) -> Tensor:
         """Return the stored images, copied to the trainer's GPU if they need less than a quarter of its free memory.
 
         A batch is then a gather on the GPU, which never waits for the host.
@@ -216,7 +229,7 @@ class ImageDataModule(L.LightningDataModule):
             world_size=world_size,
         )
         # Its own generator: the loader's seed must not be drawn from the stream that the latent noise comes from.
-        images = self._images_for_training()
+        images = self.images_for_training()
         return DataLoader(
             StoredImages(self.pool, indices, images),
             sampler=sampler,

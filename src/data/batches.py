@@ -12,13 +12,14 @@ from src.system.seeds import derive_seed
 
 
 class Batch(NamedTuple):
-    """Images ``[B, C, H, W]`` and class labels ``[B]`` (-1 where unknown).
+    """Images ``[B, C, H, W]``, class labels ``[B]`` (-1 where unknown), and positions ``[B]`` of the images in a split.
 
-    uint8 as stored; float in [0, 1] once the data module has prepared it on the device.
+    Images are uint8 as stored; float in [0, 1] once the data module has prepared them on the device.
     """
 
     x: Tensor
     label: Tensor
+    position: Tensor | None = None
 
 
 class StoredImages(Dataset):
@@ -42,7 +43,7 @@ class StoredImages(Dataset):
         chosen = self.indices[positions]
         # Faster than indexing by a tensor.
         images = self.images.index_select(0, chosen.to(self.images.device, non_blocking=True))
-        return Batch(images, self.labels.index_select(0, chosen))
+        return Batch(images, self.labels.index_select(0, chosen), positions)
 
 
 class BatchIndices(Sampler[Tensor]):

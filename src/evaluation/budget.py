@@ -167,13 +167,17 @@ def nominal(predictor: Predictor) -> Cost:
     x = torch.zeros(1, *model.image_shape, device=model.device)
     z = torch.zeros(1, *model.latent_shape, device=model.device)
     features = feature_training.kept(predictor.datamodule, predictor.cache_dir, predictor.device).network.eval()
+    prior = model.prior()  # it is computed once for an evaluation, which is not counted
     decoding = nominal_seconds(work_of(model, lambda: model.decode(z)))
     draw = model.sampler(x)
     drawing = nominal_seconds(work_of(model, lambda: draw(1)))  # a flow passes networks
     return Cost(
         nominal_seconds(work_of(model, lambda: model.sampler(x))),
         decoding,
-        drawing + decoding + likelihood_bytes(model) / BYTES_PER_SECOND,
+        drawing
+        + decoding
+        + likelihood_bytes(model) / BYTES_PER_SECOND
+        + nominal_seconds(work_of(model, lambda: prior.log_prob(z))),
         nominal_seconds(work_of(features, lambda: features(x.cpu()))),
     )
 
@@ -188,7 +192,7 @@ def measured(predictor: Predictor, with_features: bool) -> Cost:
     """Measure what the model costs here and now, on some of its images; features only where they are wanted."""
     batch, _ = next(predictor.batches(predictor.split, TRIED))
     x = batch.x
-    z = torch.zeros(len(x), *predictor.model.latent_shape)
+    z, has_elbo = torch.zeros(len(x), *predictor.model.latent_shape), predictor.model.has_elbo
     at_once = min(TRIED, samples_at_once(bytes_a_code(predictor.model), BOUNDS[0][0])[1])
     features = feature_training.kept(predictor.datamodule, predictor.cache_dir, predictor.device).network
     features = features.to(predictor.device).eval()
@@ -196,7 +200,7 @@ def measured(predictor: Predictor, with_features: bool) -> Cost:
         return Cost(
             _seconds(lambda: [*map(predictor.model.sampler, predictor.to_encode(x))]) / len(x),
             _seconds(lambda: [*predictor.decode(z)]) / len(x),
-            _seconds(lambda: importance_bound(predictor.model, x[:1], at_once, at_once)) / at_once,
+            _seconds(lambda: importance_bound(predictor.model, x[:1], at_once, at_once)) / at_once if has_elbo else 0.0,
             _seconds(lambda: features(x)[0].sum().item()) / len(x) if with_features else 0.0,
         )
 

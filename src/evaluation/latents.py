@@ -21,16 +21,17 @@ def latents(predictor: Predictor, components: int) -> dict[str, Any]:
         components: of the mixture that bounds the gap.
 
     Raises:
-        NotApplicable: the posteriors are not Gaussians of independent latents, or the prior is not the standard normal.
+        NotApplicable: the posteriors are not Gaussians of independent latents.
     """
     rate = predictor.rates()
     mean, scale, label, _ = predictor.codes(predictor.split)
     z = predictor.codes(predictor.split).sample(predictor.seed)
     active = posterior.active_units(mean)
-    bounds = posterior.surgery(mean, scale, z, predictor.mixture(components))
+    own = None if predictor.has_standard_prior else predictor.log_prior(z)
+    bounds = posterior.surgery(mean, scale, z, predictor.mixture(components), own)
     return {
         "images": len(label),
-        "rate": rate.sum().item(),
+        "rate": bounds.rate,
         "rate_per_latent": rate.tolist(),
         "variance_of_means": posterior.variance_of_means(mean).tolist(),
         "active": int(active.sum()),

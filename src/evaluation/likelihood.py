@@ -24,6 +24,8 @@ LIKELIHOODS_IMAGES = 8  # images of float32 that a likelihood holds: its paramet
 def elbo(predictor: Predictor) -> dict[str, Any]:
     """Return ELBO, distortion and rate, nats per image, over the whole split: the numbers that training ended with.
 
+    Codes without a density leave the distortion.
+
     The loss is left out, as its KL weight belongs to the training.
     """
     trainer = L.Trainer(
@@ -49,7 +51,11 @@ def bound(predictor: Predictor, samples: int, images: int | None) -> dict[str, A
         predictor: the model and images that are judged.
         samples: posterior samples K of each image.
         images: number of images, spread evenly over the split; None for all.
+
+    Raises:
+        NotApplicable: codes have no density.
     """
+    predictor.model.check_elbo()
     size = len(getattr(predictor.datamodule.splits, predictor.split))
     count = size if images is None else min(size, images)
     group, at_once = samples_at_once(bytes_a_code(predictor.model), samples)

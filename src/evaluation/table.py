@@ -35,7 +35,7 @@ def evaluation_table(parts: dict[str, dict[str, Any]], names: dict[str, str]) ->
 
 
 def _elbo(figures: dict[str, Any], names: dict[str, str]) -> list[str]:
-    rows = [(names.get(key, key), figures[key]) for key in ("elbo", "distortion", "rate")]
+    rows = [(names.get(key, key), figures[key]) for key in ("elbo", "distortion", "rate") if key in figures]
     lines = [f"{name:<18} {value:12.4f} nats per image" for name, value in rows]
     return lines + _bits(figures)
 

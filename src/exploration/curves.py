@@ -21,10 +21,11 @@ def loss_curves(epochs: Sequence[Mapping[str, float]], names: Mapping[str, str])
         names: what to call ``elbo`` and ``distortion`` (a pseudo-likelihood is called one).
     """
     figure = Figure(figsize=(11, 4.5), layout="constrained")
-    panels = figure.subplots(1, 2)
-    for axes, title, quantities in zip(
-        panels, ("Negative ELBO and distortion", "Rate"), (("elbo", "distortion"), ("rate",)), strict=True
-    ):
+    drawn = {"Negative ELBO and distortion": ("elbo", "distortion"), "Rate": ("rate",)}
+    if not any(tag.endswith("/elbo") for epoch in epochs for tag in epoch):  # a model without an elbo
+        drawn = {"Distortion": ("distortion",)}
+    panels = figure.subplots(1, len(drawn), squeeze=False)[0]
+    for axes, (title, quantities) in zip(panels, drawn.items(), strict=True):
         for quantity in quantities:
             sign, name = (-1, f"−{names['elbo']}") if quantity == "elbo" else (1, names.get(quantity, quantity))
             for stage, style in (("train", "--"), ("val", "-")):

@@ -67,6 +67,20 @@ def scatter(points: Tensor, labels: Tensor, classes: Sequence[str], title: str, 
     return figure
 
 
+def dots(points: Tensor, labels: Tensor, size: int) -> Tensor:
+    """Draw points ``[N, 2]`` as dots coloured as in :func:`scatter`, on a square of ``size`` pixels: ``[3, H, W]``."""
+    image = torch.ones(3, size, size)
+    low, high = points.min(0).values, points.max(0).values
+    extent = (high - low).max().clamp_min(1e-6)
+    place = ((points - (low + high) / 2) / extent * 0.96 + 0.5).mul(size - 1).round().long().clamp(0, size - 2)
+    hexadecimal = [_style(label)[0] if label >= 0 else PASSIVE for label in labels.tolist()]
+    colours = torch.tensor([[int(text[i : i + 2], 16) / 255 for i in (1, 3, 5)] for text in hexadecimal]).T
+    for right in (0, 1):
+        for down in (0, 1):
+            image[:, size - 2 - place[:, 1] + down, place[:, 0] + right] = colours
+    return image
+
+
 def _style(number: int) -> tuple[str, str]:
     """Return colour and marker of a class."""
     return CLASS_COLOURS[number % len(CLASS_COLOURS)], MARKERS[number // len(CLASS_COLOURS) % len(MARKERS)]
@@ -110,17 +124,28 @@ def rate_bars(rate: Tensor, variance: Tensor, title: str) -> Figure:
     return figure
 
 
-def against_normal(z: Tensor, latents: tuple[int, int], agreements: Sequence[Agreement], together: Misplaced) -> Figure:
-    """Draw a 2-D histogram of codes ``[N, 2]`` of two latents with 50 bins, beside as many draws from N(0, I)."""
-    edge = max(4.0, z.abs().quantile(0.999).item())
+def against_prior(
+    z: Tensor,
+    latents: tuple[int, int],
+    agreements: Sequence[Agreement],
+    together: Misplaced,
+    prior: Tensor | None = None,
+) -> Figure:
+    """Draw a 2-D histogram of codes ``[N, 2]`` of two latents with 50 bins, beside draws from the prior.
+
+    There are as many draws from N(0, I); draws ``[M, 2]`` from another prior count N / M each.
+    """
+    edge = max(4.0, *(codes.abs().quantile(0.999).item() for codes in (z, prior) if codes is not None))
     edges = np.linspace(-edge, edge, BINS + 1)
-    normal = np.random.default_rng(0).standard_normal(z.shape)
-    counts = [np.histogram2d(*pair.T, bins=edges)[0].T for pair in (z.numpy(), normal)]
+    drawn = np.random.default_rng(0).standard_normal(z.shape) if prior is None else prior.numpy()
+    counts = [np.histogram2d(*pair.T, bins=edges)[0].T * (len(z) / len(pair)) for pair in (z.numpy(), drawn)]
     figure = Figure(figsize=(11.5, 6), layout="constrained")
     panels = figure.subplots(1, 2, sharex=True, sharey=True)
-    for axes, count, title in zip(panels, counts, ("codes: draws from q(z|x)", "standard normal"), strict=True):
+    names = ("codes: draws from q(z|x)", "standard normal" if prior is None else "prior")
+    for axes, count, title in zip(panels, counts, names, strict=True):
         mesh = axes.pcolormesh(edges, edges, count, cmap="viridis", vmax=max(c.max() for c in counts))
-        _circles(axes)
+        if prior is None:
+            _circles(axes)
         axes.set(title=title, xlabel=f"latent {latents[0]}", aspect="equal")
     panels[0].set_ylabel(f"latent {latents[1]}")
     figure.colorbar(mesh, ax=panels, label=f"images per bin, of {len(z):,}", shrink=0.8)

@@ -78,7 +78,10 @@ def rates(predictor: Predictor) -> Figure:
     rate, variance = predictor.rates(), posterior.variance_of_means(predictor.codes(predictor.split).mean)
     active = int((variance > posterior.ACTIVE_VARIANCE).sum())
     title = f"{active} of {len(rate)} latents active (variance of the posterior mean > {posterior.ACTIVE_VARIANCE})"
-    return latents.rate_bars(rate, variance, f"Rate of each latent, {rate.sum():.1f} nats in all. {title}")
+    of = f"Rate of each latent, {rate.sum():.1f} nats in all"
+    if not predictor.has_standard_prior:
+        of = "Rate of each latent against a Gaussian with the moments of the prior"
+    return latents.rate_bars(rate, variance, f"{of}. {title}")
 
 
 def scatter(predictor: Predictor) -> Figure:
@@ -99,7 +102,7 @@ def scatter(predictor: Predictor) -> Figure:
 
 
 def histogram(predictor: Predictor) -> Figure:
-    """Draw codes of the two latents with the largest rate as a 2-D histogram beside the standard normal.
+    """Draw codes of the two latents with the largest rate as a 2-D histogram beside the prior.
 
     Yin & Wang (2023) pick latents by the variance of sampled codes, which is 1 for a collapsed latent too; its rate is
     0.
@@ -108,7 +111,11 @@ def histogram(predictor: Predictor) -> Figure:
     if len(pair) < 2:
         raise NotApplicable("a 2-D histogram needs 2 latents")
     z = predictor.codes(predictor.split).sample(predictor.seed)[:, pair]
-    return latents.against_normal(z, tuple(pair), [posterior.agreement(c) for c in z.T], posterior.misplaced(z))
+    if predictor.has_standard_prior:
+        return latents.against_prior(z, tuple(pair), [posterior.agreement(c) for c in z.T], posterior.misplaced(z))
+    prior = predictor.prior_draws()[:, pair]
+    agreements = [posterior.agreement(code, own) for code, own in zip(z.T, prior.T, strict=True)]
+    return latents.against_prior(z, tuple(pair), agreements, posterior.misplaced(z, prior), prior)
 
 
 def class_means(predictor: Predictor) -> Figure:

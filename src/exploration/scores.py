@@ -36,8 +36,8 @@ class Scores(NamedTuple):
     distance: Tensor  # [N], to that image, root mean square over pixels
 
     @property
-    def negative_elbo(self) -> Tensor:
-        """Nats that each picture costs ``[N]``."""
+    def cost(self) -> Tensor:
+        """Nats that each picture costs ``[N]``: its negative elbo, or its distortion where codes have no density."""
         return self.distortion + self.rate
 
 
@@ -72,8 +72,10 @@ def _costs(predictor: Predictor, x: Tensor) -> tuple[Tensor, Tensor]:
 def table(predictor: Predictor, own: Pictures, scores: Scores) -> pd.DataFrame:
     """Return one row a picture, with the figure that shows it.
 
-    ``negative_elbo``, ``distortion`` and ``rate`` are in nats, ``rank`` goes from 0 to 1, ``psnr`` is in dB.
+    ``negative_elbo``, ``distortion`` and ``rate`` are in nats (a model without an elbo has the distortion alone),
+    ``rank`` goes from 0 to 1, ``psnr`` is in dB.
     """
+    nats = {"negative_elbo": scores.cost, "distortion": scores.distortion, "rate": scores.rate}
     pool = predictor.datamodule.pool
     place = scores.nearest.tolist()
     return pd.DataFrame(
@@ -81,9 +83,7 @@ def table(predictor: Predictor, own: Pictures, scores: Scores) -> pd.DataFrame:
             "file": own.names,
             "figure": [f"{page}.png" for page, here in own.pages("pictures") for _ in own.names[here]],
             "inverted": own.inverted,
-            "negative_elbo": scores.negative_elbo.numpy(),
-            "distortion": scores.distortion.numpy(),
-            "rate": scores.rate.numpy(),
+            **{name: nats[name].numpy() for name in (nats if predictor.model.has_elbo else ["distortion"])},
             "rank": scores.rank.numpy(),
             "psnr": scores.psnr.numpy(),
             "nearest": [pool.names[i] if pool.names else str(i) for i in place],
@@ -110,17 +110,18 @@ def look_like_negatives(predictor: Predictor, own: Pictures) -> str | None:
 
 def words(predictor: Predictor, rows: pd.DataFrame) -> str:
     """Write the costliest pictures as a table for the terminal."""
-    costliest = rows.sort_values("negative_elbo", ascending=False).head(SHOWN)
-    width, name = max(map(len, costliest.file)), predictor.model.metric_names(predictor.datamodule.pixels)["elbo"]
+    by = "negative_elbo" if predictor.model.has_elbo else "distortion"
+    costliest = rows.sort_values(by, ascending=False).head(SHOWN)
+    width, name = max(map(len, costliest.file)), predictor.model.cost_name(predictor.datamodule.pixels)
     several = rows.figure.nunique() > 1
     lines = [
-        f"  {row.file:<{width}}  {row.negative_elbo:12,.1f} nats (above {100 * row.rank:3.0f} % of validation images)  "
+        f"  {row.file:<{width}}  {getattr(row, by):12,.1f} nats (above {100 * row.rank:3.0f} % of validation images)  "
         f"PSNR {row.psnr:5.1f} dB{f'  {row.figure}' if several else ''}"
         for row in costliest.itertuples()
     ]
     more = f", the {len(lines)} highest of {len(rows)}" if len(rows) > len(lines) else ""
     inverted = " inverted" if rows.inverted.all() else ""
-    return "\n".join([f"−{name} of each{inverted} picture{more}:", *lines, CAUTION])
+    return "\n".join([f"{name} of each{inverted} picture{more}:", *lines, CAUTION])
 
 
 def draw(predictor: Predictor, own: Pictures, scores: Scores) -> Iterator[tuple[str, Figure]]:
@@ -128,8 +129,8 @@ def draw(predictor: Predictor, own: Pictures, scores: Scores) -> Iterator[tuple[
 
     Originals over reconstructions, where both differ, and the nearest training images; costs in the captions.
     """
-    name = predictor.model.metric_names(predictor.datamodule.pixels)["elbo"]
-    costs = zip(scores.negative_elbo.tolist(), scores.rank.tolist(), strict=True)
+    name = predictor.model.cost_name(predictor.datamodule.pixels)
+    costs = zip(scores.cost.tolist(), scores.rank.tolist(), strict=True)
     captions = [
         f"{caption}\n{cost:,.1f} nats\n(above {100 * rank:.0f} %)"
         for caption, (cost, rank) in zip(own.captions, costs, strict=True)
@@ -147,6 +148,6 @@ def draw(predictor: Predictor, own: Pictures, scores: Scores) -> Iterator[tuple[
         title = (
             f"Reconstructions{own.remark}, PSNR {scores.psnr[here].mean():.1f} dB. Red: brighter than the "
             f"reconstruction, blue: darker, by up to {reach:.2f} of the full range. Below: the nearest training image; "
-            f"−{name} and the share of validation images where it is lower ({CAUTION})"
+            f"{name} and the share of validation images where it is lower ({CAUTION})"
         )
         yield page, grids.stacked(rows, title, captions[here], COLUMNS)

@@ -3,7 +3,6 @@
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
-from torch.distributions import Normal
 from torch.nn.functional import normalize
 
 from src.exploration import grids
@@ -16,20 +15,24 @@ QUANTILES = torch.linspace(0.05, 0.95, 7)  # Yin & Wang 2023
 SIDE = 20  # pictures along a side of the manifold
 ROWS, DIRECTIONS = 10, 8  # latents in the figure of traversals, rows in that of directions
 WEAK = 0.5  # nats of the largest rate below which no latent alone shows much
+PRIORS = "quantiles of the prior"
 PAIRS, STEPS = 4, 8  # interpolations, and pictures in each
 
 
 def manifold(predictor: Predictor) -> Figure:
-    """Draw the decoded plane of two latents, 20 x 20 at normal quantiles (Kingma & Welling 2014, figure 4)."""
+    """Draw the decoded plane of two latents, 20 x 20 at quantiles of the prior (Kingma & Welling 2014, figure 4)."""
     if (dims := predictor.model.latent_dim) != 2:
         raise NotApplicable(f"only a model with 2 latents has a plane to draw whole, this one has {dims}")
-    predictor.check_standard_normal()
-    steps = Normal(0.0, 1.0).icdf((torch.arange(SIDE) + 0.5) / SIDE)
-    up, right = torch.meshgrid(steps.flip(0), steps, indexing="ij")
-    labels = [f"{z:+.2f}" if i % 3 == 0 else "" for i, z in enumerate(steps.tolist())]
-    title = "Decoded plane: means of p(x|z) at quantiles of the standard normal"
+    predictor.model.check_codes()
+    across, upwards = predictor.prior_quantiles((torch.arange(SIDE) + 0.5) / SIDE).T
+    up, right = torch.meshgrid(upwards.flip(0), across, indexing="ij")
+    below, beside = (
+        [f"{z:+.2f}" if i % 3 == 0 else "" for i, z in enumerate(steps.tolist())] for steps in (across, upwards)
+    )
+    prior = "the standard normal" if predictor.has_standard_prior else "the prior, of each latent alone"
+    title = f"Decoded plane: means of p(x|z) at quantiles of {prior}"
     table = decode_table(predictor, torch.stack([right, up], -1))
-    return grids.labelled(table, title, labels[::-1], labels, "latent 0", "latent 1")
+    return grids.labelled(table, title, beside[::-1], below, "latent 0", "latent 1")
 
 
 def directions(predictor: Predictor) -> Figure:
@@ -52,14 +55,15 @@ def directions(predictor: Predictor) -> Figure:
 def traversals(predictor: Predictor) -> Figure:
     """Draw 1 x 7 pictures along each latent with a large rate, the others at their mean (Yin & Wang 2023: at 0)."""
     chosen = best_latents(predictor, ROWS)
-    steps = Normal(0.0, 1.0).icdf(QUANTILES)
+    steps = predictor.prior_quantiles(QUANTILES)
     z = _mean_code(predictor).repeat(len(chosen), len(steps), 1)
     for row, latent in enumerate(chosen):
-        z[row, :, latent] = steps
+        z[row, :, latent] = steps[:, latent]
     rate = predictor.rates()
     rows = [f"latent {latent}\n({rate[latent]:.2f} nats)" for latent in chosen]
-    title = f"Traversals: one latent at normal quantiles, the others at their mean{_weak(rate)}"
-    return grids.labelled(decode_table(predictor, z), title, rows, _quantile_names(), "quantile of N(0, 1)")
+    which, prior = ("normal quantiles", "N(0, 1)") if predictor.has_standard_prior else (PRIORS, "the prior")
+    title = f"Traversals: one latent at {which}, the others at their mean{_weak(rate)}"
+    return grids.labelled(decode_table(predictor, z), title, rows, _quantile_names(), f"quantile of {prior}")
 
 
 def plane(predictor: Predictor) -> Figure:
@@ -67,14 +71,15 @@ def plane(predictor: Predictor) -> Figure:
     pair = best_latents(predictor, 2)
     if len(pair) < 2:
         raise NotApplicable("a plane needs 2 latents")
-    steps = Normal(0.0, 1.0).icdf(QUANTILES)
+    steps = predictor.prior_quantiles(QUANTILES)
     z = _mean_code(predictor).repeat(len(steps), len(steps), 1)
-    z[..., pair[0]] = steps
-    z[..., pair[1]] = steps.flip(0)[:, None]
+    z[..., pair[0]] = steps[:, pair[0]]
+    z[..., pair[1]] = steps[:, pair[1]].flip(0)[:, None]
     names = _quantile_names()
     rate = predictor.rates()
     which = "The two latents with the largest rate" if len(rate) > 2 else "Both latents"
-    title = f"{which} at normal quantiles{', the others at their mean' if len(rate) > 2 else ''}{_weak(rate)}"
+    quantiles = "normal quantiles" if predictor.has_standard_prior else PRIORS
+    title = f"{which} at {quantiles}{', the others at their mean' if len(rate) > 2 else ''}{_weak(rate)}"
     across, up = (f"quantile of latent {latent}" for latent in pair)
     return grids.labelled(decode_table(predictor, z), title, names[::-1], names, across, up)
 

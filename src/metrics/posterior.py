@@ -57,17 +57,31 @@ def rates(mean: Tensor, scale: Tensor) -> Tensor:
     return (0.5 * (mean**2 + scale**2 - 1) - scale.log()).mean(0)
 
 
-def log_aggregate(z: Tensor, mean: Tensor, scale: Tensor, at_once: int = 2**22) -> Tensor:
-    """Return the log density ``log 1/N sum_j q(z_i|x_j)`` of the aggregate posterior at codes ``[M, D]``, ``[M]``.
+def log_mixture(
+    z: Tensor, mean: Tensor, scale: Tensor, log_weights: Tensor | None = None, at_once: int = 2**22
+) -> Tensor:
+    """Return the log density ``log sum_c w_c N(z; m_c, diag(s_c^2))`` of a mixture at codes ``[M, D]``, ``[M]``.
 
-    It is in float64. The squares are expanded, so that all pairs cost two matrix products.
+    It is in float64. The squares are expanded, so that all pairs cost two matrix products; what cancels there would
+    cost float32 some 1e-4 nats.
+
+    Args:
+        z: the codes.
+        mean: of each component, ``[C, D]``.
+        scale: standard deviations, ``[C, D]``.
+        log_weights: ``[C]``, or ``[M, C]`` where each code has its own; None for equal ones.
+        at_once: pairs that are in memory together.
     """
     z, mean, precision = z.double(), mean.double(), scale.double() ** -2
     constant = -0.5 * (precision.log().neg() + math.log(2 * math.pi) + mean**2 * precision).sum(1)
-    rows = []
-    for part in z.split(max(1, at_once // len(mean))):
+    rows, count = [], max(1, at_once // len(mean))
+    for number, part in enumerate(z.split(count)):
         pairs = constant - 0.5 * (part**2 @ precision.T) + part @ (mean * precision).T
-        rows.append(torch.logsumexp(pairs, 1) - math.log(len(mean)))
+        if log_weights is not None:
+            own = log_weights if log_weights.dim() == 1 else log_weights[number * count : (number + 1) * count]
+            rows.append(torch.logsumexp(pairs + own, 1))
+        else:
+            rows.append(torch.logsumexp(pairs, 1) - math.log(len(mean)))
     return torch.cat(rows)
 
 
@@ -77,29 +91,43 @@ class Surgery(NamedTuple):
     Hoffman & Johnson 2016, "ELBO surgery"; q(z) is the aggregate posterior.
     """
 
+    rate: float  # their sum
     information: tuple[float, float]  # mutual information of image and code under q
     gap: tuple[float, float]  # KL of the aggregate posterior to the prior
     standard_error: float  # of the bounds, over images
     ceiling: float  # log N, which the lower bound on the information cannot pass
 
 
-def surgery(mean: Tensor, scale: Tensor, z: Tensor, mixture: "GaussianMixture") -> Surgery:
+def log_posterior(z: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+    """Return the log density ``log q(z_n|x_n)`` of a code of each of N images ``[N, D]``, ``[N]``, in float64."""
+    return Normal(mean.double(), scale.double()).log_prob(z.double()).sum(1)
+
+
+def surgery(
+    mean: Tensor, scale: Tensor, z: Tensor, mixture: "GaussianMixture", log_prior: Tensor | None = None
+) -> Surgery:
     """Bound both parts from the posteriors of N images and a draw ``z`` ``[N, D]`` from each.
 
     Any density r gives ``E_q[log r(z) - log p(z)] = KL(q||p) - KL(q||r)``, a lower bound on the gap; r is a mixture
     fitted to *other* images' codes. With the mixture of the N posteriors themselves as r it is an upper bound: the rate
     minus it is InfoNCE with the posterior as critic, a lower bound on the information and at most log N (Poole et al.
     2019, arXiv 1905.06922, eq. 12).
+
+    ``log_prior`` is the model's own log p(z) of the draws, ``[N]``; the rate is then its estimate from them. Without it
+    the prior is N(0, I), and the rate is exact.
     """
-    rate, ceiling = rates(mean, scale).sum().item(), math.log(len(z))
-    prior = Normal(0.0, 1.0).log_prob(z.double()).sum(1)
+    ceiling = math.log(len(z))
+    if log_prior is None:
+        prior, rate = Normal(0.0, 1.0).log_prob(z.double()).sum(1), rates(mean, scale).sum().item()
+    else:
+        prior, rate = log_prior, (log_posterior(z, mean, scale) - log_prior).mean().item()
     fitted = torch.from_numpy(mixture.score_samples(z.double().numpy())) - prior
-    inside = log_aggregate(z, mean, scale) - prior
+    inside = log_mixture(z, mean, scale) - prior
     # Sampling noise can swap bounds that are close.
     lower, upper = sorted(min(max(bound.mean().item(), 0.0), rate) for bound in (fitted, inside))
     upper = max(upper, rate - ceiling)
     error = max(fitted.std().item(), inside.std().item()) / len(z) ** 0.5 if len(z) > 1 else rate
-    return Surgery((rate - upper, rate - lower), (lower, upper), error, ceiling)
+    return Surgery(rate, (rate - upper, rate - lower), (lower, upper), error, ceiling)
 
 
 def fit_mixture(z: Tensor, components: int, seed: int) -> "GaussianMixture":
@@ -139,26 +167,45 @@ class Agreement(NamedTuple):
     ks: float  # Kolmogorov-Smirnov distance, 0 to 1
 
 
-def agreement(z: Tensor) -> Agreement:
-    """Mean, standard deviation and Kolmogorov-Smirnov distance to N(0, 1) of codes ``[N]`` of one latent."""
-    return Agreement(z.mean().item(), z.std(correction=0).item(), float(kstest(z.double().numpy(), "norm").statistic))
+def agreement(z: Tensor, prior: Tensor | None = None) -> Agreement:
+    """Mean, standard deviation and Kolmogorov-Smirnov distance of codes ``[N]`` of one latent.
+
+    The distance is to N(0, 1), or to draws ``[M]`` from another prior.
+    """
+    other = "norm" if prior is None else prior.double().numpy()
+    return Agreement(z.mean().item(), z.std(correction=0).item(), float(kstest(z.double().numpy(), other).statistic))
 
 
 class Misplaced(NamedTuple):
-    """What share of codes in a plane is where the standard normal would not have put them."""
+    """What share of codes in a plane is where the prior would not have put them."""
 
-    share: float  # total variation distance over equally likely cells
-    by_chance: float  # the expectation for as many codes from N(0, I)
+    share: float  # total variation distance over cells
+    by_chance: float  # the expectation for as many codes from the prior
 
 
-def misplaced(z: Tensor, side: int = 8) -> Misplaced:
-    """Return the share of codes ``[N, 2]`` that must move to fill ``side^2`` cells, equally likely under N(0, I)."""
-    cells = (Normal(0.0, 1.0).cdf(z.double()) * side).long().clamp(0, side - 1)
-    count = torch.bincount(cells[:, 0] * side + cells[:, 1], minlength=side**2).double()
-    expected = 1 / side**2
-    # The mean absolute deviation of a binomial share, by its normal approximation, summed over the cells.
-    chance = 0.5 * side**2 * math.sqrt(2 / math.pi * expected * (1 - expected) / len(z))
-    return Misplaced(0.5 * (count / len(z) - expected).abs().sum().item(), chance)
+def misplaced(z: Tensor, prior: Tensor | None = None, side: int = 8) -> Misplaced:
+    """Return the share of codes ``[N, 2]`` that must move to fill ``side^2`` cells as the prior does.
+
+    The cells are equally likely under N(0, I). For another prior, of which there are draws ``[M, 2]``, M far above N,
+    ``side`` columns and ``side`` rows are equally likely, and the cells as likely as the draws say.
+    """
+    if prior is None:
+        share, expected = _shares((Normal(0.0, 1.0).cdf(z.double()) * side).long(), side), 1 / side**2
+        # The mean absolute deviation of a binomial share, by its normal approximation, summed over the cells.
+        chance = 0.5 * side**2 * math.sqrt(2 / math.pi * expected * (1 - expected) / len(z))
+    else:
+        edges = prior.double().quantile(torch.linspace(0, 1, side + 1, dtype=torch.float64)[1:-1], dim=0).T.contiguous()
+        share, expected = (
+            _shares(torch.searchsorted(edges, codes.double().T.contiguous()).T, side) for codes in (z, prior)
+        )
+        chance = 0.5 * (2 / math.pi * expected * (1 - expected) / len(z)).sqrt().sum().item()
+    return Misplaced(0.5 * (share - expected).abs().sum().item(), chance)
+
+
+def _shares(cells: Tensor, side: int) -> Tensor:
+    """Return the share ``[side^2]`` of the codes in each cell, of their columns and rows ``[N, 2]``."""
+    cells = cells.clamp(0, side - 1)
+    return torch.bincount(cells[:, 0] * side + cells[:, 1], minlength=side**2).double() / len(cells)
 
 
 def carriers(rate_per_latent: Tensor, share: float = 0.99) -> int:

@@ -29,6 +29,14 @@ class Likelihood(nn.Module, ABC):
     def forward(self, raw: Tensor) -> Distribution:
         """Return the distribution with batch shape ``[...]`` and event ``[C, H, W]`` of a decoder's output."""
 
+    def raw_of(self, mean: Tensor) -> Tensor:
+        """Return a decoder's output under which the pixels ``[C, H, W]`` have about this mean.
+
+        Raises:
+            UserError: nobody has said how.
+        """
+        raise UserError(f"model.start_at_mean=true needs a likelihood whose mean is set directly, {self.name} is not")
+
     def is_pseudo(self, pixels: Pixels) -> bool:
         """Return whether log p(x|z) is neither a probability nor a density of such pixels: a pseudo-likelihood.
 
@@ -71,6 +79,10 @@ class BernoulliLikelihood(Likelihood):
 
     def forward(self, raw: Tensor) -> Distribution:
         return Independent(Bernoulli(logits=raw, validate_args=False), EVENT_DIMS, validate_args=False)
+
+    def raw_of(self, mean: Tensor) -> Tensor:
+        """Return the logits of pixels, each at least 0.001 from 0 and 1."""
+        return torch.logit(mean, eps=1e-3)
 
 
 class StableContinuousBernoulli(ContinuousBernoulli):
@@ -161,3 +173,7 @@ class GaussianLikelihood(Likelihood):
 
     def forward(self, raw: Tensor) -> Distribution:
         return Independent(StableNormal(raw, self.scale, validate_args=False), EVENT_DIMS, validate_args=False)
+
+    def raw_of(self, mean: Tensor) -> Tensor:
+        """Return the mean, which is the decoder's output."""
+        return mean

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, kl_divergence
 
+from src.models.autoencoder import Point
+
 
 class Latent(NamedTuple):
     """A group of latents: a flat VAE has one, a hierarchy several."""
@@ -66,11 +68,19 @@ def factorizes(distribution: Distribution) -> bool:
     return isinstance(distribution, Independent) and not distribution.base_dist.event_shape
 
 
+def is_point(distribution: Distribution) -> bool:
+    """Return whether a distribution over codes is a single point, without a density."""
+    return isinstance(distribution, Independent) and isinstance(distribution.base_dist, Point)
+
+
 def analytic_rates(posterior: Distribution, prior: Distribution) -> Tensor | None:
     """Return ``KL(q || p)`` in closed form, ``[..., parts]``, in nats; None where torch knows none for the two.
 
-    There is a part for each number of the code where both distributions factorize, else a single one.
+    There is a part for each number of the code where both distributions factorize, else a single one; and none where
+    the posterior is a point, which has no density.
     """
+    if is_point(posterior):
+        return posterior.mean[..., :0]
     try:
         if factorizes(posterior) and factorizes(prior):
             return kl_divergence(posterior.base_dist, prior.base_dist).flatten(-len(posterior.event_shape))
@@ -138,13 +148,28 @@ def iwae_bound(weights: Tensor) -> Tensor:
     return torch.logsumexp(weights, dim=0) - math.log(len(weights))
 
 
-def linear_warmup(step: int, warmup_steps: int) -> float:
-    """Return a factor that rises from 0 at step 0 to 1 at ``warmup_steps`` (Bowman et al. 2016, arXiv 1511.06349).
+def mean_bound(weights: Tensor, bounds: int) -> Tensor:
+    """Return the mean of so many importance-weighted bounds, among which the K samples are shared out: ``[B]``, nats.
 
-    >>> [linear_warmup(step, 4) for step in (0, 1, 4, 100)]
-    [0.0, 0.25, 1.0, 1.0]
+    >>> weights = torch.tensor([[-101.0], [-99.0]], dtype=torch.float64)
+    >>> mean_bound(weights, 1), mean_bound(weights, 2)
+    (tensor([-99.5662], dtype=torch.float64), tensor([-100.], dtype=torch.float64))
     """
-    return 1.0 if warmup_steps <= 0 else min(1.0, step / warmup_steps)
+    return iwae_bound(weights.unflatten(0, (bounds, -1)).transpose(0, 1)).mean(0)
+
+
+def rising(step: int, over: int, cycle: int = 0) -> float:
+    """Return a factor that rises from 0 at step 0 to 1 at step ``over``, at once if that is 0, and again each cycle.
+
+    Such a KL weight is a warm-up (Bowman et al. 2016, arXiv 1511.06349), with a ``cycle`` of steps the cyclical
+    schedule of Fu et al. 2019, arXiv 1903.10145, eq. 6 and 7.
+
+    >>> [rising(step, 4) for step in (0, 1, 4, 100)], [rising(step, 4, cycle=8) for step in (0, 1, 4, 7, 8, 9)]
+    ([0.0, 0.25, 1.0, 1.0], [0.0, 0.25, 1.0, 1.0, 0.0, 0.25])
+    """
+    if cycle:
+        step %= cycle
+    return 1.0 if over <= 0 else min(1.0, step / over)
 
 
 def soft_bound(x: Tensor, limit: float) -> Tensor:

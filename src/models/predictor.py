@@ -13,14 +13,15 @@ from src.data.batches import Batch
 from src.metrics.posterior import draw_mixture, fit_mixture, rates
 from src.models.base import BaseVAE
 from src.models.footprint import fitting
-from src.models.priors import StandardNormal
-from src.system.errors import TOO_LARGE, NotApplicable, UserError
+from src.models.priors import StandardNormal, is_gaussian
+from src.system.errors import TOO_LARGE, UserError
 from src.system.seeds import derive_seed, stream
 
 if TYPE_CHECKING:  # scikit-learn takes seconds to import, and training needs no mixture
     from sklearn.mixture import GaussianMixture
 
 MIXTURE_CODES = 20_000
+PRIOR_DRAWS = 50_000  # from which the moments and quantiles of a prior are taken that is no Gaussian
 
 
 class Codes(NamedTuple):
@@ -63,6 +64,7 @@ class Predictor:
     epochs: list[dict[str, float]] = field(default_factory=list)
     _codes: dict[Split, Codes] = field(default_factory=dict)
     _mixtures: dict[int, "GaussianMixture"] = field(default_factory=dict)
+    _prior_draws: Tensor | None = None
 
     def __post_init__(self) -> None:
         channels, height, width = self.datamodule.image_shape
@@ -127,18 +129,51 @@ class Predictor:
     def rates(self) -> Tensor:
         """Return the mean rate ``[D]`` of each latent over the split, in nats.
 
-        Raises:
-            NotApplicable: see :meth:`check_standard_normal`.
-        """
-        self.check_standard_normal()
-        mean, scale, *_ = self.codes(self.split)
-        return rates(mean, scale)
+        If the latents of the prior are no independent Gaussians, the rate has no such parts: it is then that of each
+        latent against a Gaussian with the prior's mean and standard deviation.
 
-    def check_standard_normal(self) -> None:
-        """Raise a NotApplicable unless codes are Gaussians of independent latents, and the prior is N(0, I)."""
-        if not isinstance(self.model.latent_prior, StandardNormal):
-            raise NotApplicable("the prior of this model is not the standard normal")
-        self.model.check_codes()
+        Raises:
+            NotApplicable: the posterior is not a Gaussian of independent latents.
+        """
+        mean, scale, *_ = self.codes(self.split)
+        centre, spread = self.prior_moments()
+        return rates((mean - centre) / spread, scale / spread)
+
+    @property
+    def has_standard_prior(self) -> bool:
+        """Return whether the prior is N(0, I)."""
+        return isinstance(self.model.latent_prior, StandardNormal)
+
+    @torch.no_grad()
+    def prior_moments(self) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation ``[D]`` of each latent under the prior, on the CPU."""
+        prior = self.model.prior()
+        if is_gaussian(prior):
+            return prior.mean.cpu(), prior.stddev.cpu()
+        draws = self.prior_draws()
+        return draws.mean(0), draws.std(0)
+
+    @torch.no_grad()
+    def prior_quantiles(self, shares: Tensor) -> Tensor:
+        """Return the codes ``[Q, D]`` below which the prior has these shares ``[Q]`` of each latent, on the CPU."""
+        prior = self.model.prior()
+        if is_gaussian(prior):
+            return prior.base_dist.icdf(shares[:, None].to(self.device)).cpu()
+        return self.prior_draws().quantile(shares, dim=0)
+
+    @torch.no_grad()
+    def prior_draws(self) -> Tensor:
+        """Return 50,000 codes ``[N, D]`` from the prior, on the CPU; they are drawn once."""
+        if self._prior_draws is None:
+            with stream(self.seed, "prior", "draws"):
+                self._prior_draws = self.model.prior().sample((PRIOR_DRAWS,)).cpu()
+        return self._prior_draws
+
+    @torch.no_grad()
+    def log_prior(self, z: Tensor) -> Tensor:
+        """Return the log density of codes ``[N, D]`` under the prior, ``[N]``, in float64 on the CPU."""
+        prior = self.model.prior()
+        return torch.cat([prior.log_prob(part.to(self.device)).double().cpu() for part in z.split(self.batch_size)])
 
     def mixture(self, components: int) -> "GaussianMixture":
         """Fit a mixture to a draw from the posteriors of (at most 20,000) training images; it is fitted once."""

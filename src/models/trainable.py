@@ -6,7 +6,9 @@ from typing import Any, Protocol
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 
 class Recipe(Protocol):
@@ -77,3 +79,19 @@ def in_float32(device_type: str) -> Iterator[None]:
             yield
     finally:
         convolutions.allow_tf32 = before
+
+
+@contextlib.contextmanager
+def as_evaluated(*networks: nn.Module) -> Iterator[None]:
+    """Let layers that behave otherwise in training behave as in evaluation: batch norm and dropout.
+
+    The others keep their mode: cuDNN computes no gradient of an LSTM in eval mode.
+    """
+    layers = [m for net in networks for m in net.modules() if isinstance(m, _BatchNorm | _DropoutNd) and m.training]
+    for layer in layers:
+        layer.training = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.training = True

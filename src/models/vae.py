@@ -1,18 +1,24 @@
-"""The VAE of Kingma & Welling, and with other KL weights the beta-VAE."""
+"""The VAE of Kingma & Welling: one group of latents."""
+
+from collections.abc import Callable
 
 from torch import Tensor
 
 from src.models.base import BaseVAE
-from src.models.objectives import ElboTerms, Inference
+from src.models.objectives import Latent
 
 
 class VAE(BaseVAE):
-    """``loss = distortion + kl_weight * rate``: the negative ELBO at weight 1 (Kingma & Welling 2014, arXiv 1312.6114).
+    """A VAE with one group of latents (Kingma & Welling 2014, arXiv 1312.6114).
 
-    With another weight it is a beta-VAE (Higgins et al. 2017): a weight above 1 trades rate for distortion, one below 1
-    distortion for rate (Alemi et al. 2018, arXiv 1711.00464).
+    Posterior, prior, likelihood and loss are what it is given: with a KL weight above 1 it is a beta-VAE (Higgins et
+    al. 2017), with an importance-weighted loss an IWAE (Burda et al. 2016), and so on.
     """
 
-    def objective(self, x: Tensor, inference: Inference, terms: ElboTerms, kl_weight: float | Tensor) -> Tensor:
-        """Return the weighted negative ELBO of every image ``[B]``, in nats."""
-        return terms.distortion + kl_weight * terms.rate
+    def sampler(self, x: Tensor | None = None, positions: Tensor | None = None) -> Callable[[int], tuple[Latent, ...]]:
+        """Return a function that draws K codes ``[K, B, D]`` from q(z|x), or ``[K, D]`` from p(z) without images."""
+        prior = self.prior(positions)
+        if x is None:
+            return lambda num_samples: (Latent(prior, prior, prior.sample((num_samples,))),)
+        posterior = self.posterior(x)
+        return lambda num_samples: (Latent(posterior, prior, self.reparameterize(posterior, num_samples)),)

@@ -6,6 +6,7 @@ the same list. ``depth`` counts the layers of a stage: one that changes the widt
 
 from collections.abc import Iterable, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from src.networks.blocks import Residual, WideLinear, activation, flat, taken_by
@@ -59,6 +60,11 @@ class MLPDecoder(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """Map latent codes ``[B, latent_dim]`` to raw likelihood parameters ``[B, C, H, W]``."""
         return self.layers(z)
+
+    @torch.no_grad()
+    def start_at(self, raw: Tensor) -> None:
+        """Let parameters ``[C, H, W]`` be the biases of the output."""
+        self.layers[-2].bias.copy_(raw.flatten())
 
 
 def _hidden_layers(inputs: int, widths: Iterable[int], depth: int, act: str) -> list[nn.Module]:

@@ -36,12 +36,20 @@ def _tile(results: Results, row: pd.Series) -> dict[str, str]:
         "point": row.point,
         "what": configuration(row, results.keys, results.names) or row.point,
         "status": row.status,
-        "figures": f"−{elbo_name(row.pseudo_likelihood)} {number(-row.test_elbo)}"
-        if pd.notna(row.test_elbo)
-        else (row.error if isinstance(row.error, str) else "not tested"),
+        "figures": _figures(row),
         "path": str(strip),
         "picture": _embedded(strip),
     }
+
+
+def _figures(row: pd.Series) -> str:
+    """Return what the test says of a point: the −elbo, or the distortion of a model that has none."""
+    elbo = elbo_name(row.pseudo_likelihood)
+    if pd.notna(row.test_elbo):
+        return f"−{elbo} {number(-row.test_elbo)}"
+    if pd.notna(row.test_distortion):
+        return f"{elbo.removesuffix('elbo')}distortion {number(row.test_distortion)}"
+    return row.error if isinstance(row.error, str) else "not tested"
 
 
 def columns_of(results: Results) -> int:

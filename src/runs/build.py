@@ -14,11 +14,12 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from src.data.base import ImageDataModule
-from src.models.base import NO_CODES, BaseVAE
+from src.models.base import NO_CODES, NO_ELBO, BaseVAE
 from src.runs.checkpoints import WholeCheckpoints
 from src.runs.folder import RunFolder, flatten
 from src.runs.metrics_file import put_aside
 from src.runs.trust import saved_value
+from src.system.directions import BOUNDS
 from src.system.errors import UserError, one_line
 from src.system.files import readable
 from src.system.machine import check_precision, check_processes, multiplies_bfloat16
@@ -32,7 +33,15 @@ from src.training.resume import StepLimit
 log = logging.getLogger(__name__)
 # Config groups that can be swept.
 CHOICES = (
-    *("experiment", "model", "data", "posterior@model.posterior", "prior@model.prior", "likelihood@model.likelihood"),
+    *(
+        "experiment",
+        "model",
+        "loss",
+        "data",
+        "posterior@model.posterior",
+        "prior@model.prior",
+        "likelihood@model.likelihood",
+    ),
     *("optimizer", "schedule", "trainer"),
 )
 
@@ -68,6 +77,7 @@ def build_model(cfg: DictConfig, datamodule: ImageDataModule) -> BaseVAE:
     model = instantiate(
         cfg.model,
         image_shape=list(datamodule.image_shape),
+        images=datamodule.train_images,
         recipe=Recipe(
             optimizer=instantiate(cfg.optimizer, _convert_="all"),
             schedule=instantiate(cfg.schedule, _convert_="all") if cfg.get("schedule") else None,
@@ -81,11 +91,13 @@ def check_metrics(cfg: DictConfig, model: BaseVAE, datamodule: ImageDataModule) 
     """Check that the metrics that a run is compared, kept or stopped by exist for this model and these pixels.
 
     Raises:
-        UserError: the config asks for bits per dimension, but the likelihood is not one of these pixels; or for active
-            latents, but images have no codes.
+        UserError: one of them does not.
     """
-    missing = {}
-    if model.likelihood.bits_per_dim(0.0, 1, datamodule.pixels) is None:
+    missing = {f"val/{name}": "the loss of this model is not that bound" for name in BOUNDS if name != model.loss.bound}
+    del missing["val/elbo"]
+    if not model.has_elbo:
+        missing |= dict.fromkeys(("val/elbo", "val/rate", "val/bits_per_dim"), NO_ELBO)
+    elif model.likelihood.bits_per_dim(0.0, 1, datamodule.pixels) is None:
         missing["val/bits_per_dim"] = (
             f"a likelihood of {model.likelihood.supports} pixels is none of these {datamodule.pixels} ones, so there "
             "are no bits per dimension"
@@ -94,7 +106,8 @@ def check_metrics(cfg: DictConfig, model: BaseVAE, datamodule: ImageDataModule) 
         missing["val/active_latents"] = NO_CODES
     for key, value in flatten(OmegaConf.to_container(cfg, resolve=True)):
         if isinstance(value, str) and value in missing and key.endswith(("compare_by", "monitor")):
-            raise UserError(f"{key}={value}: {missing[value]}: choose val/elbo")
+            other = "val/elbo" if model.has_elbo else "val/loss"
+            raise UserError(f"{key}={value}: {missing[value]}: choose {other}")
 
 
 def build_trainer(cfg: DictConfig) -> L.Trainer:

@@ -79,7 +79,8 @@ def load_run(
     datamodule = _built(folder, "data", _data_here(config["data"], data_root, cache_dir), advice)
     if hasattr(datamodule, "download"):
         datamodule.download = False  # a foreign folder must not decide what is written where
-    model = _built(folder, "model", config["model"] | {"image_shape": datamodule.image_shape}, advice)
+    told = {"image_shape": datamodule.image_shape, "images": datamodule.train_images}
+    model = _built(folder, "model", config["model"] | told, advice)
     held = read_checkpoint(file)
     model.load_state_dict(_finite_weights(file, held, model, advice))
     file_hash = _checked_hash(file, record)

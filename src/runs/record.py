@@ -165,9 +165,9 @@ def report(run: RunFolder, metrics: dict[str, Any], kept: int | None = None) -> 
         printed, sign = as_printed(name, names["elbo"])
         figures[names.get(printed, printed)] = sign * value
     if metrics["kl_weight"] == 1:
-        figures.pop("loss", None)  # it equals the −elbo
+        figures.pop("loss", None)  # it equals the −elbo, or the bound or distortion that is trained
     if (active := figures.get("active latents")) is not None:
-        each = f", {figures['rate'] / active:.2f} nats each" if active else ""  # many may carry little each
+        each = f", {figures['rate'] / active:.2f} nats each" if active and "rate" in figures else ""  # may be little
         figures["active latents"] = f"{active} of {metrics['latent_dim']}{each}"
     rows: list[tuple[str, Any]] = [(f"test {name}", value) for name, value in figures.items()]
     if metrics["train_images_per_second"]:

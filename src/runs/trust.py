@@ -21,6 +21,7 @@ MOVED = {
 # Settings of a model that came later, with the values that earlier versions had built in.
 ADDED = {
     "num_samples": 1,
+    "start_at_mean": False,
     "posterior": {"_target_": "src.models.posteriors.GaussianPosterior", "_partial_": True},
     "prior": {"_target_": "src.models.priors.StandardNormal", "_partial_": True},
 }

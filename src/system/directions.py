@@ -4,7 +4,8 @@ from src.system.errors import UserError
 
 # Last parts of metric names, as in val/elbo.
 BETTER_BELOW = ("loss", "distortion", "rate", "bits_per_dim")
-BETTER_ABOVE = ("elbo", "active_latents")
+BOUNDS = ("elbo", "iwae", "miwae", "piwae", "ciwae")
+BETTER_ABOVE = (*BOUNDS, "active_latents")
 COMPARABLE = tuple(f"val/{name}" for name in (*BETTER_ABOVE, *BETTER_BELOW))
 
 
@@ -15,14 +16,16 @@ def natural_mode(metric: str) -> str | None:
 
 
 def as_printed(metric: str, elbo: str) -> tuple[str, int]:
-    """Return a metric's name and sign in tables and figures, where papers print the −elbo.
+    """Return a metric's name and sign in tables and figures, where papers print the −elbo, and other bounds likewise.
 
     Args:
         metric: such as ``val/elbo``.
         elbo: the name of the elbo.
     """
     split, _, name = metric.rpartition("/")
-    return (f"{split} −{elbo}".strip(), -1) if name == "elbo" else (metric, 1)
+    if name not in BOUNDS:
+        return metric, 1
+    return f"{split} −{elbo.removesuffix('elbo')}{name}".strip(), -1  # elbo may be a pseudo-elbo
 
 
 def printed(metric: str, value: float, elbo: str = "elbo") -> str:

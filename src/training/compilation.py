@@ -118,22 +118,23 @@ def prepare(
         return said
 
 
-def compiled_step(cuda_graphs: bool = False) -> Callable[[BaseVAE, Tensor, float], tuple[Tensor, Tensor]]:
+def compiled_step(cuda_graphs: bool = False) -> Callable[..., tuple[Tensor, Tensor]]:
     """Return a compiled :meth:`BaseVAE.loss_and_rows`: inference, terms and objective, forward and backward.
 
     Args:
         cuda_graphs: launch each pass at once on a GPU, where a small network waits for the launches of its kernels.
     """
 
-    def loss_and_rows(model: BaseVAE, x: Tensor, kl_weight: Tensor) -> tuple[Tensor, Tensor]:
-        return type(model).loss_and_rows(model, x, kl_weight)
+    def loss_and_rows(model: BaseVAE, x: Tensor, positions: Tensor | None, *schedule: Tensor) -> tuple[Tensor, Tensor]:
+        return type(model).loss_and_rows(model, x, *schedule, positions=positions)
 
     compiled = torch.compile(loss_and_rows, options={**OPTIONS, "triton.cudagraphs": cuda_graphs})
 
-    def run(model: BaseVAE, x: Tensor, kl_weight: float) -> tuple[Tensor, Tensor]:
+    def run(model: BaseVAE, x: Tensor, *schedule: float, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if cuda_graphs:
             torch.compiler.cudagraph_mark_step_begin()
-        return compiled(model, x, torch.full((), kl_weight, device=x.device))  # as a number it would be compiled in
+        numbers = (torch.full((), value, device=x.device) for value in schedule)  # else they would be compiled in
+        return compiled(model, x, positions, *numbers)
 
     return run
 
@@ -142,7 +143,7 @@ def _timed_step(
     model: BaseVAE, datamodule: ImageDataModule, stored: Batch, device: torch.device
 ) -> Callable[[], float]:
     """Return a function that passes a batch of stored images forward and backward, and returns the seconds of it."""
-    batch = datamodule.on_after_batch_transfer(Batch(stored.x.to(device), stored.label.to(device)), 0)
+    batch = datamodule.on_after_batch_transfer(Batch(*(part.to(device) for part in stored)), 0)
 
     def step() -> float:
         began = time.perf_counter()

@@ -14,13 +14,15 @@ from torch.utils.tensorboard.summary import hparams
 from torchvision.utils import save_image
 
 from src.data.base import Split
-from src.exploration import gallery, grids, overview
+from src.exploration import gallery, grids, latents, overview
 from src.models.base import BaseVAE
 from src.models.predictor import Predictor
 from src.system.contents import PLAN
 from src.system.files import whole_file
 from src.training.epoch_means import EpochMeans
 from src.training.history import epochs_of
+
+DOTS = 2_000  # codes in the small picture of a run
 
 
 class Scalars(TensorBoardLogger):
@@ -86,6 +88,7 @@ class Dashboard(Callback):
                 "nats per image": {
                     names.get(metric, metric): ["Multiline", [f"train/{metric}", f"val/{metric}"]]
                     for metric in ("elbo", "distortion", "rate", "loss")
+                    if pl_module.has_elbo or metric not in ("elbo", "rate")
                 }
             }
         )
@@ -118,7 +121,7 @@ class Dashboard(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: BaseVAE) -> None:
         """Log the rates of the latents."""
-        if (writer := self._writer(trainer)) is not None:
+        if (writer := self._writer(trainer)) is not None and pl_module.has_elbo:
             means = next(callback for callback in trainer.callbacks if isinstance(callback, EpochMeans))
             writer.add_histogram("rate_per_latent", means.rates, trainer.global_step)
 
@@ -169,12 +172,20 @@ class Figures(Callback):
         pictures = gallery.SHORT if epochs else gallery.SHORT[:-1]
         for name in pictures:
             gallery.write(gallery.PICTURES[name](predictor), self.folder / f"{name}.png")
-        self._draw_strip(predictor)
+        self._draw_strip(predictor, split)
 
-    def _draw_strip(self, predictor: Predictor) -> None:
-        """Write a small picture of originals, their reconstructions and two rows of samples for a contact sheet."""
+    def _draw_strip(self, predictor: Predictor, split: Split) -> None:
+        """Write a small picture for a contact sheet: originals, their reconstructions, two rows of samples.
+
+        A model with two latents adds a square of codes in the colours of their classes.
+        """
         originals = overview.originals_of(predictor, grids.COLUMNS)
         reconstructions = torch.cat([*predictor.reconstruct([originals])])
         samples = torch.cat([*predictor.generate(2 * len(originals))])
+        strip = grids.strip([originals, reconstructions, samples])
+        if predictor.model.has_codes and predictor.model.latent_dim == 2:
+            parts = [(predictor.posterior(batch.x)[0], batch.label) for batch, _ in predictor.batches(split, DOTS)]
+            codes, labels = (torch.cat(column) for column in zip(*parts, strict=True))
+            strip = torch.cat([strip, latents.dots(codes, labels, strip.shape[2])], 1)
         with whole_file(self.folder / "strip.png") as file:
-            save_image(grids.strip([originals, reconstructions, samples]), file, format="png")
+            save_image(strip, file, format="png")

@@ -91,13 +91,16 @@ class EpochMeans(Callback):
         means = self._means[split].compute()
         terms, self.rates, *moments = means.split(model.row_sizes(moments=split != "train"))
         loss, distortion, rate = terms.tolist()
-        metrics = {"elbo": -(distortion + rate), "distortion": distortion, "rate": rate, "loss": loss}
+        elbo = {"elbo": -(distortion + rate)} if model.has_elbo else {}
+        metrics = elbo | {"distortion": distortion} | ({"rate": rate} if elbo else {}) | {"loss": loss}
+        if model.loss.bound:
+            metrics[model.loss.bound] = -loss
         if moments:
             mean, square = moments
             metrics["active_latents"] = float((square - mean**2 > ACTIVE_VARIANCE).sum())
         dimensions, pixels = torch.Size(model.image_shape).numel(), trainer.datamodule.pixels
         bits = model.likelihood.bits_per_dim(distortion + rate, dimensions, pixels)
-        if bits is not None:
+        if bits is not None and model.has_elbo:
             metrics["bits_per_dim"] = bits
         for name, value in metrics.items():
             self.log(f"{split}/{name}", value, sync_dist=True)  # the means are equal in all processes

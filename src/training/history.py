@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, TQDMProgressBar
 from src.data.batches import Batch
 from src.models.base import BaseVAE
 from src.system.console import duration
+from src.system.directions import as_printed
 from src.training.guard import NonFiniteGuard
 from src.training.resume import BestCheckpoint
 
@@ -182,13 +183,19 @@ def _figures(trainer: Trainer, module: BaseVAE, epoch: dict[str, float]) -> list
     names = module.metric_names(trainer.datamodule.pixels)
     elbo = f"−{names.get('elbo', 'elbo')}"
     parts = []
+    best = " (best)" if any(c.best_epoch == trainer.current_epoch for c in kept_by(trainer)) else ""
     if "val/elbo" in epoch:
-        best = " (best)" if any(c.best_epoch == trainer.current_epoch for c in kept_by(trainer)) else ""
         parts = [f"val {elbo} {-epoch['val/elbo']:.2f}{best}"]
         parts += [f"{name} {epoch[f'val/{name}']:.2f}" for name in ("distortion", "rate")]
+        if (bound := module.loss.bound) is not None:
+            parts.append(f"{as_printed(bound, names['elbo'])[0]} {-epoch[f'val/{bound}']:.2f}")
         parts += [f"loss {epoch['val/loss']:.2f}"] if module.kl_weight != 1 else []
+    elif "val/distortion" in epoch:
+        parts = [f"val {names.get('distortion', 'distortion')} {epoch['val/distortion']:.2f}{best}"]
     if "train/elbo" in epoch:
         parts.append(f"train {'' if parts else f'{elbo} '}{-epoch['train/elbo']:.2f}")
+    elif "train/distortion" in epoch:
+        parts.append(f"train {'' if parts else 'distortion '}{epoch['train/distortion']:.2f}")
     return parts
 
 

@@ -115,30 +115,25 @@ def test_pictures_that_a_model_cannot_have_say_why(overrides, impossible, caplog
 
 
 @pytest.mark.parametrize(
-    ("variant", "possible", "reason"),
+    ("variant", "reason"),
     [
-        (
-            "mixture",
-            {"scatter", "directions", "interpolations", "class_means", "samples_from_mixture"},
-            "the prior of this model is not the standard normal",
-        ),
-        ("sylvester", set(), "the posterior of this model is not a Gaussian of independent latents"),
-        ("chain", set(), "the posterior of this model is not a Gaussian of independent latents"),
+        ("sylvester", "the posterior of this model is not a Gaussian of independent latents"),
+        ("chain", "the posterior of this model is not a Gaussian of independent latents"),
     ],
 )
-def test_pictures_of_codes_ask_the_model_whether_it_has_them(variant, possible, reason, caplog):
+def test_pictures_of_codes_ask_the_model_whether_it_has_them(variant, reason, caplog):
     caplog.set_level("INFO")
     flow = ("model=conv_tiny", "posterior@model.posterior=sylvester")  # it has no density but at its draws
     predictor = of(*VARIANTS.get(variant, flow))
     drawn = {name for name, _ in gallery.draw(predictor, PICTURES, explicit=False)}
-    assert drawn == {"reconstructions", "samples", "neighbours"} | possible
+    assert drawn == {"reconstructions", "samples", "neighbours"}
     missing = set(PICTURES) - drawn - {"losses"}
     assert all(f"no {name}: {reason}" in caplog.text for name in missing)
     with pytest.raises(UserError, match=f"figures=rates: {reason}"):
         list(gallery.draw(predictor, ["rates"], explicit=True))
     x = torch.cat([batch.x for batch, _ in predictor.batches("val", 6)])
     found = scores.scores(predictor, x[:2])  # which needs none
-    assert found.negative_elbo.isfinite().all()
+    assert found.cost.isfinite().all()
     once, again = (next(predictor.reconstruct([x])) for _ in range(2))
     assert torch.equal(once, again)
 
@@ -242,7 +237,7 @@ def test_many_pictures_have_pages_and_the_list_says_which(predictor, monkeypatch
     assert rows.inverted.all()
     said = scores.words(predictor, rows)
     assert "of each inverted picture, the 20 highest of 21" in said
-    dearest = found.negative_elbo.argmax().item()
+    dearest = found.cost.argmax().item()
     assert said.splitlines()[1].startswith(f"  {names[dearest]} ")
     assert said.splitlines()[1].endswith(f"  {rows.figure[dearest]}")
     labels = [tick.get_text().split("\n")[0] for axes in pages["pictures_1"].axes for tick in axes.get_xticklabels()]
@@ -281,15 +276,15 @@ def test_own_pictures_are_scored(explored, predictor, monkeypatch):
     assert "a rank is no diagnosis" in done.stdout
     unseen = torch.cat([batch.x for batch, _ in predictor.batches("val")])
     found = scores.scores(predictor, unseen)
-    order = found.negative_elbo.argsort()
+    order = found.cost.argsort()
     np.testing.assert_allclose(found.rank[order], torch.arange(len(order)) / len(order))
     monkeypatch.setattr(scores, "REFERENCES", 10)  # quick: from here on no rank matters
     alone = scores.scores(predictor, unseen[7:8])  # a score does not depend on the other pictures
-    np.testing.assert_allclose(alone.negative_elbo, found.negative_elbo[7:8], rtol=1e-5)
+    np.testing.assert_allclose(alone.cost, found.cost[7:8], rtol=1e-5)
     with torch.no_grad():
         inference = predictor.model.infer(unseen[:50], 200)
         terms = elbo_terms(unseen[:50], inference)
-    assert found.negative_elbo[:50].mean().item() == pytest.approx(-terms.elbo.mean().item(), rel=0.02)
+    assert found.cost[:50].mean().item() == pytest.approx(-terms.elbo.mean().item(), rel=0.02)
     known, place = predictor.datamodule.pool, predictor.datamodule.splits.train[3]
     again = scores.scores(predictor, known.images[place][None] / 255)
     assert again.distance.item() == pytest.approx(0, abs=1e-4)
@@ -445,3 +440,30 @@ def test_loss_curves_of_one_epoch_have_no_other_and_hide_no_dot():
         assert [tick for tick in axes.get_xticks() if low <= tick <= high] == [1]
         assert axes.get_legend().get_window_extent().y1 < axes.get_window_extent().y0
         assert figure.bbox.contains(*axes.get_legend().get_window_extent().p0)
+
+
+def test_dots_of_codes_lie_where_they_should_in_the_colours_of_their_classes():
+    image = latents.dots(torch.tensor([[0.0, 0.0], [2.0, 4.0], [0.0, 4.0]]), torch.tensor([0, 1, -1]), 101)
+    assert image.shape == (3, 101, 101)
+    first, second, none = ([int(c[i : i + 2], 16) / 255 for i in (1, 3, 5)] for c in ("#332288", "#88CCEE", "#BBBBBB"))
+    for x, y, colour in ((26, 97, first), (74, 1, second), (26, 1, none)):  # the first latent to the right, upwards
+        torch.testing.assert_close(image[:, y, x], torch.tensor(colour))
+    assert (image.sum(0) < 3).sum() == 12
+
+
+def test_an_autoencoder_is_explored_and_scored_by_its_distortion():
+    datamodule, model = built("model=conv_tiny", "data.image_size=8", "loss=reconstruction")
+    predictor = Predictor(model.eval(), datamodule)
+    datamodule.setup("test")
+    epochs = [{"epoch": 0, "train/distortion": 9.0, "val/distortion": 8.0}]
+    figure = curves.loss_curves(epochs, model.metric_names(Pixels.GREY))
+    assert [axes.get_title() for axes in figure.axes] == ["Distortion"]
+    x = overview.originals_of(predictor, 3)
+    own = own_images.Pictures(["a.png", "b.png", "c.png"], x, "scans")
+    scored = scores.scores(predictor, x)
+    rows = scores.table(predictor, own, scored)
+    assert not {"negative_elbo", "rate"} & {*rows.columns}
+    assert rows.distortion.tolist() == pytest.approx(scored.cost.tolist())
+    said = scores.words(predictor, rows)
+    assert said.startswith("pseudo-distortion of each picture")
+    assert f"{rows.distortion.max():,.1f} nats" in said.splitlines()[1]

@@ -37,7 +37,7 @@ def test_a_latent_that_carries_nothing_is_not_active_though_its_codes_vary():
 def test_aggregate_density_is_the_mixture_of_the_posteriors():
     mean, scale, z = torch.randn(40, 3).double(), torch.rand(40, 3).double() + 0.1, torch.randn(30, 3).double()
     mixture = MixtureSameFamily(Categorical(logits=torch.zeros(40)), Independent(Normal(mean, scale), 1))
-    torch.testing.assert_close(posterior.log_aggregate(z, mean, scale, at_once=100), mixture.log_prob(z).double())
+    torch.testing.assert_close(posterior.log_mixture(z, mean, scale, at_once=100), mixture.log_prob(z).double())
 
 
 @pytest.mark.parametrize("offset", [0.0, 1.5])

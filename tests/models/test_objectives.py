@@ -13,9 +13,9 @@ from src.models.objectives import (
     Latent,
     elbo_terms,
     iwae_bound,
-    linear_warmup,
     log_weights,
     rates,
+    rising,
     soft_bound,
 )
 from src.models.priors import StandardNormal
@@ -117,8 +117,8 @@ def test_rate_is_the_closed_form_and_not_that_of_yin_and_wang():
 
 
 def test_warmup_is_linear_and_ends():
-    assert [linear_warmup(step, 4) for step in (0, 1, 2, 4, 100)] == [0, 0.25, 0.5, 1, 1]
-    assert linear_warmup(0, 0) == 1
+    assert [rising(step, 4) for step in (0, 1, 2, 4, 100)] == [0, 0.25, 0.5, 1, 1]
+    assert rising(0, 0) == 1
 
 
 def test_soft_bound_bounds_without_killing_the_gradient():

