@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from src.models.autoencoder import FittedGaussian
+from src.models.flows import Flow
 from src.models.objectives import ElboTerms, Inference, log_weights, mean_bound, rising
 from src.system.errors import UserError
 from src.system.keys import require
@@ -207,7 +208,7 @@ class ImportanceWeighted(Loss):
         """Return the negative bound of every image ``[B]``, in nats.
 
         Raises:
-            UserError: a gradient other than the plain one is asked of a model with several groups of latents.
+            UserError: a gradient other than the plain one is asked of a flow, or of several groups of latents.
         """
         weights = log_weights(x, inference)
         value = self._share(terms.elbo, mean_bound(weights, self.decoder_bounds or self.bounds))
@@ -222,6 +223,11 @@ class ImportanceWeighted(Loss):
             if len(inference.latents) > 1:
                 raise UserError(f"model.loss.gradient={self.gradient} is for a single group of latents: choose plain")
             ((posterior, _, z),) = inference.latents
+            if isinstance(posterior, Flow):  # the hook below would miss the gradient of log q
+                raise UserError(
+                    f"model.loss.gradient={self.gradient} needs a density that is a function of the code, and a flow "
+                    "keeps the one of its draw: choose plain, or another posterior"
+                )
             # Cancels the gradient through the parameters of q: only that through z is left.
             weights = weights + _zero(posterior.log_prob(z.detach()).double())
             if self.gradient == "dreg" and z.requires_grad:
