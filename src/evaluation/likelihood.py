@@ -18,7 +18,7 @@ from src.training.epoch_means import EpochMeans
 from src.training.history import ProgressBar
 from src.training.resume import ReproducibleNoise
 
-LIKELIHOODS_IMAGES = 8  # images of float32 that a likelihood holds: its parameters and intermediate results
+LIKELIHOODS_IMAGES = 8  # of each map that a decoder gives: what a likelihood holds in float32, intermediate results too
 
 
 def elbo(predictor: Predictor) -> dict[str, Any]:
@@ -83,8 +83,9 @@ def bytes_a_code(model: BaseVAE) -> int:
 
 
 def likelihood_bytes(model: BaseVAE) -> int:
-    """Return the bytes that the likelihood of an image takes: it holds some images of float32 at a time."""
-    return LIKELIHOODS_IMAGES * torch.Size(model.image_shape).numel() * torch.float32.itemsize
+    """Return the bytes that the likelihood of an image takes: it holds some copies of the decoder's maps at a time."""
+    channels, height, width = model.image_shape
+    return LIKELIHOODS_IMAGES * model.likelihood.outputs(channels) * height * width * torch.float32.itemsize
 
 
 def samples_at_once(bytes_each: int, samples: int) -> tuple[int, int]:

@@ -90,7 +90,7 @@ class BaseVAE(Trainable, ABC):
         self.posterior_head = posterior(features=self._features, latent_dim=latent_dim)
         self.decoder = decoder(
             latent_dim=latent_dim,
-            image_shape=(channels * likelihood.parameters_per_pixel, height, width),
+            image_shape=(likelihood.outputs(channels), height, width),
             depth=depth,
         )
         self.latent_prior = prior(latent_dim=latent_dim)  # last: networks of one seed are equal under any prior

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from src.data.base import ImageDataModule
+from src.data.pixels import Pixels
 from src.models.base import NO_CODES, BaseVAE
 from src.runs.checkpoints import WholeCheckpoints
 from src.runs.folder import RunFolder, flatten
@@ -63,6 +64,15 @@ def build_datamodule(cfg: DictConfig) -> ImageDataModule:
     return instantiate(cfg.data, _convert_="all")
 
 
+def fill_dequantize(cfg: DictConfig) -> None:
+    """Replace ``data.dequantize=auto``: true for grey pixels under a likelihood that is a density, else false."""
+    if cfg.data.get("dequantize") != "auto":
+        return
+    cfg.data.dequantize = False
+    density = instantiate(cfg.model.likelihood, _convert_="all").supports is Pixels.DEQUANTIZED
+    cfg.data.dequantize = density and build_datamodule(cfg).pixels is Pixels.GREY
+
+
 def build_model(cfg: DictConfig, datamodule: ImageDataModule) -> BaseVAE:
     """Build the model of a config for the images of ``datamodule``."""
     model = instantiate(
@@ -86,9 +96,11 @@ def check_metrics(cfg: DictConfig, model: BaseVAE, datamodule: ImageDataModule) 
     """
     missing = {}
     if model.likelihood.bits_per_dim(0.0, 1, datamodule.pixels) is None:
+        likelihood = model.likelihood
+        what = f"is one of {likelihood.supports} pixels, and these are {datamodule.pixels}"
         missing["val/bits_per_dim"] = (
-            f"a likelihood of {model.likelihood.supports} pixels is none of these {datamodule.pixels} ones, so there "
-            "are no bits per dimension"
+            f"the likelihood {likelihood.name} {what if likelihood.supports else 'is one of no pixels'}, so there are "
+            "no bits per dimension"
         )
     if not model.has_codes:
         missing["val/active_latents"] = NO_CODES
