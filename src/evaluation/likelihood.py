@@ -1,5 +1,6 @@
 """Evaluations of images under the model: ELBO, bounds on their likelihood, reconstructions."""
 
+import math
 from typing import Any
 
 import lightning as L
@@ -59,16 +60,19 @@ def bound(predictor: Predictor, samples: int, images: int | None) -> dict[str, A
         with stream(predictor.seed, "bound", number):
             parts.append(importance_bound(predictor.model, x, samples, at_once))
     estimates, elbos, effective = (torch.cat(column) for column in zip(*parts, strict=True))
-    gap, value = estimates - elbos, estimates.mean().item()
+    gap, value, error = estimates - elbos, estimates.mean().item(), _standard_error(estimates)
+    bits = predictor.model.likelihood.bits_per_dim(-value, predictor.pixels, predictor.datamodule.pixels)
+    known = bits is not None and error is not None
     return {
         "images": count,
         "samples": samples,
         "log_likelihood": value,
-        "standard_error": _standard_error(estimates),
+        "standard_error": error,
         "elbo_of_these_images": elbos.mean().item(),
         "gap": gap.mean().item(),
         "gap_standard_error": _standard_error(gap),
-        "bits_per_dim": predictor.model.likelihood.bits_per_dim(-value, predictor.pixels, predictor.datamodule.pixels),
+        "bits_per_dim": bits,
+        "bits_per_dim_standard_error": error / predictor.pixels / math.log(2) if known else None,
         "median_effective_samples": effective.median().item(),
     }
 

@@ -126,6 +126,7 @@ def summarize(
         "data": {
             "name": datamodule.name,
             "fingerprint": datamodule.fingerprint,
+            "stored_fingerprint": datamodule.stored_fingerprint,
             "image_shape": list(datamodule.image_shape),
             "images": {part: len(getattr(splits, part)) for part in SPLITS},
             "notes": data_notes(datamodule),

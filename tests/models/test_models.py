@@ -75,7 +75,7 @@ def test_every_model_keeps_the_contract(name, depth, samples, tmp_path):
     with torch.no_grad():
         drawn = model.generate(5)
     assert drawn.mean.shape == drawn.sample().shape == (5, *model.image_shape)
-    if drawn.base_dist.support is not constraints.real:  # a Gaussian goes beyond
+    if drawn.support.base_constraint is not constraints.real:  # a Gaussian goes beyond
         assert drawn.mean.min() >= 0
         assert drawn.mean.max() <= 1
     assert all(map(torch.equal, buffers, model.buffers())), "evaluation has changed a buffer"
@@ -141,7 +141,7 @@ def test_the_rates_of_the_plain_anchor_are_those_of_pythae():
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_likelihood_trains(likelihood):
-    overrides = [f"likelihood@model.likelihood={likelihood}", "model=conv_tiny", "data.dequantize=true"]
+    overrides = [f"likelihood@model.likelihood={likelihood}", "model=conv_tiny", "data.dequantize=auto"]
     if likelihood == "gaussian":
         overrides.append("model.likelihood.learned=true")
     datamodule, model = built(*overrides)
