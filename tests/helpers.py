@@ -72,7 +72,6 @@ def multirun_config(*overrides: str):
 def built(*overrides: str, seed: int = 0) -> tuple[ImageDataModule, BaseVAE]:
     """Build the data module and a newly initialised model of a command line."""
     cfg = composed(*overrides)
-    build.fill_dequantize(cfg)
     L.seed_everything(seed, verbose=False)
     datamodule = build.build_datamodule(cfg)
     return datamodule, build.build_model(cfg, datamodule)

@@ -70,6 +70,8 @@ class ImageDataModule(L.LightningDataModule):
         self.seed = seed
         self.binarize = binarize
         self.dequantize = dequantize
+        if dequantize not in (True, False):
+            raise UserError(f"data.dequantize={dequantize} depends on the likelihood: give true or false")
         if dequantize and self.pixels is not Pixels.DEQUANTIZED:
             raise UserError(
                 "data.dequantize=true adds noise to grey levels, but these pixels are binary: set it to false"

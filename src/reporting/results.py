@@ -112,10 +112,12 @@ class Results:
 
         Bits per dimension compare whatever likelihood gives them, and with noise or without: see :data:`BITS`.
         """
-        kind, bits = self.finished[list(SAME_KIND)].copy(), self.finished.compared_by == BITS
+        points, bits = self.finished, self.finished.compared_by == BITS
+        stored = points.stored_fingerprint.where(points.stored_fingerprint.notna(), points.fingerprint)
+        kind = points.assign(fingerprint=points.fingerprint.mask(bits, stored))[list(SAME_KIND)]
+        kind = kind.map(lambda value: "not recorded" if pd.isna(value) else str(value))
         kind.loc[bits, ["likelihood", "pseudo_likelihood"]] = "any"
-        kind.loc[bits, "fingerprint"] = self.finished.stored_fingerprint.fillna(self.finished.fingerprint)
-        return kind.map(lambda value: "not recorded" if pd.isna(value) else str(value))
+        return kind
 
     def differences(self) -> list[str]:
         """Return the reasons why not all numbers can be compared; empty where they can."""

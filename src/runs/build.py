@@ -60,17 +60,9 @@ def hyperparameters(cfg: DictConfig) -> dict[str, str | int | float | bool]:
 
 
 def build_datamodule(cfg: DictConfig) -> ImageDataModule:
-    """Build the data module of a config."""
+    """Build the data module of a config; ``data.dequantize=auto`` is filled in."""
+    fill_dequantize(cfg)
     return instantiate(cfg.data, _convert_="all")
-
-
-def fill_dequantize(cfg: DictConfig) -> None:
-    """Replace ``data.dequantize=auto``: true for grey pixels under a likelihood that is a density, else false."""
-    if cfg.data.get("dequantize") != "auto":
-        return
-    cfg.data.dequantize = False
-    density = instantiate(cfg.model.likelihood, _convert_="all").supports is Pixels.DEQUANTIZED
-    cfg.data.dequantize = density and build_datamodule(cfg).pixels is Pixels.GREY
 
 
 def build_model(cfg: DictConfig, datamodule: ImageDataModule) -> BaseVAE:
@@ -184,6 +176,15 @@ def fill_compile(cfg: DictConfig, run: RunFolder) -> None:
         cfg.compile = saved_value(run.config, "compile")
         rank_zero_only(log.info)("compile=auto: %s, as this run began", "compiled" if cfg.compile else "eager")
     check_compiler(cfg)
+
+
+def fill_dequantize(cfg: DictConfig) -> None:
+    """Replace ``data.dequantize=auto``: true for grey pixels under a likelihood that is a density, else false."""
+    if cfg.data.get("dequantize") != "auto":
+        return
+    cfg.data.dequantize = False
+    density = instantiate(cfg.model.likelihood, _convert_="all").supports is Pixels.DEQUANTIZED
+    cfg.data.dequantize = density and build_datamodule(cfg).pixels is Pixels.GREY
 
 
 def fill_precision(cfg: DictConfig, run: RunFolder | None = None) -> None:

@@ -6,7 +6,6 @@ import pytest
 
 from src.models import discretized, gaussians, likelihoods, objectives, posteriors, priors
 
-
 MODULES = [objectives, likelihoods, gaussians, discretized, posteriors, priors]
 
 
