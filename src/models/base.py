@@ -41,8 +41,8 @@ class BaseVAE(Trainable, ABC):
         image_shape: channels, height and width ``(C, H, W)`` of the images.
         latent_dim: latent dimensions D.
         encoder: called with ``image_shape`` and ``depth``; a module ``[B, C, H, W] -> [B, out_features]``.
-        decoder: called with ``latent_dim``, ``image_shape`` and ``depth``; a module ``[B, D] -> [B, maps, H, W]``, where
-            that shape is ``(maps, H, W)`` and ``maps`` is what the likelihood needs for C channels.
+        decoder: called with ``latent_dim``, ``image_shape`` and ``depth``; a module ``[B, D] -> [B, maps, H, W]`` for
+            the ``image_shape`` ``(maps, H, W)``, with as many maps as the likelihood needs for C channels.
         likelihood: makes p(x|z) of the decoder's output.
         kl_weight: weight of the rate in the loss (beta-VAE, Higgins et al. 2017); 1 trains on the ELBO.
         kl_warmup_steps: optimizer steps over which that weight rises from 0; 0 for none.
