@@ -156,6 +156,17 @@ def test_likelihood_trains(likelihood):
     assert last < first - 0.05 * abs(first)
 
 
+@pytest.mark.parametrize("likelihood", ["logistic_mixture", "gaussian_pixelwise"])  # of several maps a channel
+def test_colours_are_modelled(likelihood):
+    _, model = built(*SMALL, "data.channels=3", f"likelihood@model.likelihood={likelihood}")
+    x = torch.randint(256, (4, 3, 8, 8)) / 255
+    loss = model.loss_and_rows(x, 1.0)[0]
+    loss.backward()
+    assert loss.isfinite()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+    assert model.generate(2).mean.shape == model.generate(2).sample().shape == (2, 3, 8, 8)
+
+
 @pytest.mark.parametrize(
     ("likelihood", "dequantize", "words"),
     [
