@@ -13,6 +13,7 @@ from matplotlib.font_manager import FontProperties, findfont
 from PIL import Image, ImageDraw, ImageFont
 
 from src.exploration.writing import drawable, fonts
+from src.reporting.levels import BITS
 from src.reporting.results import Results
 from src.reporting.words import configuration, elbo_name, number
 
@@ -36,12 +37,19 @@ def _tile(results: Results, row: pd.Series) -> dict[str, str]:
         "point": row.point,
         "what": configuration(row, results.keys, results.names) or row.point,
         "status": row.status,
-        "figures": f"−{elbo_name(row.pseudo_likelihood)} {number(-row.test_elbo)}"
-        if pd.notna(row.test_elbo)
-        else (row.error if isinstance(row.error, str) else "not tested"),
+        "figures": _figures(row),
         "path": str(strip),
         "picture": _embedded(strip),
     }
+
+
+def _figures(row: pd.Series) -> str:
+    """Return the number that a point was tested with, in bits where points of several likelihoods compare in them."""
+    if pd.isna(row.test_elbo):
+        return row.error if isinstance(row.error, str) else "not tested"
+    if row.compared_by == BITS and pd.notna(row.bits_per_dim):
+        return f"{number(row.bits_per_dim)} bits per dimension"
+    return f"−{elbo_name(row.pseudo_likelihood)} {number(-row.test_elbo)}"
 
 
 def columns_of(results: Results) -> int:

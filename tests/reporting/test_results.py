@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from src.reporting.contact_sheet import tiles
 from src.reporting.levels import as_stored
 from src.reporting.report import write_report
 from src.reporting.results import plain, read_results
@@ -175,7 +176,7 @@ def test_bits_of_densities_and_of_probabilities_compare(tmp_path):
         pixels, fingerprint, elbo = kinds[typed["likelihood@model.likelihood"]]
         data = {"name": "mnist", "fingerprint": fingerprint, "stored_fingerprint": "a" * 32, "image_shape": [1, 8, 8]}
         return {
-            "test": {"elbo": elbo, "distortion": -elbo - 20.0, "rate": 20.0},
+            "test": {"elbo": elbo, "distortion": -elbo - 20.0, "rate": 20.0, "bits_per_dim": 2.25},
             "best": {"val/bits_per_dim": 2.0, "val/elbo": elbo},
             "config": {"compare_by": typed.get("compare_by", "val/bits_per_dim")},
             **{"pixels": pixels, "likelihood": typed["likelihood@model.likelihood"], "data": data},
@@ -194,6 +195,7 @@ def test_bits_of_densities_and_of_probabilities_compare(tmp_path):
     page = write_report(results).read_text()
     assert "counted as probabilities of their 256 levels" in page
     assert page.count('<div class="best">') == 1
+    assert [tile["figures"] for tile in tiles(results)] == 2 * ["2.25 bits per dimension"]
 
 
 def test_a_run_that_trains_is_running_and_a_config_that_has_no_end_is_none(tmp_path):
