@@ -44,6 +44,7 @@ def main(cfg: DictConfig) -> float | None:
     hide_missing_gpus()
     run = folder.RunFolder(cfg.run_dir)
     build.fill_seed(cfg, run)
+    build.fill_dequantize(cfg)
     build.fill_precision(cfg, run)
     build.fill_compile(cfg, run)
     start = run.start(cfg)

@@ -71,6 +71,8 @@ class ImageDataModule(L.LightningDataModule):
         self.seed = seed
         self.binarize = binarize
         self.dequantize = dequantize
+        if dequantize not in (True, False):
+            raise UserError(f"data.dequantize={dequantize} depends on the likelihood: give true or false")
         if dequantize and self.pixels is not Pixels.DEQUANTIZED:
             raise UserError(
                 "data.dequantize=true adds noise to grey levels, but these pixels are binary: set it to false"
@@ -140,7 +142,15 @@ class ImageDataModule(L.LightningDataModule):
     @cached_property
     def fingerprint(self) -> str:
         """32 hex digits that change whenever an image, its split, or what is done to its pixels changes."""
-        recipe = {"shape": self.image_shape, "binarize": self.binarize, "dequantize": self.dequantize}
+        return self._fingerprint(self.dequantize)
+
+    @cached_property
+    def stored_fingerprint(self) -> str:
+        """The fingerprint without dequantization: bits per dimension are those of the levels that it adds noise to."""
+        return self._fingerprint(dequantize=False)
+
+    def _fingerprint(self, dequantize: bool) -> str:
+        recipe = {"shape": self.image_shape, "binarize": self.binarize, "dequantize": dequantize}
         # Earlier versions read all such grey with 16 bits and did not record it: their fingerprints stay valid.
         recipe |= {key: how for key, how in self.pool.treatment.items() if (key, how) != ("depth", 16)}
         digest = hashlib.blake2b(json.dumps(recipe).encode(), digest_size=16)

@@ -1,5 +1,6 @@
 """Evaluations of images under the model: ELBO, bounds on their likelihood, reconstructions."""
 
+import math
 from typing import Any
 
 import lightning as L
@@ -18,7 +19,7 @@ from src.training.epoch_means import EpochMeans
 from src.training.history import ProgressBar
 from src.training.resume import ReproducibleNoise
 
-LIKELIHOODS_IMAGES = 8  # images of float32 that a likelihood holds: its parameters and intermediate results
+LIKELIHOODS_IMAGES = 8  # of each map that a decoder gives: what a likelihood holds in float32, intermediate results too
 
 
 def elbo(predictor: Predictor) -> dict[str, Any]:
@@ -65,16 +66,19 @@ def bound(predictor: Predictor, samples: int, images: int | None) -> dict[str, A
         with stream(predictor.seed, "bound", number):
             parts.append(importance_bound(predictor.model, x, samples, at_once))
     estimates, elbos, effective = (torch.cat(column) for column in zip(*parts, strict=True))
-    gap, value = estimates - elbos, estimates.mean().item()
+    gap, value, error = estimates - elbos, estimates.mean().item(), _standard_error(estimates)
+    bits = predictor.model.likelihood.bits_per_dim(-value, predictor.pixels, predictor.datamodule.pixels)
+    known = bits is not None and error is not None
     return {
         "images": count,
         "samples": samples,
         "log_likelihood": value,
-        "standard_error": _standard_error(estimates),
+        "standard_error": error,
         "elbo_of_these_images": elbos.mean().item(),
         "gap": gap.mean().item(),
         "gap_standard_error": _standard_error(gap),
-        "bits_per_dim": predictor.model.likelihood.bits_per_dim(-value, predictor.pixels, predictor.datamodule.pixels),
+        "bits_per_dim": bits,
+        "bits_per_dim_standard_error": error / predictor.pixels / math.log(2) if known else None,
         "median_effective_samples": effective.median().item(),
     }
 
@@ -89,8 +93,9 @@ def bytes_a_code(model: BaseVAE) -> int:
 
 
 def likelihood_bytes(model: BaseVAE) -> int:
-    """Return the bytes that the likelihood of an image takes: it holds some images of float32 at a time."""
-    return LIKELIHOODS_IMAGES * torch.Size(model.image_shape).numel() * torch.float32.itemsize
+    """Return the bytes that the likelihood of an image takes: it holds some copies of the decoder's maps at a time."""
+    channels, height, width = model.image_shape
+    return LIKELIHOODS_IMAGES * model.likelihood.outputs(channels) * height * width * torch.float32.itemsize
 
 
 def samples_at_once(bytes_each: int, samples: int) -> tuple[int, int]:

@@ -41,8 +41,8 @@ def _elbo(figures: dict[str, Any], names: dict[str, str]) -> list[str]:
 
 
 def _bits(figures: dict[str, Any]) -> list[str]:
-    bits = figures.get("bits_per_dim")
-    return [] if bits is None else [f"{'bits per dimension':<18} {bits:12.4f}"]
+    bits, error = figures.get("bits_per_dim"), figures.get("bits_per_dim_standard_error")
+    return [] if bits is None else [f"{'bits per dimension':<18} {_plus_minus(bits, error, 4):>12}"]
 
 
 def _bound(figures: dict[str, Any], names: dict[str, str]) -> list[str]:

@@ -44,7 +44,8 @@ class BaseVAE(Trainable, ABC):
         image_shape: channels, height and width ``(C, H, W)`` of the images.
         latent_dim: latent dimensions D.
         encoder: called with ``image_shape`` and ``depth``; a module ``[B, C, H, W] -> [B, out_features]``.
-        decoder: called with ``latent_dim``, ``image_shape`` and ``depth``; a module ``[B, D] -> [B, C, H, W]``.
+        decoder: called with ``latent_dim``, ``image_shape`` and ``depth``; a module ``[B, D] -> [B, maps, H, W]`` for
+            the ``image_shape`` ``(maps, H, W)``, with as many maps as the likelihood needs for C channels.
         likelihood: makes p(x|z) of the decoder's output.
         kl_weight: weight of the rate in the loss (beta-VAE, Higgins et al. 2017); 1 trains on the ELBO.
         kl_warmup_steps: optimizer steps over which that weight rises from 0; 0 for none.
@@ -104,7 +105,7 @@ class BaseVAE(Trainable, ABC):
         self.posterior_head = posterior(features=self._features, latent_dim=latent_dim)
         self.decoder = decoder(
             latent_dim=latent_dim,
-            image_shape=(channels * likelihood.parameters_per_pixel, height, width),
+            image_shape=(likelihood.outputs(channels), height, width),
             depth=depth,
         )
         self.images = TrainingImages(self.image_shape) if images is None else images

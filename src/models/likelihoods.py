@@ -1,8 +1,10 @@
 """Likelihoods p(x|z): modules from raw decoder outputs to ``torch.distributions`` objects over images.
 
 Every likelihood is an ``nn.Module`` (a learned scale is a parameter) that is called with the decoder's output
-``[..., parameters * C, H, W]`` and returns a distribution with event shape ``[C, H, W]``. ``supports`` names the
-pixels for which its log-probability is one of the data: see :class:`~src.data.pixels.Pixels`.
+``[..., outputs(C), H, W]`` and returns a distribution with event shape ``[C, H, W]``. ``supports`` names the
+pixels for which its log-probability is one of the data: see :class:`~src.data.pixels.Pixels`. Gaussians whose scale
+depends on the image are in :mod:`src.models.gaussians`, probabilities of the 256 levels in
+:mod:`src.models.discretized`.
 """
 
 import math
@@ -13,17 +15,29 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, ContinuousBernoulli, Distribution, Independent, Normal
 
 from src.data.pixels import Pixels
+from src.models.objectives import soft_bound
 from src.system.errors import UserError
 
 EVENT_DIMS = 3  # channel, height, width
 
 
+def bounded_scale(raw: Tensor) -> Tensor:
+    """Return scales of pixels from a decoder's outputs, between exp(-8) and exp(4) by :func:`soft_bound`.
+
+    The full range of a pixel is 1, so the smallest is a twelfth of a grey level; an output of 0 gives exp(-2) = 0.14.
+    """
+    return torch.exp(soft_bound(raw, 6.0) - 2.0)
+
+
 class Likelihood(nn.Module, ABC):
-    """A likelihood states its name and the kind of pixels for which it is a probability or density of the data."""
+    """A likelihood states its name and the pixels, if any, for which it is a probability or density of the data."""
 
     name: str
-    supports: Pixels
-    parameters_per_pixel = 1
+    supports: Pixels | None
+
+    def outputs(self, channels: int) -> int:
+        """Return how many maps a decoder gives for images of so many channels."""
+        return channels
 
     @abstractmethod
     def forward(self, raw: Tensor) -> Distribution:
@@ -38,15 +52,8 @@ class Likelihood(nn.Module, ABC):
         raise UserError(f"model.start_at_mean=true needs a likelihood whose mean is set directly, {self.name} is not")
 
     def is_pseudo(self, pixels: Pixels) -> bool:
-        """Return whether log p(x|z) is neither a probability nor a density of such pixels: a pseudo-likelihood.
-
-        Grey pixels under a Bernoulli are the common case: a binary cross-entropy whose minimum over p is the
-        pixel's own entropy, not 0.
-
-        >>> BernoulliLikelihood().is_pseudo(Pixels.GREY), BernoulliLikelihood().is_pseudo(Pixels.BINARY)
-        (True, False)
-        """
-        return isinstance(self, BernoulliLikelihood) and pixels is not Pixels.BINARY
+        """Return whether log p(x|z) is neither a probability nor a density of such pixels: a pseudo-likelihood."""
+        return False
 
     def bits_per_dim(self, nats: float, dimensions: int, pixels: Pixels) -> float | None:
         """Convert nats per image to bits per pixel and channel; None where the pixels are not those it models.
@@ -67,15 +74,21 @@ class Likelihood(nn.Module, ABC):
 class BernoulliLikelihood(Likelihood):
     """Model binary pixels by ``p(x|z) = prod_i p_i^x_i (1 - p_i)^(1 - x_i)``; the decoder gives logits of ``p_i``.
 
-    With grey pixels it is the binary cross-entropy of the tutorials: a pseudo-likelihood.
+    With grey pixels it is the binary cross-entropy of the tutorials: a pseudo-likelihood, whose minimum over p is the
+    pixel's own entropy, not 0.
 
     >>> pixel = BernoulliLikelihood()(torch.zeros(1, 1, 1))  # logit 0: a fair coin
     >>> pixel.log_prob(torch.ones(1, 1, 1)).exp()
     tensor(0.5000)
+    >>> BernoulliLikelihood().is_pseudo(Pixels.GREY), BernoulliLikelihood().is_pseudo(Pixels.BINARY)
+    (True, False)
     """
 
     name = "bernoulli"
     supports = Pixels.BINARY
+
+    def is_pseudo(self, pixels: Pixels) -> bool:
+        return pixels is not Pixels.BINARY
 
     def forward(self, raw: Tensor) -> Distribution:
         return Independent(Bernoulli(logits=raw, validate_args=False), EVENT_DIMS, validate_args=False)

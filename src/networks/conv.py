@@ -92,7 +92,7 @@ class ConvDecoder(nn.Module):
 
     Args:
         latent_dim: entries of a latent code.
-        image_shape: height and width of the images, after their channels times the likelihood's parameters a pixel.
+        image_shape: the maps that the likelihood needs, then height and width of the images.
         depth: convolutions a stage.
         widths: channels of the maps from the image inwards; the last is the innermost map's.
         kernel_size, stride, padding: of each stage, from the image inwards: one number, or one a stage.

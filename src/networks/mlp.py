@@ -41,7 +41,7 @@ class MLPDecoder(nn.Module):
 
     Args:
         latent_dim: entries of a latent code.
-        image_shape: height and width of the images, after their channels times the likelihood's parameters a pixel.
+        image_shape: the maps that the likelihood needs, then height and width of the images.
         depth: layers a stage.
         widths: units of each stage, from the image inwards; the last are next to the code.
         act: as in :class:`MLPEncoder`.

@@ -13,6 +13,7 @@ from matplotlib.font_manager import FontProperties, findfont
 from PIL import Image, ImageDraw, ImageFont
 
 from src.exploration.writing import drawable, fonts
+from src.reporting.levels import BITS
 from src.reporting.results import Results
 from src.reporting.words import configuration, elbo_name, number
 
@@ -43,9 +44,14 @@ def _tile(results: Results, row: pd.Series) -> dict[str, str]:
 
 
 def _figures(row: pd.Series) -> str:
-    """Return what the test says of a point: the −elbo, or the distortion of a model that has none."""
+    """Return what a point was tested with: its −elbo, in bits where points of several likelihoods compare in them.
+
+    A model without an elbo has its distortion.
+    """
     elbo = elbo_name(row.pseudo_likelihood)
     if pd.notna(row.test_elbo):
+        if row.compared_by == BITS and pd.notna(row.bits_per_dim):
+            return f"{number(row.bits_per_dim)} bits per dimension"
         return f"−{elbo} {number(-row.test_elbo)}"
     if pd.notna(row.test_distortion):
         return f"{elbo.removesuffix('elbo')}distortion {number(row.test_distortion)}"

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from src.reporting import plots, style
 from src.reporting.contact_sheet import columns_of, contact_sheet, tiles
+from src.reporting.levels import as_stored, mixed
 from src.reporting.results import Results, short
 from src.reporting.statistics import ALPHA, FEW_SEEDS, by_seed, configurations, p_value, pareto, verdict
 from src.reporting.words import (
@@ -49,6 +50,7 @@ class Section:
         title: title of the section; empty where it is the only one.
         keys: the swept keys that differ between them.
         metric: name of the elbo.
+        mixed: whether numbers of densities and of probabilities stand side by side, see :mod:`src.reporting.levels`.
         compared_by: name of the metric that the best point is chosen by, as it is printed.
         best_first: order in which the best of its numbers comes first.
         points: rows of the table of points.
@@ -61,6 +63,7 @@ class Section:
     title: str
     keys: list[str]
     metric: str
+    mixed: bool
     compared_by: str
     best_first: str
     doubt: str
@@ -154,16 +157,15 @@ def _commit(text: str) -> str:
 
 
 def _sections(results: Results, folder: Path) -> Iterator[Section]:
-    families = [_as_printed(family) for family in results.families()]
+    families = [_as_printed(as_stored(family)) for family in results.families()]
     for place, points in enumerate(families, 1):
         first = points.iloc[0]
         metric = elbo_name(first.pseudo_likelihood)
         compared_by, sign = as_printed(str(first.compared_by), metric)
         keys = [key for key in results.swept if points[key].nunique(dropna=False) > 1]
         only = len(families) == 1
-        title = (
-            "" if only else f"Group {place}: {first.data_name}, {first.likelihood}, images {short(first.fingerprint)}"
-        )
+        likelihoods = ", ".join(sorted({str(name) for name in points.likelihood}))
+        title = "" if only else f"Group {place}: {first.data_name}, {likelihoods}, images {short(first.fingerprint)}"
         means = configurations(points, results.swept, AVERAGED)
         doubt = why_no_best(points)
         chosen = None if doubt else verdict(points, results.swept, bool(first.maximize))
@@ -171,6 +173,7 @@ def _sections(results: Results, folder: Path) -> Iterator[Section]:
             title=title,
             keys=keys,
             metric=metric,
+            mixed=mixed(points),
             compared_by=compared_by,
             best_first="descending" if first.maximize and sign > 0 else "ascending",
             doubt=doubt,

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from src.reporting.levels import BITS
 from src.runs.trust import read_yaml
 from src.sweeps.plan import Plan, point_name, short_names
 from src.sweeps.status import Record, compared, read_metrics
@@ -40,6 +41,8 @@ FIGURES = {
 FACTS = {
     "data_name": "data.name",
     "fingerprint": "data.fingerprint",
+    "stored_fingerprint": "data.stored_fingerprint",
+    "image_shape": "data.image_shape",
     "likelihood": "likelihood",
     "pixels": "pixels",
     "pseudo_likelihood": "pseudo_likelihood",
@@ -105,8 +108,16 @@ class Results:
         yield from sorted(groups, key=len, reverse=True)
 
     def _kind(self) -> pd.DataFrame:
-        """Return the columns SAME_KIND of the finished points, as text."""
-        return self.finished[list(SAME_KIND)].map(lambda value: "not recorded" if pd.isna(value) else str(value))
+        """Return the columns SAME_KIND of the finished points, as text.
+
+        Bits per dimension compare whatever likelihood gives them, and with noise or without: see :data:`BITS`.
+        """
+        points, bits = self.finished, self.finished.compared_by == BITS
+        stored = points.stored_fingerprint.where(points.stored_fingerprint.notna(), points.fingerprint)
+        kind = points.assign(fingerprint=points.fingerprint.mask(bits, stored))[list(SAME_KIND)]
+        kind = kind.map(lambda value: "not recorded" if pd.isna(value) else str(value))
+        kind.loc[bits, ["likelihood", "pseudo_likelihood"]] = "any"
+        return kind
 
     def differences(self) -> list[str]:
         """Return the reasons why not all numbers can be compared; empty where they can."""

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from src.data.base import ImageDataModule
+from src.data.pixels import Pixels
 from src.models.base import NO_CODES, NO_ELBO, BaseVAE
 from src.runs.checkpoints import WholeCheckpoints
 from src.runs.folder import RunFolder, flatten
@@ -68,7 +69,8 @@ def hyperparameters(cfg: DictConfig) -> dict[str, str | int | float | bool]:
 
 
 def build_datamodule(cfg: DictConfig) -> ImageDataModule:
-    """Build the data module of a config."""
+    """Build the data module of a config; ``data.dequantize=auto`` is filled in."""
+    fill_dequantize(cfg)
     return instantiate(cfg.data, _convert_="all")
 
 
@@ -98,9 +100,11 @@ def check_metrics(cfg: DictConfig, model: BaseVAE, datamodule: ImageDataModule) 
     if not model.has_elbo:
         missing |= dict.fromkeys(("val/elbo", "val/rate", "val/bits_per_dim"), NO_ELBO)
     elif model.likelihood.bits_per_dim(0.0, 1, datamodule.pixels) is None:
+        likelihood = model.likelihood
+        what = f"is one of {likelihood.supports} pixels, and these are {datamodule.pixels}"
         missing["val/bits_per_dim"] = (
-            f"a likelihood of {model.likelihood.supports} pixels is none of these {datamodule.pixels} ones, so there "
-            "are no bits per dimension"
+            f"the likelihood {likelihood.name} {what if likelihood.supports else 'is one of no pixels'}, so there are "
+            "no bits per dimension"
         )
     if not model.has_codes:
         missing["val/active_latents"] = NO_CODES
@@ -185,6 +189,15 @@ def fill_compile(cfg: DictConfig, run: RunFolder) -> None:
         cfg.compile = saved_value(run.config, "compile")
         rank_zero_only(log.info)("compile=auto: %s, as this run began", "compiled" if cfg.compile else "eager")
     check_compiler(cfg)
+
+
+def fill_dequantize(cfg: DictConfig) -> None:
+    """Replace ``data.dequantize=auto``: true for grey pixels under a likelihood that is a density, else false."""
+    if cfg.data.get("dequantize") != "auto":
+        return
+    cfg.data.dequantize = False
+    density = instantiate(cfg.model.likelihood, _convert_="all").supports is Pixels.DEQUANTIZED
+    cfg.data.dequantize = density and build_datamodule(cfg).pixels is Pixels.GREY
 
 
 def fill_precision(cfg: DictConfig, run: RunFolder | None = None) -> None:

@@ -23,7 +23,7 @@ from src.training.acceleration import peak_memory
 from src.training.history import Throughput, epochs_of, kept_by
 
 UNIT = "nats per image: summed over pixels, averaged over the images of the split"
-PSEUDO = "pseudo-: grey pixels under a Bernoulli have no probability; compare such numbers with each other only"
+PSEUDO = "pseudo-: this likelihood gives such pixels no probability; compare such numbers with each other only"
 SPLITS = ("train", "val", "test")
 CLASSES = 10  # number of classes that are named
 
@@ -126,6 +126,7 @@ def summarize(
         "data": {
             "name": datamodule.name,
             "fingerprint": datamodule.fingerprint,
+            "stored_fingerprint": datamodule.stored_fingerprint,
             "image_shape": list(datamodule.image_shape),
             "images": {part: len(getattr(splits, part)) for part in SPLITS},
             "notes": data_notes(datamodule),

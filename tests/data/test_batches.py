@@ -9,9 +9,10 @@ from hydra.errors import InstantiationException
 
 from src.data.batches import BatchIndices
 from src.data.pixels import Pixels
+from src.runs import build
 from src.system.errors import UserError
 from src.system.explain import explain
-from tests.helpers import data, examples
+from tests.helpers import SMALL, composed, data, examples
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
@@ -94,6 +95,22 @@ def test_pixels_have_the_values_of_their_kind(overrides, pixels, values):
         assert wrong.float().mean() < 1e-3  # float32 rounds a noise of 0.9999999 up to the next level
 
 
+@pytest.mark.parametrize(
+    ("likelihood", "of_data", "pixels"),
+    [
+        ("gaussian", [], Pixels.DEQUANTIZED),
+        ("gaussian", ["data.binarize=threshold"], Pixels.BINARY),
+        ("logistic_mixture", [], Pixels.GREY),
+        ("gaussian_optimal", [], Pixels.GREY),  # no density of any pixels
+        ("bernoulli", ["data.binarize=dynamic"], Pixels.BINARY),
+    ],
+)
+def test_noise_is_added_where_a_likelihood_needs_it(likelihood, of_data, pixels):
+    cfg = composed(*SMALL, f"likelihood@model.likelihood={likelihood}", "data.dequantize=auto", *of_data)
+    assert build.build_datamodule(cfg).pixels is pixels
+    assert cfg.data.dequantize is (pixels is Pixels.DEQUANTIZED)  # as the run records it
+
+
 def test_dynamic_binarization_draws_with_the_grey_level_as_probability():
     datamodule = data("data=digits", "data.image_size=8", "data.binarize=dynamic")
     levels = torch.tensor([0, 51, 204, 255], dtype=torch.uint8).view(1, 1, 1, 4).expand(20_000, 1, 1, 4)
@@ -104,6 +121,8 @@ def test_dynamic_binarization_draws_with_the_grey_level_as_probability():
 
 def test_fingerprint_changes_with_data_split_and_pixels():
     base = ("data=digits", "data.image_size=8")
+    noisy = data(*base, "data.dequantize=true")
+    assert noisy.stored_fingerprint == data(*base).fingerprint != noisy.fingerprint
     variants = [(), ("data.split_seed=1",), ("data.image_size=16",), ("data.binarize=threshold",)]
     prints = {data(*base, *variant).fingerprint for variant in variants}
     assert len(prints) == 4

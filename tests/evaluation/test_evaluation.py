@@ -24,6 +24,7 @@ from src.evaluation.samples import memorisation, samples
 from src.evaluation.suite import evaluate, parts_of
 from src.evaluation.table import evaluation_table
 from src.models import footprint
+from src.models.discretized import DiscretizedLogisticLikelihood
 from src.models.footprint import work_of
 from src.models.predictor import Predictor
 from src.runs import record
@@ -386,6 +387,8 @@ def test_codes_are_decoded_as_many_at_once_as_the_largest_layer_lets():
     model.decoder = nn.Sequential(nn.Linear(LATENTS, 10_000), nn.Linear(10_000, PIXELS), nn.Unflatten(1, SHAPE))
     assert bytes_a_code(model) == (10_000 + PIXELS) * 4
     assert not model.decoder[0]._forward_hooks
+    model.likelihood = DiscretizedLogisticLikelihood(10)
+    assert bytes_a_code(model) == 30 * images  # three numbers of each component a pixel
     assert samples_at_once(2**20, 5_000) == (1, 64)
     assert samples_at_once(2**12, 1_000) == (8, 2_048)
     assert samples_at_once(2**40, 5_000) == (1, 1)

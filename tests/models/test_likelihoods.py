@@ -8,17 +8,43 @@ import torch
 from torch import nn
 
 from src.data.pixels import Pixels
-from src.models.likelihoods import BernoulliLikelihood, ContinuousBernoulliLikelihood, GaussianLikelihood
+from src.models.discretized import BetaBinomialLikelihood, DiscretizedLogisticLikelihood
+from src.models.gaussians import (
+    BestScaleNormal,
+    OptimalGaussianLikelihood,
+    PixelwiseGaussianLikelihood,
+    StudentLikelihood,
+    StudentT,
+)
+from src.models.likelihoods import (
+    BernoulliLikelihood,
+    ContinuousBernoulliLikelihood,
+    GaussianLikelihood,
+    StableNormal,
+    bounded_scale,
+)
 from src.system.errors import UserError
 
 SHAPE = (2, 3, 1, 4, 5)  # K, B, C, H, W
 
 
-@pytest.mark.parametrize("likelihood", [BernoulliLikelihood(), ContinuousBernoulliLikelihood(), GaussianLikelihood()])
-def test_shapes(likelihood):
-    p = likelihood(torch.randn(SHAPE))
-    assert (p.batch_shape, p.event_shape) == (SHAPE[:2], SHAPE[2:])
-    assert p.log_prob(torch.rand(SHAPE[1:])).shape == SHAPE[:2]
+ALL = (
+    *(BernoulliLikelihood(), ContinuousBernoulliLikelihood(), GaussianLikelihood(), OptimalGaussianLikelihood()),
+    *(StudentLikelihood(), PixelwiseGaussianLikelihood(), DiscretizedLogisticLikelihood(), BetaBinomialLikelihood()),
+    DiscretizedLogisticLikelihood(3),
+)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("likelihood", ALL, ids=lambda likelihood: likelihood.name)
+def test_shapes(likelihood, channels):
+    event = (channels, *SHAPE[3:])
+    p = likelihood(torch.randn(*SHAPE[:2], likelihood.outputs(channels), *event[1:]))
+    assert (p.batch_shape, p.event_shape) == (SHAPE[:2], event)
+    assert p.log_prob(torch.rand(SHAPE[1], *event)).shape == SHAPE[:2]
+    assert p.mean.shape == p.sample().shape == (*SHAPE[:2], *event)
+    assert p.sample((7,)).shape == (7, *SHAPE[:2], *event)
+    assert p.mean.dtype == p.sample().dtype == torch.float32
 
 
 def test_bernoulli_is_the_summed_binary_cross_entropy():
@@ -81,15 +107,21 @@ def test_gaussian_refuses_a_scale_beyond_its_bounds(scale):
         (BernoulliLikelihood(), 1e30),
         (ContinuousBernoulliLikelihood(), 1e30),
         *((GaussianLikelihood(scale), 1e18 * scale) for scale in (0.0026, 1.0, 1e10, 1e20)),
+        (OptimalGaussianLikelihood(), 1e18),
+        (StudentLikelihood(), 1e17),
+        (DiscretizedLogisticLikelihood(), 1e18),
+        (BetaBinomialLikelihood(), 1e18),
     ],
 )
 def test_log_density_and_gradient_are_those_of_float64_wherever_float32_holds_them(likelihood, largest):
     """Intermediate squares and powers overflow long before the result does."""
     raws = torch.tensor([sign * largest * 10.0**-power for power in range(0, 30, 3) for sign in (1, -1)])
+    raws = raws.view(-1, 1, 1, 1)
+    raws = torch.cat([raws, torch.zeros(len(raws), likelihood.outputs(1) - 1, 1, 1)], 1)  # such as scales
     results = []
     for dtype in (torch.float32, torch.float64):
-        raw = raws.detach().clone().to(dtype).view(-1, 1, 1, 1).requires_grad_()
-        value = likelihood.to(dtype)(raw).log_prob(torch.full_like(raw, 0.25).detach())
+        raw = raws.detach().clone().to(dtype).requires_grad_()
+        value = likelihood.to(dtype)(raw).log_prob(torch.full_like(raw[:, :1], 0.25).detach())
         value.sum().backward()
         results.append((value.detach().double(), raw.grad.double()))
     assert results[0][0].isfinite().all()
@@ -97,10 +129,78 @@ def test_log_density_and_gradient_are_those_of_float64_wherever_float32_holds_th
         torch.testing.assert_close(ours, exact, rtol=1e-4, atol=1e-4)
 
 
-def test_only_grey_bernoulli_is_pseudo():
+def pixel_by_pixel(values: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Return the log density of errors ``[..., C, H, W]`` under a Gaussian of this scale."""
+    return StableNormal(torch.zeros(()), scale).log_prob(values).sum((-3, -2, -1))
+
+
+def test_the_optimal_gaussian_is_the_best_of_all_scales():
+    """D = n/2 (log(2 pi MSE) + 1), which is the least over scales: its derivative by log scale is 0 at the MSE."""
+    errors = torch.tensor([0.03, 0.2, 1.0]).view(3, 1, 1, 1) * torch.randn(3, 1, 6, 7)
+    mse = errors.square().mean((-3, -2, -1))
+    found = OptimalGaussianLikelihood()(torch.zeros_like(errors)).log_prob(errors)
+    torch.testing.assert_close(-found, 42 / 2 * (torch.log(2 * math.pi * mse) + 1))
+    log_scale = (0.5 * mse.log()).view(3, 1, 1, 1).requires_grad_()
+    at_mse = pixel_by_pixel(errors, log_scale.exp())
+    torch.testing.assert_close(found, at_mse.detach())
+    assert torch.autograd.grad(at_mse.sum(), log_scale)[0].abs().max() < 1e-3
+    for factor in torch.linspace(-1, 1, 21).exp():
+        assert (pixel_by_pixel(errors, log_scale.detach().exp() * factor) <= found + 1e-4).all()
+
+
+def test_the_optimal_gaussian_of_a_perfect_image_is_finite_and_still_learns():
+    x = torch.full((1, 1, 4, 4), 0.5)
+    raw = (x + 1e-5).requires_grad_()
+    value = OptimalGaussianLikelihood()(raw).log_prob(x)
+    assert value.item() == pytest.approx(pixel_by_pixel(x - raw, torch.tensor(math.exp(-6))).item(), rel=1e-5)
+    value.backward()
+    assert (raw.grad < 0).all()
+
+
+def test_a_maximum_of_densities_is_none_and_student_is_one():
+    """Over images of two pixels, by quadrature."""
+    line = torch.cat([-torch.logspace(2, -4, 1001), torch.zeros(1), torch.logspace(-4, 2, 1001)])
+    grid = torch.stack(torch.meshgrid(line, line, indexing="ij"), -1).flatten(0, 1).view(-1, 1, 1, 2)
+
+    def mass(p):
+        density = p.log_prob(grid).exp().view(len(line), len(line)).double()
+        return torch.trapezoid(torch.trapezoid(density, line.double()), line.double()).item()
+
+    mean = torch.zeros(1, 1, 2)
+    assert mass(StudentT(mean, torch.tensor(1.5), torch.tensor(0.02))) == pytest.approx(1, abs=1e-3)
+    assert mass(BestScaleNormal(mean)) > 5
+
+
+def test_student_is_the_gaussian_averaged_over_its_variance():
+    shape, rate = torch.tensor(2.0), torch.tensor(0.05)
+    errors = 0.2 * torch.randn(1, 3, 4)
+    p = StudentT(torch.zeros(1, 3, 4), shape, rate)
+    variance = 1 / torch.distributions.Gamma(shape, rate).sample((200_000, 1, 1, 1))
+    values = pixel_by_pixel(errors, variance.sqrt())
+    assert p.log_prob(errors).item() == pytest.approx((values.logsumexp(0) - math.log(len(values))).item(), abs=0.02)
+    scales = p.sample((20_000,)).square().mean((-3, -2, -1))
+    assert scales.mean().item() == pytest.approx((rate / (shape - 1)).item(), rel=0.1)
+
+
+def test_pixelwise_gaussian_has_the_means_and_scales_of_the_decoder():
+    raw, x = torch.randn(2, 6, 4, 5), torch.rand(2, 3, 4, 5)
+    p = PixelwiseGaussianLikelihood()(raw)
+    torch.testing.assert_close(p.mean, raw[:, :3])
+    expected = torch.distributions.Normal(raw[:, :3], bounded_scale(raw[:, 3:])).log_prob(x).sum((1, 2, 3))
+    torch.testing.assert_close(p.log_prob(x), expected)
+    ends = bounded_scale(torch.tensor([-1e30, -10.0, 0.0, 10.0, 1e30])).log()
+    assert (ends.diff() > 0).all()
+    torch.testing.assert_close(ends[[0, 2, 4]], torch.tensor([-8.0, -2.0, 4.0]))
+
+
+def test_which_likelihoods_are_pseudo():
     assert BernoulliLikelihood().is_pseudo(Pixels.GREY)
     assert not BernoulliLikelihood().is_pseudo(Pixels.BINARY)
     assert not ContinuousBernoulliLikelihood().is_pseudo(Pixels.GREY)
+    assert not StudentLikelihood().is_pseudo(Pixels.DEQUANTIZED)
+    for pixels in Pixels:  # a maximum over densities is none of any pixels
+        assert OptimalGaussianLikelihood().is_pseudo(pixels)
+        assert OptimalGaussianLikelihood().bits_per_dim(100, 784, pixels) is None
 
 
 def test_bits_per_dim_only_for_probabilities_of_the_data():

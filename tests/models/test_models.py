@@ -80,7 +80,7 @@ def test_every_model_keeps_the_contract(name, depth, samples, tmp_path):
     with torch.no_grad():
         drawn = model.generate(5)
     assert drawn.mean.shape == drawn.sample().shape == (5, *model.image_shape)
-    if drawn.base_dist.support is not constraints.real:  # a Gaussian goes beyond
+    if drawn.support.base_constraint is not constraints.real:  # a Gaussian goes beyond
         assert drawn.mean.min() >= 0
         assert drawn.mean.max() <= 1
     assert all(map(torch.equal, buffers, model.buffers())), "evaluation has changed a buffer"
@@ -148,7 +148,12 @@ def test_the_rates_of_the_plain_anchor_are_those_of_pythae():
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_likelihood_trains(likelihood):
-    overrides = [f"likelihood@model.likelihood={likelihood}", "model=conv_tiny", "data.dequantize=true"]
+    overrides = [
+        f"likelihood@model.likelihood={likelihood}",
+        "model=conv_tiny",
+        "data.dequantize=auto",
+        "data.image_size=8",
+    ]
     if likelihood == "gaussian":
         overrides.append("model.likelihood.learned=true")
     datamodule, model = built(*overrides)
@@ -156,6 +161,42 @@ def test_likelihood_trains(likelihood):
     assert all(math.isfinite(loss) for loss in losses)
     first, last = losses[0], losses[-1]
     assert last < first - 0.05 * abs(first)
+
+
+@pytest.mark.parametrize("likelihood", ["logistic_mixture", "gaussian_pixelwise"])  # of several maps a channel
+def test_colours_are_modelled(likelihood):
+    _, model = built(*SMALL, "data.channels=3", f"likelihood@model.likelihood={likelihood}")
+    x = torch.randint(256, (4, 3, 8, 8)) / 255
+    loss = model.loss_and_rows(x, 1.0)[0]
+    loss.backward()
+    assert loss.isfinite()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+    assert model.generate(2).mean.shape == model.generate(2).sample().shape == (2, 3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "dequantize", "words"),
+    [
+        ("logistic_mixture", "false", None),
+        ("student", "true", None),
+        ("logistic_mixture", "true", "logistic_mixture is one of grey pixels, and these are dequantized"),
+        ("gaussian", "false", "gaussian is one of dequantized pixels, and these are grey"),
+        ("gaussian_optimal", "true", "gaussian_optimal is one of no pixels"),
+    ],
+)
+def test_bits_per_dimension_are_those_of_the_likelihoods_own_pixels(likelihood, dequantize, words):
+    overrides = [*SMALL, f"likelihood@model.likelihood={likelihood}", f"data.dequantize={dequantize}"]
+    datamodule, model = built(*overrides)
+    asked = composed(*overrides, "compare_by=val/bits_per_dim", "run_dir=unused")
+    if words is None:
+        build.check_metrics(asked, model, datamodule)
+        metrics = fit(model, datamodule, limit_train_batches=1, limit_val_batches=1).callback_metrics
+        more = 8 if dequantize == "true" else 0
+        bits = -float(metrics["val/elbo"]) / 64 / math.log(2) + more
+        assert float(metrics["val/bits_per_dim"]) == pytest.approx(bits, rel=1e-5)
+    else:
+        with pytest.raises(UserError, match=words):
+            build.check_metrics(asked, model, datamodule)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -4,6 +4,10 @@ import json
 import math
 from pathlib import Path
 
+import pytest
+
+from src.reporting.contact_sheet import tiles
+from src.reporting.levels import as_stored
 from src.reporting.report import write_report
 from src.reporting.results import plain, read_results
 from src.reporting.statistics import configurations
@@ -161,6 +165,37 @@ def test_numbers_of_different_kinds_are_kept_apart_and_it_is_said_why(tmp_path):
     assert "Not all of these numbers may be compared" in page
     assert "no best point over all" in page
     assert page.count('<div class="best">') == 2
+
+
+def test_bits_of_densities_and_of_probabilities_compare(tmp_path):
+    """A density on [0, 1] of 8 + b bits a dimension and probabilities of b bits cost the same."""
+    density = -100.0 + 64 * math.log(256)
+    kinds = {"student": ("dequantized", "d" * 32, density), "logistic_mixture": ("grey", "a" * 32, -99.0)}
+
+    def figures(typed):
+        pixels, fingerprint, elbo = kinds[typed["likelihood@model.likelihood"]]
+        data = {"name": "mnist", "fingerprint": fingerprint, "stored_fingerprint": "a" * 32, "image_shape": [1, 8, 8]}
+        return {
+            "test": {"elbo": elbo, "distortion": -elbo - 20.0, "rate": 20.0, "bits_per_dim": 2.25},
+            "best": {"val/bits_per_dim": 2.0, "val/elbo": elbo},
+            "config": {"compare_by": typed.get("compare_by", "val/bits_per_dim")},
+            **{"pixels": pixels, "likelihood": typed["likelihood@model.likelihood"], "data": data},
+            "pseudo_likelihood": False,
+        }
+
+    grid = {"likelihood@model.likelihood": [*kinds]}
+    write_grid(tmp_path / "bits", grid, figures)
+    write_grid(tmp_path / "nats", {**grid, "compare_by": ["val/elbo"]}, figures)
+    assert [len(family) for family in read_results(tmp_path / "nats").families()] == [1, 1]
+    results = read_results(tmp_path / "bits")
+    assert not results.differences()
+    (family,) = results.families()
+    assert as_stored(family).test_elbo.tolist() == pytest.approx([-100, -99])
+    assert as_stored(family).test_distortion.tolist() == pytest.approx([80, 79])
+    page = write_report(results).read_text()
+    assert "counted as probabilities of their 256 levels" in page
+    assert page.count('<div class="best">') == 1
+    assert [tile["figures"] for tile in tiles(results)] == 2 * ["2.25 bits per dimension"]
 
 
 def test_a_run_that_trains_is_running_and_a_config_that_has_no_end_is_none(tmp_path):
