@@ -145,6 +145,14 @@ class BaseVAE(Trainable, ABC):
                 self._kept_prior = state, self.latent_prior(self.encode_steadily)
         return self._kept_prior[1]
 
+    def train(self, mode: bool = True) -> "BaseVAE":
+        """Switch to training or evaluation; either forgets the prior of the last evaluation.
+
+        The version counters of the weights do not tell that they have moved: fused optimizers leave them as they were.
+        """
+        self._kept_prior = None
+        return super().train(mode)
+
     def reparameterize(self, posterior: Distribution, num_samples: int = 1) -> Tensor:
         """Sample codes, ``[K, B, D]``, with gradients to the posterior's parameters: ``mean + scale * noise``.
 

@@ -138,6 +138,33 @@ def test_pictures_of_codes_ask_the_model_whether_it_has_them(variant, reason, ca
     assert torch.equal(once, again)
 
 
+@pytest.mark.parametrize(
+    "prior", [["vamp", "model.prior.components=5"], ["real_nvp", "model.prior.flows=2", "model.prior.hidden=8"]]
+)
+def test_pictures_follow_the_prior(prior, monkeypatch):
+    predictor = of(f"prior@model.prior={prior[0]}", *prior[1:])
+    with torch.no_grad():
+        predictor.model.posterior_head.bias[:2] += 3  # codes, and with them VampPrior's, lie around 3
+    drawn = {name for name, _ in gallery.draw(predictor, ["rates", "histogram", "plane"], explicit=True)}
+    assert drawn == {"rates", "histogram", "plane"}
+    asked = []
+    monkeypatch.setattr(
+        predictor.__class__, "decode", lambda self, z: asked.append(z) or iter([torch.zeros(len(z), 1, 4, 4)])
+    )
+    traversals.manifold(predictor)
+    traversals.traversals(predictor)
+    draws = predictor.model.prior().sample((20_000,))
+    at = (draws[:, None] < asked[0].unflatten(0, (20, 20))[-1]).float().mean(0)  # the lowest row
+    torch.testing.assert_close(at[:, 0], (torch.arange(20) + 0.5) / 20, atol=0.02, rtol=0)
+    assert at[0, 1].item() == pytest.approx(0.025, abs=0.01)
+    first = overview.best_latents(predictor, 1)[0]
+    at = (draws[:, None, first] < asked[1].unflatten(0, (2, 7))[0, :, first]).float().mean(0)
+    torch.testing.assert_close(at, torch.linspace(0.05, 0.95, 7), atol=0.02, rtol=0)
+    z = predictor.codes("test").sample(0)
+    expected = predictor.model.prior().log_prob(z).double()
+    torch.testing.assert_close(predictor.log_prior(z), expected.detach())
+
+
 def test_images_without_classes_have_pictures_too(picture_folder, tmp_path):
     root = picture_folder({f"{i:02}.png": (20, 20) for i in range(40)})
     predictor = of("data=image_folder", f"data.root={root}", "data.channels=1", "data.image_size=16",

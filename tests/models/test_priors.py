@@ -380,6 +380,21 @@ def test_evaluation_computes_a_prior_once_for_its_weights(monkeypatch):
         assert model.prior().mean.requires_grad
 
 
+def test_a_validation_after_more_steps_has_a_new_prior():
+    """Fused Adam moves weights without a trace in their version counters."""
+    datamodule, model = small("exemplar", "optimizer.lr=0.1")
+    x, seen = examples(datamodule, "train", 16), []
+    (optimizer,) = [model.configure_optimizers()]
+    for _ in range(2):
+        with torch.no_grad():
+            seen.append(model.eval().prior().means)
+        for module in model.modules():
+            module.training = True  # as Lightning does after a validation
+        model.loss_and_rows(x, 1.0)[0].backward()
+        optimizer.step()
+    assert not torch.allclose(*seen)
+
+
 # ---- what the data tell a model -------------------------------------------------------------------------------------
 
 
