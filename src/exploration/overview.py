@@ -27,8 +27,15 @@ def originals_of(predictor: Predictor, count: int) -> Tensor:
 
 
 def best_latents(predictor: Predictor, count: int) -> list[int]:
-    """Return the latents with the largest rate on the split, the largest first."""
-    return posterior.most_informative(predictor.rates(), count)
+    """Return the latents that say most on the split, the largest first: see :func:`measure_of_latents`."""
+    return posterior.most_informative(measure_of_latents(predictor)[0], count)
+
+
+def measure_of_latents(predictor: Predictor) -> tuple[Tensor, str]:
+    """Return how much each latent says ``[D]``, and the name of that: its rate, or its variance where it has none."""
+    if predictor.model.has_elbo:
+        return predictor.rates(), "rate"
+    return posterior.variance_of_means(predictor.codes(predictor.split).mean), "variance"
 
 
 def reconstructions(predictor: Predictor, count: int = 32) -> Figure:

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from src.exploration import grids
-from src.exploration.overview import best_latents, originals_of
+from src.exploration.overview import best_latents, measure_of_latents, originals_of
 from src.metrics import posterior
 from src.models.predictor import Predictor
 from src.system.errors import NotApplicable
@@ -59,10 +59,11 @@ def traversals(predictor: Predictor) -> Figure:
     z = _mean_code(predictor).repeat(len(chosen), len(steps), 1)
     for row, latent in enumerate(chosen):
         z[row, :, latent] = steps[:, latent]
-    rate = predictor.rates()
-    rows = [f"latent {latent}\n({rate[latent]:.2f} nats)" for latent in chosen]
+    measure, name = measure_of_latents(predictor)
+    said = "{:.2f} nats" if name == "rate" else "variance {:.2f}"
+    rows = [f"latent {latent}\n({said.format(measure[latent])})" for latent in chosen]
     which, prior = ("normal quantiles", "N(0, 1)") if predictor.has_standard_prior else (PRIORS, "the prior")
-    title = f"Traversals: one latent at {which}, the others at their mean{_weak(rate)}"
+    title = f"Traversals: one latent at {which}, the others at their mean{_weak(measure, name)}"
     return grids.labelled(decode_table(predictor, z), title, rows, _quantile_names(), f"quantile of {prior}")
 
 
@@ -76,10 +77,10 @@ def plane(predictor: Predictor) -> Figure:
     z[..., pair[0]] = steps[:, pair[0]]
     z[..., pair[1]] = steps[:, pair[1]].flip(0)[:, None]
     names = _quantile_names()
-    rate = predictor.rates()
-    which = "The two latents with the largest rate" if len(rate) > 2 else "Both latents"
+    measure, name = measure_of_latents(predictor)
+    which = f"The two latents with the largest {name}" if len(measure) > 2 else "Both latents"
     quantiles = "normal quantiles" if predictor.has_standard_prior else PRIORS
-    title = f"{which} at {quantiles}{', the others at their mean' if len(rate) > 2 else ''}{_weak(rate)}"
+    title = f"{which} at {quantiles}{', the others at their mean' if len(measure) > 2 else ''}{_weak(measure, name)}"
     across, up = (f"quantile of latent {latent}" for latent in pair)
     return grids.labelled(decode_table(predictor, z), title, names[::-1], names, across, up)
 
@@ -132,11 +133,11 @@ def _mean_code(predictor: Predictor) -> Tensor:
     return predictor.codes(predictor.split).mean.mean(0)
 
 
-def _weak(rate: Tensor) -> str:
-    """Return what to add to a title where no latent has a large rate ``[D]``."""
-    if rate.max() >= WEAK:
+def _weak(measure: Tensor, name: str) -> str:
+    """Return what to add to a title where latents have rates ``[D]``, and none a large one."""
+    if name != "rate" or measure.max() >= WEAK:
         return ""
-    return f". None carries more than {rate.max():.1f} nats, so each alone shows little: see directions"
+    return f". None carries more than {measure.max():.1f} nats, so each alone shows little: see directions"
 
 
 def _quantile_names() -> list[str]:

@@ -135,6 +135,7 @@ class Predictor:
         Raises:
             NotApplicable: the posterior is not a Gaussian of independent latents.
         """
+        self.model.check_elbo()
         mean, scale, *_ = self.codes(self.split)
         centre, spread = self.prior_moments()
         return rates((mean - centre) / spread, scale / spread)

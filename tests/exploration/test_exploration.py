@@ -486,6 +486,8 @@ def test_an_autoencoder_is_explored_and_scored_by_its_distortion():
     figure = curves.loss_curves(epochs, model.metric_names(Pixels.GREY))
     assert [axes.get_title() for axes in figure.axes] == ["Distortion"]
     x = overview.originals_of(predictor, 3)
+    drawn = {name for name, _ in gallery.draw(predictor, PICTURES, explicit=False)}
+    assert drawn == {*PICTURES} - {"rates", "losses"}  # its latents are chosen by their variance
     own = own_images.Pictures(["a.png", "b.png", "c.png"], x, "scans")
     scored = scores.scores(predictor, x)
     rows = scores.table(predictor, own, scored)
