@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +15,11 @@ from src.models.losses import Elbo, Loss
 from src.models.objectives import (
     Inference,
     Latent,
-    analytic_rates,
     elbo_terms,
-    is_point,
     rising,
 )
 from src.models.posteriors import GaussianPosterior
-from src.models.priors import StandardNormal, is_gaussian
+from src.models.priors import StandardNormal
 from src.models.trainable import Recipe, Trainable, as_evaluated, in_float32
 from src.system.errors import NotApplicable, UserError
 from src.system.keys import require
@@ -36,9 +33,8 @@ class BaseVAE(Trainable, ABC):
 
     ``log p(x) >= E_q(z|x)[log p(x|z)] - KL(q(z|x) || p(z))`` (Kingma & Welling 2014, arXiv 1312.6114;
     Rezende et al. 2014, arXiv 1401.4082): the encoder gives q(z|x), the decoder and the likelihood give p(x|z).
-    A variant states how codes are drawn, its :meth:`sampler`; one with several groups of latents replaces
-    ``rate_parts``, ``has_codes`` and ``has_elbo`` too. Everything that is logged is in nats per image: summed over
-    pixels, averaged over images.
+    A variant states how codes are drawn, its :meth:`sampler`, and the number of its ``rate_parts``. Everything that is
+    logged is in nats per image: summed over pixels, averaged over images.
 
     Args:
         image_shape: channels, height and width ``(C, H, W)`` of the images.
@@ -63,10 +59,15 @@ class BaseVAE(Trainable, ABC):
 
     Attributes:
         latent_shape: of the code that the decoder takes.
+        has_codes: whether an image has a code, the mean of a Gaussian of independent latents, or a point.
+        has_elbo: whether codes have a density: without one there is no rate, and no bound on log p(x).
 
     Raises:
         UserError: a value is impossible for any VAE, or the networks cannot process images of this size.
     """
+
+    has_codes = False
+    has_elbo = True
 
     def __init__(
         self,
@@ -194,41 +195,18 @@ class BaseVAE(Trainable, ABC):
         """Draw ``num_images`` codes from the prior and return p(x|z) of each."""
         return self.with_likelihood(self.sampler()(num_images)).likelihood
 
-    @cached_property
+    @property
+    @abstractmethod
     def rate_parts(self) -> int:
         """Return how many parts the rate of an image has: see :func:`~src.models.objectives.rates`."""
-        with torch.no_grad():
-            parts = analytic_rates(self._posterior_of_nothing(), self.prior())
-        return 1 if parts is None else parts.shape[-1]
-
-    @cached_property
-    def has_codes(self) -> bool:
-        """Return whether an image has a code: the mean of a Gaussian of independent latents, or a point."""
-        posterior = self._posterior_of_nothing()
-        return is_point(posterior) or is_gaussian(posterior)
-
-    @cached_property
-    def has_elbo(self) -> bool:
-        """Return whether the code of an image has a density: without one there is no rate and no bound on log p(x)."""
-        return not is_point(self._posterior_of_nothing())
-
-    @torch.no_grad()
-    def _posterior_of_nothing(self) -> Distribution:
-        """Return the posterior of features that are 0, an example of its kind."""
-        training = self.posterior_head.training
-        with torch.autocast(self.device.type, enabled=False):
-            posterior = self.posterior_head.eval()(torch.zeros(1, self._features, device=self.device))
-        self.posterior_head.train(training)
-        return posterior
 
     def embed(self, x: Tensor) -> Distribution:
         """Return q(z_d|x) of each latent of images ``[B, C, H, W]``: batch ``[B, D]``. Its mean is the code.
 
         Raises:
-            NotApplicable: the posterior is not of that kind.
+            NotApplicable: images have no codes.
         """
-        self.check_codes()
-        return self.posterior(x).base_dist
+        raise NotApplicable(NO_CODES)
 
     def check_elbo(self) -> None:
         """Raise a NotApplicable if the code of an image has no density."""

@@ -1,11 +1,15 @@
 """The VAE of Kingma & Welling: one group of latents."""
 
 from collections.abc import Callable
+from functools import cached_property
 
+import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
 from src.models.base import BaseVAE
-from src.models.objectives import Latent
+from src.models.objectives import Latent, analytic_rates, is_point
+from src.models.priors import is_gaussian
 
 
 class VAE(BaseVAE):
@@ -22,3 +26,39 @@ class VAE(BaseVAE):
             return lambda num_samples: (Latent(prior, prior, prior.sample((num_samples,))),)
         posterior = self.posterior(x)
         return lambda num_samples: (Latent(posterior, prior, self.reparameterize(posterior, num_samples)),)
+
+    @cached_property
+    def rate_parts(self) -> int:
+        """Return how many parts the rate of an image has: see :func:`~src.models.objectives.rates`."""
+        with torch.no_grad():
+            parts = analytic_rates(self._posterior_of_nothing(), self.prior())
+        return 1 if parts is None else parts.shape[-1]
+
+    @cached_property
+    def has_codes(self) -> bool:
+        """Return whether an image has a code: the mean of a Gaussian of independent latents, or a point."""
+        posterior = self._posterior_of_nothing()
+        return is_point(posterior) or is_gaussian(posterior)
+
+    @cached_property
+    def has_elbo(self) -> bool:
+        """Return whether the code of an image has a density: without one there is no rate and no bound on log p(x)."""
+        return not is_point(self._posterior_of_nothing())
+
+    @torch.no_grad()
+    def _posterior_of_nothing(self) -> Distribution:
+        """Return the posterior of features that are 0, an example of its kind."""
+        training = self.posterior_head.training
+        with torch.autocast(self.device.type, enabled=False):
+            posterior = self.posterior_head.eval()(torch.zeros(1, self._features, device=self.device))
+        self.posterior_head.train(training)
+        return posterior
+
+    def embed(self, x: Tensor) -> Distribution:
+        """Return q(z_d|x) of each latent of images ``[B, C, H, W]``: batch ``[B, D]``. Its mean is the code.
+
+        Raises:
+            NotApplicable: the posterior is not of that kind.
+        """
+        self.check_codes()
+        return self.posterior(x).base_dist

@@ -7,8 +7,9 @@ from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 
 from src.models.autoencoder import FittedGaussian, PointPosterior
+from src.models.importance_weighted import ImportanceWeighted
 from src.models.likelihoods import GaussianLikelihood
-from src.models.losses import Capacity, Elbo, FreeBits, ImportanceWeighted, Reconstruction
+from src.models.losses import Capacity, Elbo, FreeBits, Reconstruction
 from src.models.objectives import ElboTerms, elbo_terms, iwae_bound, log_weights, rising
 from src.models.vae import VAE
 from src.system.errors import UserError
