@@ -159,7 +159,7 @@ def against_prior(
     plane = f"{100 * together.share:.0f} % of the codes misplaced ({100 * together.by_chance:.0f} % by chance)"
     if len(z) < ENOUGH:
         word, plane = "cannot be compared", f"{len(z)} images are too few to say"
-    title = f"The two latents with the largest rate {word} with the prior. {figures};\ntogether: {plane}"
+    title = f"The two latents that say most {word} with the prior. {figures};\ntogether: {plane}"
     figure.suptitle(title, fontsize=11)
     return figure
 

@@ -20,7 +20,9 @@ MOVED = {
 }
 # Settings of a model that came later, with the values that earlier versions had built in.
 ADDED = {
+    "kl_cycle_steps": 0,
     "num_samples": 1,
+    "loss": {"_target_": "src.models.losses.Elbo"},
     "start_at_mean": False,
     "posterior": {"_target_": "src.models.posteriors.GaussianPosterior", "_partial_": True},
     "prior": {"_target_": "src.models.priors.StandardNormal", "_partial_": True},

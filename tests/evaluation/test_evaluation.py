@@ -384,11 +384,12 @@ def test_codes_are_decoded_as_many_at_once_as_the_largest_layer_lets():
     model, _ = probabilistic_pca()
     images = 8 * PIXELS * 4  # what the likelihood holds
     assert bytes_a_code(model) == images
+    plain, model.likelihood = model.likelihood, DiscretizedLogisticLikelihood(10)
+    assert bytes_a_code(model) == 30 * images  # three numbers of each component a pixel
+    model.likelihood = plain
     model.decoder = nn.Sequential(nn.Linear(LATENTS, 10_000), nn.Linear(10_000, PIXELS), nn.Unflatten(1, SHAPE))
     assert bytes_a_code(model) == (10_000 + PIXELS) * 4
     assert not model.decoder[0]._forward_hooks
-    model.likelihood = DiscretizedLogisticLikelihood(10)
-    assert bytes_a_code(model) == 30 * images  # three numbers of each component a pixel
     assert samples_at_once(2**20, 5_000) == (1, 64)
     assert samples_at_once(2**12, 1_000) == (8, 2_048)
     assert samples_at_once(2**40, 5_000) == (1, 1)

@@ -99,9 +99,9 @@ def test_auto_takes_the_faster_step_and_says_what_the_trial_cost(slower, chosen,
     cfg, trainer, model, datamodule = parts("model=conv_tiny", "compile=auto", size=8)
     eager = type(model).loss_and_rows
 
-    def slow(*args):
+    def slow(*args, **options):
         time.sleep(0.05)
-        return eager(*args)
+        return eager(*args, **options)
 
     monkeypatch.setitem(compilation.LONG, "cpu", 0.0)
     monkeypatch.setattr(type(model), "loss_and_rows", slow if slower == "eager" else eager)
