@@ -31,6 +31,9 @@ class Chain(VAE):
 
     has_codes = False
 
+    def example_posterior(self) -> None:
+        return None
+
     def __init__(self, **options) -> None:
         super().__init__(**options)
         self.prior_below = nn.Linear(self.latent_dim, self.latent_dim)

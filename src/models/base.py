@@ -118,6 +118,8 @@ class BaseVAE(Trainable, ABC):
                 raise UserError("model.start_at_mean=true needs a decoder with a bias for each pixel, as model=mlp has")
             self.decoder.start_at(likelihood.raw_of(self.images.mean))
         self.loss.check(self)
+        if hasattr(self.latent_prior, "check"):
+            self.latent_prior.check(self.example_posterior())
 
     # ---- the model -------------------------------------------------------------------------------------------
 
@@ -207,6 +209,10 @@ class BaseVAE(Trainable, ABC):
             NotApplicable: images have no codes.
         """
         raise NotApplicable(NO_CODES)
+
+    def example_posterior(self) -> Distribution | None:
+        """Return a posterior of the kind that images have; None where there are several groups of latents."""
+        return None
 
     def check_elbo(self) -> None:
         """Raise a NotApplicable if the code of an image has no density."""

@@ -4,10 +4,11 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
+from torch.distributions import MultivariateNormal
 
-from src.models.flows import Flow
 from src.models.losses import Loss
 from src.models.objectives import ElboTerms, Inference, log_weights, mean_bound
+from src.models.priors import is_gaussian
 from src.system.errors import UserError
 from src.system.keys import require
 
@@ -22,13 +23,15 @@ class ImportanceWeighted(Loss):
     eq. 8), several are the MIWAE (Rainforth et al. 2018, arXiv 1802.04537, eq. 9); K bounds of one sample are the ELBO.
     With ``elbo_share`` b it is the CIWAE, ``b ELBO + (1 - b) IWAE`` (eq. 12). With ``decoder_bounds`` it is the PIWAE:
     the encoder follows the gradient of one number of bounds, decoder, likelihood and prior that of another (eq. 11),
-    at the price of a second pass through the decoder; the loss is the decoder's.
+    at the price of a second pass through the decoder; the loss is the decoder's. (A prior that is made of the encoder's
+    output passes the decoder's gradient on to it. Dropout draws anew in the second pass.)
 
     The encoder's gradient of an IWAE drowns in noise as K grows. ``gradient=stl`` leaves out the score of log q, which
     is zero on average for K = 1 (Roeder et al. 2017, arXiv 1703.09194) and biases the gradient for more; ``dreg``
     weighs the rest by the squares of the normalised weights, which is unbiased (Tucker et al. 2019, arXiv 1810.04152,
     eq. 8).
-    Both vanish for every sample where q is the true posterior. The value is the bound, whichever trains.
+    Both vanish for every sample where q is the true posterior, and need a Gaussian one. The value is the bound,
+    whichever trains.
 
     Args:
         bounds: M, a divisor of K.
@@ -61,8 +64,16 @@ class ImportanceWeighted(Loss):
             self.bound = "iwae" if bounds == 1 else "miwae"
 
     def check(self, model: "BaseVAE") -> None:
-        """Check also that the samples can be shared out among the bounds."""
+        """Check also that the samples can be shared out among the bounds, and that the gradient suits the posterior."""
         super().check(model)
+        posterior = model.example_posterior()
+        if self.gradient != "plain" and not (is_gaussian(posterior) or isinstance(posterior, MultivariateNormal)):
+            # A flow keeps the density of its draw, which the hook on the code would miss; a mixture takes its
+            # components in turn, so its samples depend on each other; several groups depend on the codes above.
+            raise UserError(
+                f"model.loss.gradient={self.gradient} needs a Gaussian posterior: choose model.loss.gradient=plain, or "
+                "posterior@model.posterior=gaussian or full_gaussian"
+            )
         for name in ("bounds", "decoder_bounds"):
             if (number := getattr(self, name)) and model.num_samples % number:
                 raise UserError(f"model.loss.{name}={number} must divide model.num_samples={model.num_samples}")
@@ -70,11 +81,7 @@ class ImportanceWeighted(Loss):
     def forward(
         self, model: "BaseVAE", x: Tensor, inference: Inference, terms: ElboTerms, kl_weight: float | Tensor
     ) -> Tensor:
-        """Return the negative bound of every image ``[B]``, in nats.
-
-        Raises:
-            UserError: a gradient other than the plain one is asked of a flow, or of several groups of latents.
-        """
+        """Return the negative bound of every image ``[B]``, in nats."""
         weights = log_weights(x, inference)
         value = self._share(terms.elbo, mean_bound(weights, self.decoder_bounds or self.bounds))
         if not self.training or (self.gradient == "plain" and self.decoder_bounds is None):
@@ -85,14 +92,7 @@ class ImportanceWeighted(Loss):
         """Return a number for every image ``[B]`` whose gradient is that of the bound, or takes its place."""
         inside = self._derivative(weights, self.bounds)
         if self.gradient != "plain":
-            if len(inference.latents) > 1:
-                raise UserError(f"model.loss.gradient={self.gradient} is for a single group of latents: choose plain")
             ((posterior, _, z),) = inference.latents
-            if isinstance(posterior, Flow):  # the hook below would miss the gradient of log q
-                raise UserError(
-                    f"model.loss.gradient={self.gradient} needs a density that is a function of the code, and a flow "
-                    "keeps the one of its draw: choose plain, or another posterior"
-                )
             # Cancels the gradient through the parameters of q: only that through z is left.
             weights = weights + _zero(posterior.log_prob(z.detach()).double())
             if self.gradient == "dreg" and z.requires_grad:
@@ -101,7 +101,7 @@ class ImportanceWeighted(Loss):
                 z.register_hook(lambda gradient: gradient * factor.reshape(factor.shape + (1,) * (z.dim() - 2)))
         surrogate = (inside * weights).sum(0)
         if self.decoder_bounds is not None:
-            # A second pass, in which nothing leads to the encoder, makes up the decoder's difference.
+            # A second pass, in which no code leads to the encoder, makes up the decoder's difference.
             fixed = tuple(latent._replace(z=latent.z.detach()) for latent in inference.latents)
             again = model.with_likelihood(fixed).likelihood.log_prob(x).double()
             again = again + sum(latent.prior.log_prob(latent.z).double() for latent in fixed)

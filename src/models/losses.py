@@ -29,12 +29,14 @@ class Loss(nn.Module, ABC):
             evaluation takes as many as training.
         needs_density: whether it needs a posterior and a prior that have one.
         weighs_rate: whether the KL weight is part of it.
+        follows_codes: whether it lets a :class:`FittedGaussian` follow them.
     """
 
     bound: str | None = None
     of_all_samples = False
     needs_density = True
     weighs_rate = True
+    follows_codes = False
 
     def check(self, model: "BaseVAE") -> None:
         """Raise a UserError unless the model can be trained by this loss."""
@@ -45,10 +47,16 @@ class Loss(nn.Module, ABC):
                 f"{type(self).__name__} takes no KL weight: leave model.kl_weight=1 model.kl_warmup_steps=0 "
                 "model.kl_cycle_steps=0, or choose loss=elbo"
             )
+        if isinstance(model.latent_prior, FittedGaussian) and not self.follows_codes:
+            raise UserError("prior@model.prior=fitted_gaussian follows codes under loss=reconstruction alone")
 
     def schedule(self, step: int) -> tuple[float, ...]:
         """Return the numbers that the loss takes of an optimizer step."""
         return ()
+
+    def of_split(self, loss: float, distortion: float, rate: float, kl_weight: float) -> float:
+        """Return the loss of a split from the means over its images, ``loss`` being that of their losses."""
+        return loss
 
     @abstractmethod
     def forward(
@@ -118,6 +126,10 @@ class Capacity(Loss):
         """Return C at an optimizer step, in nats."""
         return (self.capacity * (rising(step, self.steps) if self.training else 1.0),)
 
+    def of_split(self, loss: float, distortion: float, rate: float, kl_weight: float) -> float:
+        """Return the loss of a split, with the mean rate of all its images: a function of no batch."""
+        return distortion + kl_weight * abs(rate - self.capacity)
+
     def forward(
         self,
         model: "BaseVAE",
@@ -138,6 +150,13 @@ class Reconstruction(Loss):
     """
 
     needs_density = weighs_rate = False
+    follows_codes = True
+
+    def check(self, model: "BaseVAE") -> None:
+        """Check also that there is no prior to be trained."""
+        super().check(model)
+        if any(parameter.requires_grad for parameter in model.latent_prior.parameters()):
+            raise UserError("loss=reconstruction trains no prior: leave prior@model.prior=fitted_gaussian")
 
     def forward(
         self, model: "BaseVAE", x: Tensor, inference: Inference, terms: ElboTerms, kl_weight: float | Tensor

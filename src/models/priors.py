@@ -17,7 +17,7 @@ from src.data.training_images import TrainingImages
 from src.metrics.posterior import log_mixture
 from src.models.objectives import factorizes
 from src.models.posteriors import bounded_scale
-from src.system.errors import UserError
+from src.system.errors import NotApplicable, UserError
 from src.system.keys import require
 
 Encode = Callable[[Tensor], Distribution]  # images [C, ...] to q(z|x), as evaluation computes it
@@ -163,6 +163,14 @@ class VampPrior(nn.Module):
             pixels = images.mean + self.NOISE * torch.randn(components, *images.shape)
         self.values = nn.Parameter(torch.logit(pixels, eps=self.EDGE) / 4)
 
+    def check(self, posterior: Distribution | None) -> None:
+        """Raise a UserError unless such posteriors have a density at codes that others drew."""
+        try:
+            if posterior is not None:
+                posterior.log_prob(torch.zeros(posterior.event_shape))
+        except NotApplicable as reason:
+            raise UserError(f"prior@model.prior=vamp: {reason}; choose another posterior") from reason
+
     @property
     def inputs(self) -> Tensor:
         """Return the pseudo-inputs ``[C, *image]``, in (0, 1)."""
@@ -207,6 +215,16 @@ class ExemplarPrior(nn.Module):
         self.images = images
         self.components = components
         self.log_variance = nn.Parameter(torch.zeros(()))
+
+    def check(self, posterior: Distribution | None) -> None:
+        """Raise a UserError unless such posteriors have a mean."""
+        try:
+            _ = posterior is not None and posterior.mean
+        except NotImplementedError as error:
+            raise UserError(
+                "prior@model.prior=exemplar is made of the means of posteriors, and this one has none: choose "
+                "posterior@model.posterior=gaussian, full_gaussian or mixture"
+            ) from error
 
     def forward(self, encode: Encode, positions: Tensor | None = None) -> GaussianMixture:
         """Return the mixture, event ``[D]``: a batch ``[B]`` of them for images at ``positions`` ``[B]``."""

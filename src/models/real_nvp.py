@@ -57,7 +57,7 @@ class AffineCoupling(nn.Module):
         return torch.cat([first, changed] if self.second else [changed, second], -1)
 
 
-class Flow(Distribution):
+class RealNVP(Distribution):
     """The distribution of codes whose images under a chain of couplings f are noise: ``p(z) = N(f(z); 0, I) |det df|``.
 
     Args:
@@ -117,6 +117,6 @@ class RealNVPPrior(nn.Module):
         self.noise = StandardNormal(latent_dim)
         self.couplings = nn.ModuleList(AffineCoupling(latent_dim, hidden, second=i % 2 == 0) for i in range(flows))
 
-    def forward(self, encode: Encode | None = None, positions: Tensor | None = None) -> Flow:
+    def forward(self, encode: Encode | None = None, positions: Tensor | None = None) -> RealNVP:
         """Return the prior: no batch shape, event ``[D]``."""
-        return Flow(self.noise(), self.couplings)
+        return RealNVP(self.noise(), self.couplings)

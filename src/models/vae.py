@@ -31,23 +31,23 @@ class VAE(BaseVAE):
     def rate_parts(self) -> int:
         """Return how many parts the rate of an image has: see :func:`~src.models.objectives.rates`."""
         with torch.no_grad():
-            parts = analytic_rates(self._posterior_of_nothing(), self.prior())
+            parts = analytic_rates(self.example_posterior(), self.prior())
         return 1 if parts is None else parts.shape[-1]
 
     @cached_property
     def has_codes(self) -> bool:
         """Return whether an image has a code: the mean of a Gaussian of independent latents, or a point."""
-        posterior = self._posterior_of_nothing()
+        posterior = self.example_posterior()
         return is_point(posterior) or is_gaussian(posterior)
 
     @cached_property
     def has_elbo(self) -> bool:
         """Return whether the code of an image has a density: without one there is no rate and no bound on log p(x)."""
-        return not is_point(self._posterior_of_nothing())
+        return not is_point(self.example_posterior())
 
     @torch.no_grad()
-    def _posterior_of_nothing(self) -> Distribution:
-        """Return the posterior of features that are 0, an example of its kind."""
+    def example_posterior(self) -> Distribution:
+        """Return the posterior of features that are 0, batch ``[1]``."""
         training = self.posterior_head.training
         with torch.autocast(self.device.type, enabled=False):
             posterior = self.posterior_head.eval()(torch.zeros(1, self._features, device=self.device))

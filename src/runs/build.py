@@ -34,16 +34,16 @@ from src.training.resume import StepLimit
 log = logging.getLogger(__name__)
 # Config groups that can be swept.
 CHOICES = (
-    *(
-        "experiment",
-        "model",
-        "loss",
-        "data",
-        "posterior@model.posterior",
-        "prior@model.prior",
-        "likelihood@model.likelihood",
-    ),
-    *("optimizer", "schedule", "trainer"),
+    "experiment",
+    "model",
+    "loss",
+    "data",
+    "posterior@model.posterior",
+    "prior@model.prior",
+    "likelihood@model.likelihood",
+    "optimizer",
+    "schedule",
+    "trainer",
 )
 
 

@@ -91,6 +91,8 @@ class EpochMeans(Callback):
         means = self._means[split].compute()
         terms, self.rates, *moments = means.split(model.row_sizes(moments=split != "train"))
         loss, distortion, rate = terms.tolist()
+        if split != "train":
+            loss = model.loss.of_split(loss, distortion, rate, model.kl_weight)
         elbo = {"elbo": -(distortion + rate)} if model.has_elbo else {}
         metrics = elbo | {"distortion": distortion} | ({"rate": rate} if elbo else {}) | {"loss": loss}
         if model.loss.bound:

@@ -12,9 +12,8 @@ from src.models.likelihoods import GaussianLikelihood
 from src.models.losses import Capacity, Elbo, FreeBits, Reconstruction
 from src.models.objectives import ElboTerms, elbo_terms, iwae_bound, log_weights, rising
 from src.models.vae import VAE
-from src.system.errors import UserError
 from src.system.explain import explain
-from tests.helpers import built, examples
+from tests.helpers import built, examples, fit
 from tests.linear_gaussian import LATENTS, NOISE, PIXELS, SHAPE, Flat, LinearDecoder, probabilistic_pca
 
 OPTIONS = {"image_shape": SHAPE, "latent_dim": LATENTS, "encoder": Flat, "decoder": LinearDecoder}
@@ -179,7 +178,22 @@ def elbo_of(model: VAE, x: Tensor) -> Tensor:
         (("loss=miwae", "model.num_samples=9"), "model.loss.bounds=8 must divide model.num_samples=9"),
         (("loss=piwae", "model.loss.decoder_bounds=3"), "model.loss.decoder_bounds=3 must divide model.num_samples=64"),
         (("loss=reconstruction", "model.kl_weight=0.5"), "leave model.kl_weight=1"),
+        (("loss=reconstruction", "prior@model.prior=mixture"), "leave prior@model.prior=fitted_gaussian"),
+        (("prior@model.prior=fitted_gaussian",), "under loss=reconstruction alone"),
         (("posterior@model.posterior=point",), "choose loss=reconstruction"),
+        *(
+            (
+                ("loss=iwae", f"model.loss.gradient={gradient}", *typed),
+                "needs a Gaussian posterior: choose model.loss.gr",
+            )
+            for gradient, typed in (
+                ("dreg", ["posterior@model.posterior=mixture"]),  # its samples depend on each other
+                ("stl", ["posterior@model.posterior=iaf"]),
+                ("dreg", ["model._target_=tests.variants.Chain"]),
+            )
+        ),
+        (("prior@model.prior=vamp", "posterior@model.posterior=sylvester"), "choose another posterior"),
+        (("prior@model.prior=exemplar", "posterior@model.posterior=iaf"), "this one has none: choose"),
     ],
 )
 def test_a_loss_that_a_setting_makes_meaningless_is_refused(typed, message):
@@ -188,17 +202,11 @@ def test_a_loss_that_a_setting_makes_meaningless_is_refused(typed, message):
     assert message in explain(caught.value)
 
 
-def test_doubly_reparameterized_gradients_are_for_one_group():
-    _, model = built(
-        "model=conv_tiny",
-        "data.image_size=8",
-        "loss=iwae",
-        "model._target_=tests.variants.Chain",
-        "model.num_samples=2",
-    )
-    model.loss.gradient = "dreg"
-    with pytest.raises(UserError, match="single group of latents: choose plain"):
-        model.loss_and_rows(torch.rand(3, 1, 8, 8), *model.schedule)
+def test_the_capacity_of_a_split_is_compared_with_its_rate_whatever_the_batches():
+    datamodule, model = built("model=conv_tiny", "data.image_size=8", "loss=capacity", "data.batch_size=16")
+    trainer = fit(model, datamodule, limit_train_batches=3)
+    of = {name.removeprefix("val/"): float(value) for name, value in trainer.callback_metrics.items()}
+    assert of["loss"] == pytest.approx(of["distortion"] + 100 * abs(of["rate"] - 25), rel=1e-6)
 
 
 # ---- how the rate enters --------------------------------------------------------------------------------------------

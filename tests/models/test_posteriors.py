@@ -20,8 +20,7 @@ from src.models.posteriors import (
 )
 from src.models.priors import StandardNormal
 from src.models.vae import VAE
-from src.system.errors import NotApplicable, UserError
-from tests.helpers import built, examples
+from src.system.errors import NotApplicable
 from tests.linear_gaussian import LATENTS, PIXELS, SHAPE, LinearPosterior, correlated_pca, probabilistic_pca, unbounded
 from tests.variants import FullStandardNormal
 
@@ -271,15 +270,6 @@ def test_the_prior_is_taken_where_the_flow_ends():
         rate = rates(Latent(q, prior, z))
     assert rate.shape == (1, 1)
     assert rate.item() == pytest.approx(0.5 * (25 + 0.25 - 1) + math.log(2), abs=0.03)
-
-
-@pytest.mark.parametrize("gradient", ["stl", "dreg"])
-def test_a_gradient_through_the_code_alone_is_refused_for_a_flow(gradient):
-    """The density of a draw is kept from drawing it: nothing of its gradient passes through the code."""
-    words = ("model=mlp", "model.encoder.widths=[8]", "data.image_size=8", "posterior@model.posterior=iaf", "loss=iwae")
-    datamodule, model = built(*words, "model.latent_dim=3", "model.num_samples=2", f"model.loss.gradient={gradient}")
-    with pytest.raises(UserError, match=f"gradient={gradient} .* choose plain"):
-        model.loss_and_rows(examples(datamodule, "train", 4), 1.0)
 
 
 # ---- densities ------------------------------------------------------------------------------------------------------
