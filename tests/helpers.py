@@ -98,7 +98,7 @@ def assert_one_line_error(done: subprocess.CompletedProcess, *words: str) -> Non
     lines = done.stdout.strip().splitlines()
     assert done.returncode != 0, done.stdout
     assert "Traceback" not in done.stdout, done.stdout
-    assert lines[-1].startswith("error: "), done.stdout
+    assert lines[-1].startswith("error: "), (done.returncode, done.stdout)
     for word in words:
         assert word in lines[-1], lines[-1]
 
