@@ -34,7 +34,7 @@ def test_commands_that_read_a_run_say_it_too_and_leave_the_record_alone(finished
     Image.new("L", (9000, 9000)).save(tmp_path / "large.png")
     done = limited("explore", f"run={run}", "figures=[]", f"images={tmp_path}/large.png", mib=100)
     assert_one_line_error(done, "the memory is full", "fewer pictures of your own")
-    done = limited("evaluate", f"run={run}", "parts=bound", f"cache_dir={tmp_path}", mib=100)
+    done = limited("evaluate", f"run={run}", "parts=bound", f"cache_dir={tmp_path}", mib=60)
     assert_one_line_error(done, "the memory is full", "name fewer parts=")
     assert (run / "metrics.json").read_bytes() == before
 
