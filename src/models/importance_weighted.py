@@ -7,8 +7,7 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from src.models.losses import Loss
-from src.models.objectives import ElboTerms, Inference, log_weights, mean_bound
-from src.models.priors import is_gaussian
+from src.models.objectives import ElboTerms, Inference, is_gaussian, log_weights, mean_bound
 from src.system.errors import UserError
 from src.system.keys import require
 

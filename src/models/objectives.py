@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Independent, kl_divergence
+from torch.distributions import Distribution, Independent, Normal, kl_divergence
 
 from src.models.autoencoder import Point
 
@@ -71,6 +71,11 @@ def factorizes(distribution: Distribution) -> bool:
 def is_point(distribution: Distribution) -> bool:
     """Return whether a distribution over codes is a single point, without a density."""
     return isinstance(distribution, Independent) and isinstance(distribution.base_dist, Point)
+
+
+def is_gaussian(posterior: Distribution) -> bool:
+    """Return whether a distribution is a Gaussian of independent latents."""
+    return factorizes(posterior) and isinstance(posterior.base_dist, Normal)
 
 
 def analytic_rates(posterior: Distribution, prior: Distribution) -> Tensor | None:

@@ -13,7 +13,8 @@ from src.data.batches import Batch
 from src.metrics.posterior import draw_mixture, fit_mixture, rates
 from src.models.base import BaseVAE
 from src.models.footprint import fitting
-from src.models.priors import StandardNormal, is_gaussian
+from src.models.objectives import is_gaussian
+from src.models.priors import StandardNormal
 from src.system.errors import TOO_LARGE, UserError
 from src.system.seeds import derive_seed, stream
 

@@ -15,7 +15,7 @@ from torch.distributions import Categorical, Distribution, Independent, MixtureS
 
 from src.data.training_images import TrainingImages
 from src.metrics.posterior import log_mixture
-from src.models.objectives import factorizes
+from src.models.objectives import is_gaussian
 from src.models.posteriors import bounded_scale
 from src.system.errors import NotApplicable, UserError
 from src.system.keys import require
@@ -183,11 +183,6 @@ class VampPrior(nn.Module):
             return GaussianMixture(posterior.mean, posterior.stddev)
         equal = Categorical(logits=self.values.new_zeros(len(self.values)))
         return MixtureSameFamily(equal, posterior, validate_args=False)
-
-
-def is_gaussian(posterior: Distribution) -> bool:
-    """Return whether a distribution is a Gaussian of independent latents."""
-    return factorizes(posterior) and isinstance(posterior.base_dist, Normal)
 
 
 class ExemplarPrior(nn.Module):

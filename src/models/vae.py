@@ -8,8 +8,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from src.models.base import BaseVAE
-from src.models.objectives import Latent, analytic_rates, is_point
-from src.models.priors import is_gaussian
+from src.models.objectives import Latent, analytic_rates, is_gaussian, is_point
 
 
 class VAE(BaseVAE):
