@@ -1,7 +1,7 @@
 """Normalizing flows: invertible steps ``z_0 -> z_1 -> ... -> z_T``, and the distribution of z_T.
 
-``log q(z_T) = log q(z_0) - sum_t log |det dz_t / dz_(t-1)|`` (Rezende & Mohamed 2015, arXiv 1505.05770). A step here
-has parameters for each of B images; D latents.
+``log q(z_T) = log q(z_0) - sum_t log |det dz_t / dz_(t-1)|`` (Rezende & Mohamed 2015, arXiv 1505.05770). A step has
+parameters for each of B images, or the same for all; D latents.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ STEEPEST = 0.99  # bound of the diagonals of a Sylvester step; at 1 it would not
 
 
 class Step(Protocol):
-    """An invertible function of codes ``[..., B, D]``, another one for each image."""
+    """An invertible function of codes ``[..., B, D]``: another one for each image, or one for all, ``[..., D]``."""
 
     def __call__(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Return the codes that these are mapped to, and the log |det| of the Jacobian, ``[..., B]``."""

@@ -1,12 +1,10 @@
-"""A flow prior: the density of an invertible network that maps codes to noise."""
-
-from typing import ClassVar
+"""A flow prior: the distribution of noise that an invertible network maps to codes."""
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent, constraints
 
 from src.data.training_images import TrainingImages
+from src.models.flows import Flow
 from src.models.objectives import soft_bound
 from src.models.priors import Encode, StandardNormal
 from src.system.errors import UserError
@@ -18,7 +16,8 @@ MAX_LOG_FACTOR = 3.0  # a coupling scales a number by at most exp(+-3)
 class AffineCoupling(nn.Module):
     """Scale and shift one half of a code by functions of the other (Dinh et al. 2017, arXiv 1605.08803, eq. 7-9).
 
-    ``y = z * exp(s(other half)) + t(other half)`` has a triangular Jacobian, whose log-determinant is the sum of s. The
+    A :class:`~src.models.flows.Step` from noise to codes. Its inverse, which densities take, is
+    ``z * exp(s(other half)) + t(other half)``: the Jacobian is triangular, and the log-determinant the sum of s. The
     last layer begins at zero, and with it s and t: the coupling begins as the identity, and its other layers have no
     gradient in the very first step.
 
@@ -39,54 +38,25 @@ class AffineCoupling(nn.Module):
         self.network = nn.Sequential(nn.Linear(given, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), last)
 
     def _parted(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return both halves of codes ``[..., D]``, and log-factor and shift of the one that changes."""
+        """Return both halves of numbers ``[..., D]``, and log-factor and shift of the one that changes."""
         first, second = z.tensor_split([self.first], dim=-1)
         log_factor, shift = self.network(first if self.second else second).chunk(2, dim=-1)
         return first, second, soft_bound(log_factor, MAX_LOG_FACTOR), shift
 
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the changed codes ``[..., D]`` and the log-determinant ``[...]`` of the change."""
-        first, second, log_factor, shift = self._parted(z)
-        changed = (second if self.second else first) * log_factor.exp() + shift
-        return torch.cat([first, changed] if self.second else [changed, second], -1), log_factor.sum(-1)
-
-    def inverse(self, y: Tensor) -> Tensor:
-        """Return the codes that :meth:`forward` maps to ``y``."""
-        first, second, log_factor, shift = self._parted(y)
-        changed = ((second if self.second else first) - shift) * (-log_factor).exp()
+    def _joined(self, first: Tensor, second: Tensor, changed: Tensor) -> Tensor:
         return torch.cat([first, changed] if self.second else [changed, second], -1)
 
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the changed numbers ``[..., D]`` and the log-determinant ``[...]`` of the change."""
+        first, second, log_factor, shift = self._parted(z)
+        changed = ((second if self.second else first) - shift) * (-log_factor).exp()
+        return self._joined(first, second, changed), -log_factor.sum(-1)
 
-class RealNVP(Distribution):
-    """The distribution of codes whose images under a chain of couplings f are noise: ``p(z) = N(f(z); 0, I) |det df|``.
-
-    Args:
-        noise: of f(z), without batch shape, event ``[D]``.
-        couplings: each returns codes and log-determinant, and has an inverse.
-    """
-
-    arg_constraints: ClassVar = {}
-    support = constraints.real_vector
-
-    def __init__(self, noise: Independent, couplings: nn.ModuleList) -> None:
-        self.noise, self.couplings = noise, couplings
-        super().__init__(torch.Size(), noise.event_shape, validate_args=False)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Return the log density of codes ``[..., D]``: ``[...]``."""
-        log_det = value.new_zeros(())
-        for coupling in self.couplings:
-            value, more = coupling(value)
-            log_det = log_det + more
-        return self.noise.log_prob(value) + log_det
-
-    @torch.no_grad()
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
-        """Draw codes ``[*sample_shape, D]``: noise through the inverse of each coupling, the last one first."""
-        z = self.noise.sample(sample_shape)
-        for coupling in reversed(self.couplings):
-            z = coupling.inverse(z)
-        return z
+    def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what :meth:`forward` maps to ``z``, and the log-determinant of that change there."""
+        first, second, log_factor, shift = self._parted(z)
+        changed = (second if self.second else first) * log_factor.exp() + shift
+        return self._joined(first, second, changed), -log_factor.sum(-1)
 
 
 class RealNVPPrior(nn.Module):
@@ -117,6 +87,6 @@ class RealNVPPrior(nn.Module):
         self.noise = StandardNormal(latent_dim)
         self.couplings = nn.ModuleList(AffineCoupling(latent_dim, hidden, second=i % 2 == 0) for i in range(flows))
 
-    def forward(self, encode: Encode | None = None, positions: Tensor | None = None) -> RealNVP:
+    def forward(self, encode: Encode | None = None, positions: Tensor | None = None) -> Flow:
         """Return the prior: no batch shape, event ``[D]``."""
-        return RealNVP(self.noise(), self.couplings)
+        return Flow(self.noise(), self.couplings[::-1])

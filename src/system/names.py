@@ -34,11 +34,18 @@ class Names:
             return UserError(f"{key} is no key; --cfg hydra lists those that there are")
         if (near := self._nearest(key)) is not None:
             return UserError(f"{key} is no key: did you mean {near}{equals}{value}?")
-        group = key.split(".", maxsplit=1)[0]
         if isinstance(kind_of(key), Anything) and equals:
             return UserError(f"{key} is no key: +{key}={value} adds it, if the library knows it")
-        of = f" of {group}={self._choices[group]}" if self._choices.get(group) else ""
-        return UserError(f"{key} is no key{of}; --help lists those that there are")
+        return UserError(f"{key} is no key{self._chosen_for(key)}; --help lists those that there are")
+
+    def _chosen_for(self, key: str) -> str:
+        """Return the choice that decides which keys there are beside ``key``: that of the innermost node."""
+        while key := key.rpartition(".")[0]:
+            last = key.rpartition(".")[2]
+            for group, choice in self._choices.items():
+                if choice and (group.endswith(f"@{key}") or group == last):
+                    return f" of {group}={choice}"
+        return ""
 
     def choice_for(self, node: str, value: str) -> str:
         """Return a hint for a node that was set to ``value`` instead of choosing from its group."""

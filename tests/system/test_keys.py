@@ -196,6 +196,8 @@ def test_a_value_that_a_key_cannot_have_is_answered_with_what_it_must_be(word, l
         ("+model.latnet_dim=3", "model.latnet_dim is no key: did you mean model.latent_dim=3?"),
         ("+model.foo=1", "model.foo is no key of model=conv_deep"),
         ("data.root=x", "data.root is no key of data=digits"),
+        ("model.loss.gradient=dreg", "model.loss.gradient is no key of loss=elbo"),
+        ("model.prior.flows=3", "model.prior.flows is no key of prior@model.prior=standard_normal"),
         ("likelihood=gaussian", "did you mean likelihood@model.likelihood=gaussian?"),
         ("+callbacks.mine.patience=3", "callbacks.mine has no _target_"),
         # missing values and nodes
