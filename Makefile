@@ -22,13 +22,14 @@ help:            ## list the targets
 
 setup: $(READY)  ## make .venv and install everything into it
 
-# uv is several times faster than pip; where it cannot be had, pip does.
+# uv is several times faster than pip; where it cannot be had, pip does. Both compile what they install: torch and
+# Lightning take 7 s of a start otherwise, of each one where no bytecode may be written.
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
 	  { echo "error: $(PYTHON) is $$($(PYTHON) --version 2>&1 || true); Python 3.11, 3.12 or 3.13 is needed: make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	if $(PY) -m pip install --quiet uv; then \
-	  $(PY) -m uv pip install --quiet --python $(PY) -r pyproject.toml --extra dev; \
+	  $(PY) -m uv pip install --quiet --compile-bytecode --python $(PY) -r pyproject.toml --extra dev; \
 	else \
 	  $(PY) -m pip install --quiet '.[dev]'; \
 	fi
