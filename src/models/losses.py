@@ -153,8 +153,10 @@ class Reconstruction(Loss):
     follows_codes = True
 
     def check(self, model: "BaseVAE") -> None:
-        """Check also that there is no prior to be trained."""
+        """Check also that there is no prior to be trained, and no sample but the point."""
         super().check(model)
+        if model.num_samples > 1:
+            raise UserError(f"model.num_samples={model.num_samples}: all samples of a point are one: leave 1")
         if any(parameter.requires_grad for parameter in model.latent_prior.parameters()):
             raise UserError("loss=reconstruction trains no prior: leave prior@model.prior=fitted_gaussian")
 

@@ -178,6 +178,7 @@ def elbo_of(model: VAE, x: Tensor) -> Tensor:
         (("loss=miwae", "model.num_samples=9"), "model.loss.bounds=8 must divide model.num_samples=9"),
         (("loss=piwae", "model.loss.decoder_bounds=3"), "model.loss.decoder_bounds=3 must divide model.num_samples=64"),
         (("loss=reconstruction", "model.kl_weight=0.5"), "leave model.kl_weight=1"),
+        (("loss=reconstruction", "model.num_samples=2"), "all samples of a point are one: leave 1"),
         (("loss=reconstruction", "prior@model.prior=mixture"), "leave prior@model.prior=fitted_gaussian"),
         (("prior@model.prior=fitted_gaussian",), "under loss=reconstruction alone"),
         (("posterior@model.posterior=point",), "choose loss=reconstruction"),

@@ -46,8 +46,18 @@ def assert_equal(one, other, tolerance):
         assert (a - b).norm() <= tolerance * a.norm()
 
 
-@pytest.mark.parametrize("name", ["conv_dropout", "conv_tiny", "lstm", "mlp"])
-def test_the_traced_step_is_the_eager_one(name, monkeypatch):
+SMALL = "model=mlp model.encoder.widths=[16] data.image_size=8"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *("model=conv_dropout data.image_size=32", "model=conv_tiny", "model=lstm data.image_size=28", "model=mlp"),
+        f"{SMALL} prior@model.prior=vamp model.prior.components=5 loss=iwae model.num_samples=3 model.loss.gradient=dreg",
+        f"{SMALL} prior@model.prior=real_nvp posterior@model.posterior=iaf likelihood@model.likelihood=logistic_mixture",
+    ],
+)
+def test_the_traced_step_is_the_eager_one(words, monkeypatch):
     traced = []
 
     def spy(module, inputs, **options):
@@ -56,8 +66,7 @@ def test_the_traced_step_is_the_eager_one(name, monkeypatch):
 
     # Generating code takes minutes on a slow machine; this backend runs the traced graph instead.
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=spy))
-    size = {"conv_dropout": 32, "lstm": 28}.get(name, 16)
-    _, _, model, datamodule = parts(f"model={name}", size=size)
+    _, _, model, datamodule = parts(*words.split())
     x = examples(datamodule, "train", 8)
     expected, keys = step_of(model, x), list(model.state_dict())
     torch._dynamo.reset()
