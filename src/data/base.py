@@ -3,6 +3,7 @@
 import hashlib
 import json
 from abc import abstractmethod
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from src.data.batches import Batch, BatchIndices, StoredImages
 from src.data.pixels import Pixels
-from src.data.splits import ImagePool, Splits, split
+from src.data.splits import ImagePool, Splits, of_classes, split
 from src.data.training_images import TrainingImages
 from src.system.errors import UserError
 from src.system.keys import require
@@ -40,6 +41,8 @@ class ImageDataModule(L.LightningDataModule):
             probability each time an image is seen (Salakhutdinov & Murray 2008).
         dequantize: add uniform noise of one grey level, so that a density of the pixels is a bound on the
             probability of their levels.
+        classes: names of the classes to train and validate on, such as ``[NORMAL]``; null for all. Test images are
+            those of all classes.
     """
 
     binary_source = False  # whether the stored pixels are 0 and 255 only
@@ -56,11 +59,12 @@ class ImageDataModule(L.LightningDataModule):
         seed: int = 0,
         binarize: Literal["none", "threshold", "dynamic"] = "none",
         dequantize: bool = False,
+        classes: Sequence[str | int] | None = None,
     ) -> None:
         super().__init__()
         require("data", name=name, image_size=image_size, channels=channels, batch_size=batch_size, binarize=binarize)
         require("data", val_fraction=val_fraction, test_fraction=test_fraction, dequantize=dequantize)
-        require("data", split_seed=split_seed, seed=seed)
+        require("data", split_seed=split_seed, seed=seed, classes=classes if classes is None else [*classes])
         self.name = name
         self.image_size = image_size
         self.channels = channels
@@ -71,6 +75,7 @@ class ImageDataModule(L.LightningDataModule):
         self.seed = seed
         self.binarize = binarize
         self.dequantize = dequantize
+        self.classes = None if classes is None else [str(name) for name in classes]
         if dequantize not in (True, False):
             raise UserError(f"data.dequantize={dequantize} depends on the likelihood: give true or false")
         if dequantize and self.pixels is not Pixels.DEQUANTIZED:
@@ -131,6 +136,8 @@ class ImageDataModule(L.LightningDataModule):
         """Indices of the images of each split."""
         if self._splits is None:
             self._splits = split(self.pool, self.val_fraction, self.test_fraction, self.split_seed)
+            if self.classes is not None:
+                self._splits = of_classes(self._splits, self.pool, self.classes)
         return self._splits
 
     @property

@@ -116,6 +116,31 @@ def split(pool: ImagePool, val_fraction: float | None, test_fraction: float, see
     return Splits(*(torch.from_numpy(part) for part in (train, val, test)), notes)
 
 
+def of_classes(splits: Splits, pool: ImagePool, classes: Sequence[str]) -> Splits:
+    """Return splits whose training and validation images are of these classes; test images stay as they are.
+
+    The validation images are those of these classes that a training on all classes has.
+
+    Raises:
+        UserError: there is no such class, or a split has no image of these.
+    """
+    wanted = f"data.classes=[{','.join(classes)}]"
+    if not pool.classes:
+        raise UserError(f"{wanted}: the images have no classes: leave data.classes=null")
+    if unknown := [name for name in classes if name not in pool.classes]:
+        raise UserError(f"{wanted}: there is no class {unknown[0]}: choose from {', '.join(pool.classes)}")
+    numbers = torch.tensor([pool.classes.index(name) for name in classes])
+    parts = {
+        side: part[torch.isin(pool.labels[part], numbers)]
+        for side, part in zip(("training", "validation"), splits[:2], strict=True)
+    }
+    if empty := [side for side, part in parts.items() if not len(part)]:
+        raise UserError(f"{wanted} leaves no {empty[0]} images: add images of these classes")
+    left_out = sum(map(len, splits[:2])) - sum(map(len, parts.values()))
+    note = f"trained and validated on {', '.join(classes)} alone: {left_out:,} images of other classes left out"
+    return Splits(*parts.values(), splits.test, [*splits.notes, note])
+
+
 class _Groups(NamedTuple):
     """Images that stay together: the number of each image's group, and a stable name of each group."""
 

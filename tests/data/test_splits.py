@@ -1,10 +1,12 @@
 """Test that splits leak no image from one to another."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
-from src.data.splits import ImagePool, content_digest, split
+from src.data.splits import ImagePool, content_digest, of_classes, split
 from src.system.errors import UserError
 from tests.helpers import sides
 
@@ -89,3 +91,34 @@ def numbered(count: int, groups: list[str] | None = None) -> ImagePool:
 def test_too_few_groups_are_refused():
     with pytest.raises(UserError, match="cannot carve a test split"):
         split(pool([1, 2, 3], groups=["a", "a", "a"]), 0.3, 0.3, 0)
+
+
+def test_one_class_is_trained_and_validated_on_and_all_are_tested():
+    images = dataclasses.replace(
+        pool([*range(90)]), labels=torch.arange(90) % 3 - (torch.arange(90) >= 84).long() * 3, classes=["a", "b", "c"]
+    )
+    both = split(images, 0.2, 0.2, 0)
+    one = of_classes(both, images, ["b"])
+    assert torch.equal(one.test, both.test)
+    for side in ("train", "val"):
+        kept, before = getattr(one, side), getattr(both, side)
+        assert kept.tolist() == [i for i in before.tolist() if images.labels[i] == 1]
+        assert 0 < len(kept) < len(before)
+    (note,) = set(one.notes) - set(both.notes)
+    assert note.startswith("trained and validated on b alone: ")
+
+
+@pytest.mark.parametrize(
+    ("classes", "labels", "words"),
+    [
+        (["a", "d"], [0, 1], r"data.classes=\[a,d\]: there is no class d: choose from a, b"),
+        (["b"], [0, 0], "leaves no training images"),
+        (["a"], None, "the images have no classes: leave data.classes=null"),
+    ],
+)
+def test_impossible_classes_are_one_line(classes, labels, words):
+    images = pool([*range(40)])
+    if labels:
+        images = dataclasses.replace(images, labels=torch.tensor(labels * 20), classes=["a", "b"])
+    with pytest.raises(UserError, match=words):
+        of_classes(split(images, 0.2, 0.2, 0), images, classes)

@@ -53,7 +53,8 @@ EVERY = {name: [f"model={name}", *NARROW.get(name, [])] for name in MODELS} | PA
 
 @pytest.mark.parametrize(
     ("name", "depth", "samples"),
-    [(name, 1, 1) for name in EVERY if name not in PARTS] + [(name, 2, 5 if name != "loss=reconstruction" else 1) for name in EVERY],
+    [(name, 1, 1) for name in EVERY if name not in PARTS]
+    + [(name, 2, 5 if name != "loss=reconstruction" else 1) for name in EVERY],
 )
 def test_every_model_keeps_the_contract(name, depth, samples, tmp_path):
     overrides = (*EVERY[name], f"model.depth={depth}", f"model.num_samples={samples}", "model.latent_dim=3")

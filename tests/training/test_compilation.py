@@ -47,14 +47,16 @@ def assert_equal(one, other, tolerance):
 
 
 SMALL = "model=mlp model.encoder.widths=[16] data.image_size=8"
+VAMP = f"{SMALL} prior@model.prior=vamp model.prior.components=5"
+FLOWS = f"{SMALL} prior@model.prior=real_nvp posterior@model.posterior=iaf"
 
 
 @pytest.mark.parametrize(
     "words",
     [
         *("model=conv_dropout data.image_size=32", "model=conv_tiny", "model=lstm data.image_size=28", "model=mlp"),
-        f"{SMALL} prior@model.prior=vamp model.prior.components=5 loss=iwae model.num_samples=3 model.loss.gradient=dreg",
-        f"{SMALL} prior@model.prior=real_nvp posterior@model.posterior=iaf likelihood@model.likelihood=logistic_mixture",
+        f"{VAMP} loss=iwae model.num_samples=3 model.loss.gradient=dreg",
+        f"{FLOWS} likelihood@model.likelihood=logistic_mixture",
     ],
 )
 def test_the_traced_step_is_the_eager_one(words, monkeypatch):
