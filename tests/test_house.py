@@ -20,11 +20,11 @@ FLOORS = (
     ("exploration",),
     ("training",),
     ("runs",),
-    ("evaluation", "sweeps"),
+    ("evaluation", "sweeps", "auditing"),
     ("reporting", "benchmark"),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-COMMANDS = {"train", "evaluate", "explore", "report"}
+COMMANDS = {"train", "audit", "evaluate", "explore", "report"}
 Arrow = tuple[str, str]
 
 

@@ -11,7 +11,7 @@ import torch
 from src.data.base import ImageDataModule, Split
 from src.data.layout import KINDS, Layout, arrange, list_images
 from src.data.splits import ImagePool
-from src.data.store import OnBadImage, open_store
+from src.data.store import OnBadImage, Paths, open_store
 from src.system.errors import UserError
 from src.system.files import readable
 from src.system.keys import require
@@ -84,6 +84,7 @@ class FolderDataModule(ImageDataModule):
             digests=store.digests,
             groups=groups,
             names=[readable(file) for file in files],
+            paths=Paths(self.root, files),
             notes=[*notes, *_undecodable(files, store.found.bad), *store.found.notes, *matched],
             treatment=store.found.treatment,
         )

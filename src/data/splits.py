@@ -40,6 +40,7 @@ class ImagePool:
         digests: content hash of each image as published (file bytes, or pixels before resizing).
         groups: what must stay together besides identical images, such as the patient; None where nothing does.
         names: file name of each image, as people read it; None where images have none.
+        paths: where the file of each image is; None where images are no files.
         notes: what was found while reading the images, in words.
         treatment: what was done to the pixels besides resizing: ``depth``, the bits that grey of more than 8 bits is
             read with; ``transparency``.
@@ -52,6 +53,7 @@ class ImagePool:
     digests: list[bytes]
     groups: list[str] | None = None
     names: list[str] | None = None
+    paths: Sequence[str] | None = None
     notes: list[str] = field(default_factory=list)
     treatment: dict[str, int | str] = field(default_factory=dict)
 

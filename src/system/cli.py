@@ -21,7 +21,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from src.system.configs import check_config, check_root, check_sweep, expand_home
+from src.system.configs import NEEDED, check_config, check_root, check_sweep, expand_home
 from src.system.contents import LOCK, RUN_CONTENTS
 from src.system.errors import UserError
 from src.system.explain import explain
@@ -121,9 +121,10 @@ class Check(Callback):
         with self._ending_on_errors():
             check_config(config, self.command)
             expand_home(config, self.command)
-            if self.command == "train":  # other commands write into an existing run's folder
+            if self.command in NEEDED:  # it reads images by the keys of a training
                 HydraConfig.instance().set_config(config)  # the folder's name may refer to it
                 check_root(config)
+            if self.command == "train":  # other commands write into an existing run's folder
                 self._claim_folder(Path(config.hydra.run.dir))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:

@@ -22,14 +22,17 @@ from src.system.names import Names, unknown_choice
 from src.system.nodes import has, is_group, leaves, own, plain
 from src.system.places import no_folder
 
-# Keys that a training reads by name and that therefore cannot be deleted.
-NEEDED = (
-    *("model", "model._target_", "data", "data._target_", "data.name", "optimizer", "optimizer._target_"),
-    *("trainer", "trainer._target_", "trainer.precision", "trainer.accelerator", "trainer.devices"),
-    *("trainer.max_epochs", "model.latent_dim", "data.image_size", "data.channels", "data.batch_size"),
-    *("model.posterior._target_", "model.prior._target_"),
-    *("seed", "tags", "compile", "compare_by", "test", "ckpt_path", "run_dir"),
-)
+# Keys that a command reads by name and that therefore cannot be deleted, where its other keys depend on choices.
+DATA_NEEDED = ("data", "data._target_", "data.name", "data.image_size", "data.channels", "data.batch_size", "seed")
+NEEDED = {
+    "train": (
+        *("model", "model._target_", *DATA_NEEDED, "optimizer", "optimizer._target_"),
+        *("trainer", "trainer._target_", "trainer.precision", "trainer.accelerator", "trainer.devices"),
+        *("trainer.max_epochs", "model.latent_dim", "model.posterior._target_", "model.prior._target_"),
+        *("tags", "compile", "compare_by", "test", "ckpt_path", "run_dir"),
+    ),
+    "audit": (*DATA_NEEDED, "folder"),
+}
 LOGGER_PACKAGES = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow"}  # extras of pyproject.toml
 MAY_BE_NULL = ("schedule", "callbacks", "logger", "hydra.launcher", "hydra.sweeper")
 
@@ -48,7 +51,7 @@ def check_config(config: DictConfig, command: str) -> None:
     words = OmegaConf.to_container(config.hydra.overrides, resolve=False)
     typed = parsed([*words["task"], *words["hydra"]])
     _check_names(config, keys, typed)
-    needed = NEEDED if command == "train" else [key for key in keys if "*" not in key]
+    needed = NEEDED.get(command) or [key for key in keys if "*" not in key]
     for key in needed:
         if not has(config, key):
             raise UserError(f"{key} is missing: it may be set, but not left out")

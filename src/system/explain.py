@@ -14,6 +14,7 @@ LESS_MEMORY = {
     "explore": "name fewer figures= at a time, or fewer pictures of your own in images=",
     "benchmark": "name smaller experiments, or lower data.batch_size in overrides",
     "growth": "give smaller sides, or another network",
+    "audit": "lower data.image_size",
     "report": "report a part of the sweep's folder at a time",
 }
 
@@ -34,7 +35,7 @@ def explain(error: BaseException, command: str = "train") -> str | None:
     if (full := disk_full(error)) is not None:
         return f"{full}: free some, and try again"
     if (full := memory_full(error)) is not None:
-        device = ", or device=cpu" if "GPU" in full and command not in ("train", "report") else ""
+        device = ", or device=cpu" if "GPU" in full and command not in ("train", "audit", "report") else ""
         return f"{full}: {LESS_MEMORY[command]}{device}"
     for cause in chain:
         if isinstance(cause, OSError) and cause.filename and cause.strerror:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import yaml
 
+GROUP = re.compile(r" *- (\w+): (\w+)(?: *# *(.*))?$")  # a choice in the defaults list
 KEY = re.compile(r"( *)(\w+):[^#]*(?:# *(.*))?")
 NOT_KEYS = ("defaults", "hydra")
 WIDEST = 40  # characters of a key and its value, before the comment moves to the next line
@@ -40,6 +41,9 @@ def _keys(path: Path) -> Iterator[tuple[str, str]]:
     tree = yaml.safe_load(text)
     for other in (name for name in tree.get("defaults", []) if isinstance(name, str) and name != "_self_"):
         yield from _keys(path.with_name(f"{other}.yaml"))
+    for group, choice, comment in (found.groups() for line in text.splitlines() if (found := GROUP.match(line))):
+        if group not in NOT_KEYS:
+            yield f"{group}={choice}", comment or ""
     meanings: dict[tuple[str, ...], str] = {}
     at: tuple[str, ...] = ()
     for line in text.splitlines():

@@ -272,6 +272,8 @@ KEYS: dict[str, dict[str, Kind]] = {
         "noise": or_null(Number(above=0, at_most=10)),
         "embed": or_null(Choice(("npz", "csv", True, False))),
     },
+    "audit": {key: kind for key, kind in TRAIN.items() if key.startswith("data.")}
+    | {"seed": or_null(SEED), "folder": PATH},
     "report": {"folder": Place("the folder of a multirun, or any that holds run folders", obstacle=no_folder)},
     "benchmark": {
         "experiments": Either((Text(), ListOf(Text(), at_least=1)), "a list of experiments"),

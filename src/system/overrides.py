@@ -14,7 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
-from src.system.configs import MAY_BE_NULL, parsed
+from src.system.configs import MAY_BE_NULL, NEEDED, parsed
 from src.system.errors import UserError
 from src.system.explain import explain
 from src.system.keys import KEYS, check, kind_of
@@ -81,7 +81,7 @@ def refusal(error: Exception, folder: Path, config: str, words: Sequence[str]) -
     if isinstance(error, MissingConfigException) and error.missing_cfg_file is not None:
         return _missing(error, overrides)
     composing = any(frame.name == "compose_config" for frame in traceback.extract_tb(error.__traceback__))
-    if composing and config == "train" and (line := _no_choice(folder, overrides)) is not None:
+    if composing and config in NEEDED and (line := _no_choice(folder, overrides)) is not None:
         return line
     if isinstance(error, HydraException) and not isinstance(error, InstantiationException):
         return _composition(error, folder, config, overrides)

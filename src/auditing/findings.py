@@ -1,0 +1,326 @@
+"""What is wrong or worth knowing in a data set: each finding is a sentence with its number, and the images meant."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from src.auditing import alike
+from src.auditing.originals import Original
+from src.data.base import ImageDataModule
+from src.data.splits import ImagePool
+
+DEEP, FEW_LEVELS = 8, 64  # bits of a level; levels in use that are few for 8 bits
+OPPOSITE = 0.25  # correlation with the mean image below whose negative a picture counts as one
+WIDE = 0.05  # share of the area from which on a border is reported
+COMMON = 0.5  # share of the pictures from which on that is how they are, not a fault of some
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One result of the audit.
+
+    Attributes:
+        kind: a word for it, which names its picture.
+        words: a sentence with its number, and what to do.
+        problem: whether it may spoil a training or its figures.
+        images: positions in the pool of what is meant, the worst first; pairs where two belong together.
+        reasons: what to write below each of them.
+        count: how many there are in all.
+    """
+
+    kind: str
+    words: str
+    problem: bool = True
+    images: Sequence[tuple[int, ...]] = ()
+    reasons: Sequence[str] = ()
+    count: int = 0
+
+
+@dataclass
+class Evidence:
+    """What the checks look at: N images.
+
+    Attributes:
+        datamodule: the data set.
+        originals: the files as they were saved; None where the images are no files.
+    """
+
+    datamodule: ImageDataModule
+    originals: list[Original | None] | None
+    known_pairs: set[tuple[int, int]] = field(default_factory=set)
+
+    @property
+    def pool(self) -> ImagePool:
+        """All images, at the training's size."""
+        return self.datamodule.pool
+
+    @cached_property
+    def thumbs(self) -> tuple[Tensor, Tensor]:
+        """Thumbnails and contrast of all images."""
+        return alike.thumbnails(self.pool.images)
+
+    @cached_property
+    def sides(self) -> np.ndarray:
+        """The split of each image in a training, "" for none ``[N]``."""
+        sides = np.full(len(self.pool), "", dtype=object)
+        for part in SPLITS:
+            sides[getattr(self.datamodule.splits, part).numpy()] = part
+        return sides
+
+    @cached_property
+    def usable(self) -> np.ndarray:
+        """Whether each image could be decoded ``[N]``."""
+        return self.pool.published != "skipped"
+
+    def class_of(self, i: int) -> str:
+        """Return the name of an image's class, "" for none."""
+        label = int(self.pool.labels[i])
+        return self.pool.classes[label] if label >= 0 else ""
+
+    def crossing(self, pair: Sequence[int]) -> str:
+        """Say what two images that should be one have that differs: classes, splits, or nothing."""
+        classes = {self.class_of(i) for i in pair}
+        parts = [side for side in SPLITS if side in {self.sides[i] for i in pair}]
+        between = ["two classes"] if len(classes) > 1 else []
+        between += [f"{' and '.join(parts)}"] if len(parts) > 1 else []
+        return ", ".join(between)
+
+
+def findings(evidence: Evidence) -> list[Finding]:
+    """Return all findings, problems first."""
+    found = [finding for check in CHECKS for finding in check(evidence)]
+    return sorted(found, key=lambda finding: not finding.problem)
+
+
+def skipped(evidence: Evidence) -> Iterator[Finding]:
+    """Files that could not be decoded."""
+    bad = np.flatnonzero(~evidence.usable)
+    if len(bad):
+        yield Finding("skipped", f"{len(bad):,} files cannot be decoded and are left out", count=len(bad))
+
+
+def same_file(evidence: Evidence) -> Iterator[Finding]:
+    """Byte-identical files."""
+    digests = [
+        digest if usable else None for digest, usable in zip(evidence.pool.digests, evidence.usable, strict=True)
+    ]
+    sets = alike.sets_of(digests)
+    what = "are copies, byte by byte" if evidence.originals is not None else "are equal, pixel by pixel"
+    yield from _repeated(evidence, "copies", sets, what, _published_too(evidence, sets))
+
+
+def same_pixels(evidence: Evidence) -> Iterator[Finding]:
+    """Other files of the same pixels."""
+    if evidence.originals is None:
+        return
+    sets = alike.sets_of([None if one is None else one.digest for one in evidence.originals])
+    sets = [same for same in sets if len({evidence.pool.digests[i] for i in same}) > 1]
+    yield from _repeated(evidence, "same_pixels", sets, "hold the same pixels in different files")
+
+
+def nearly_the_same(evidence: Evidence) -> Iterator[Finding]:
+    """Pictures that differ by less than a re-encoding changes them."""
+    repeated = {i for pair in evidence.known_pairs for i in pair[1:]}
+    chosen = torch.tensor([i for i in np.flatnonzero(evidence.usable) if i not in repeated], dtype=torch.long)
+    pairs = alike.nearly_equal(evidence.pool.images, chosen, *evidence.thumbs)
+    if len(chosen) and len(pairs) > len(chosen) / 2:
+        words = f"{len(pairs):,} pairs of images are nearly the same: they are too simple or too small to tell copies"
+        yield Finding("near_copies", words, problem=False, count=len(pairs))
+        return
+    sets = [list(pair[1:]) for pair in pairs]
+    reasons = {tuple(pair[1:]): f"correlation {pair[0]:.4f}" for pair in pairs}
+    yield from _repeated(evidence, "near_copies", sets, "are nearly the same picture", reasons=reasons)
+
+
+def _published_too(evidence: Evidence, sets: Sequence[Sequence[int]]) -> str:
+    """Say how many copies the publisher has in two splits; a training leaves them out itself."""
+    across = sum(len({evidence.pool.published[i] for i in same}) > 1 for same in sets)
+    return (
+        f"; {across:,} sets lie in two published splits, and a training leaves those out of the one to learn from"
+        if across
+        else ""
+    )
+
+
+def _repeated(
+    evidence: Evidence,
+    kind: str,
+    sets: Sequence[Sequence[int]],
+    what: str,
+    more: str = "",
+    reasons: dict[tuple[int, int], str] | None = None,
+) -> Iterator[Finding]:
+    pairs = [pair for pair in alike.pairs_of(sets) if pair not in evidence.known_pairs]
+    evidence.known_pairs.update(pairs)
+    if not pairs:
+        return
+    crossing = {pair: evidence.crossing(pair) for pair in pairs}
+    pairs.sort(key=lambda pair: ("two classes" not in crossing[pair], not crossing[pair]))
+    classes = sum("two classes" in words for words in crossing.values())
+    splits = sum(" and " in words for words in crossing.values())
+    images = len({i for pair in pairs for i in pair})
+    words = (
+        f"{images:,} images {what} ({len(pairs):,} pairs): {classes:,} pairs of two classes, {splits:,} across splits"
+    )
+    if classes:
+        more += "; one of the two classes is wrong: correct or remove them"
+    if splits:
+        more += "; what is tested on has been trained on: remove one of each"
+    captions = [", ".join(filter(None, (crossing[pair], (reasons or {}).get(pair)))) for pair in pairs]
+    yield Finding(kind, words + more, bool(classes or splits), pairs, captions, images)
+
+
+def patients(evidence: Evidence) -> Iterator[Finding]:
+    """Patients with images in more than one split."""
+    pool = evidence.pool
+    if pool.groups is None:
+        if evidence.originals is not None:
+            words = "patients are not known: data.group_pattern keeps each in one split, and makes intervals honest"
+            yield Finding("patients", words, problem=False)
+        return
+    sides: dict[str, dict[str, int]] = {}
+    for i in np.flatnonzero(evidence.sides != ""):
+        sides.setdefault(pool.groups[i], {}).setdefault(evidence.sides[i], int(i))
+    shared = [one for one in sides.values() if len(one) > 1]
+    if shared:
+        pairs = [tuple(one[side] for side in SPLITS if side in one)[:2] for one in shared]
+        names = [" and ".join(side for side in SPLITS if side in one) for one in shared]
+        words = (
+            f"{len(shared):,} of {len(sides):,} patients (groups of data.group_pattern) have images in more than one split: figures "
+            "on test images are flattered if these are the same people; a copy without split folders is split by patient"
+        )
+        yield Finding("patients", words, True, pairs, names, len(shared))
+    else:
+        yield Finding("patients", f"none of {len(sides):,} patients (groups) is in two splits", problem=False)
+
+
+def inverted(evidence: Evidence) -> Iterator[Finding]:
+    """Negatives among pictures that are alike."""
+    agreement, typical = alike.disagree(*evidence.thumbs)
+    agreement[~evidence.usable] = np.nan
+    if typical < OPPOSITE:
+        return
+    opposite = np.flatnonzero(np.nan_to_num(agreement, nan=1.0) < -OPPOSITE)
+    edges = _edge_levels(evidence.pool.images)
+    usual = float(np.median(edges))
+    # The border test: the edge of a negative is nearer to the usual one once it is inverted.
+    opposite = opposite[np.abs(255 - edges[opposite] - usual) < np.abs(edges[opposite] - usual)]
+    if len(opposite):
+        order = opposite[np.argsort(agreement[opposite])]
+        reasons = [f"correlation with the mean {agreement[i]:.2f}" for i in order]
+        words = f"{len(order):,} images look like negatives of the others: invert or remove them"
+        yield Finding("inverted", words, True, [(int(i),) for i in order], reasons, len(order))
+
+
+def _edge_levels(images: Tensor) -> np.ndarray:
+    """Return the mean level of the outermost pixels of each image ``[N]``."""
+    sides = [
+        part.float().mean((1, 2)) for part in (images[..., 0, :], images[..., -1, :], images[..., 0], images[..., -1])
+    ]
+    return torch.stack(sides).mean(0).numpy()
+
+
+def blank(evidence: Evidence) -> Iterator[Finding]:
+    """Pictures that show nothing."""
+    contrast = evidence.thumbs[1].numpy()
+    empty = np.flatnonzero((contrast < alike.FLAT) & evidence.usable)
+    whole = np.array([float(evidence.pool.images[i].float().std(correction=0)) for i in empty.tolist()])
+    empty, whole = empty[whole < alike.FLAT], whole[whole < alike.FLAT]
+    if len(empty):
+        reasons = [f"contrast {one:.1f} of 255" for one in whole]
+        words = f"{len(empty):,} images are blank or nearly constant: remove them"
+        yield Finding("blank", words, True, [(int(i),) for i in empty], reasons, len(empty))
+
+
+def borders(evidence: Evidence) -> Iterator[Finding]:
+    """Black or white borders."""
+    yield from _of_some(
+        evidence,
+        "borders",
+        [0.0 if one is None else one.border for one in evidence.originals or []],
+        WIDE,
+        f"have black or white borders of more than {100 * WIDE:.0f} % of their area: crop them",
+        lambda value: f"border {100 * value:.0f} %",
+    )
+
+
+def marks(evidence: Evidence) -> Iterator[Finding]:
+    """Letters and markers."""
+    yield from _of_some(
+        evidence,
+        "marks",
+        [0.0 if one is None else float(one.marks) for one in evidence.originals or []],
+        0,
+        "may have letters or markers near an edge (small, saturated regions on a dark ground): look at them",
+        lambda value: f"{value:.0f} bright mark{'s' if value > 1 else ''}",
+    )
+
+
+def _of_some(
+    evidence: Evidence,
+    kind: str,
+    values: Sequence[float],
+    above: float,
+    words: str,
+    reason: Callable[[float], str],
+) -> Iterator[Finding]:
+    """Report the images whose value is above a limit, with their share by class where there are classes."""
+    numbers = np.array(values)
+    chosen = np.flatnonzero(numbers > above)
+    if not len(chosen):
+        return
+    order = chosen[np.argsort(-numbers[chosen], kind="stable")]
+    share = len(chosen) / max(1, evidence.usable.sum())
+    by_class = Counter(evidence.class_of(i) for i in chosen.tolist())
+    in_all = Counter(evidence.class_of(i) for i in np.flatnonzero(evidence.usable).tolist())
+    shares = {name: f"{100 * by_class[name] / count:.0f} % of {name}" for name, count in sorted(in_all.items()) if name}
+    told = f" ({', '.join(shares.values())})" if 1 < len(shares) <= 10 else ""
+    sentence = f"{len(chosen):,} of {int(evidence.usable.sum()):,} images{told} {words}"
+    images, reasons = [(int(i),) for i in order], [reason(numbers[i]) for i in order]
+    yield Finding(kind, sentence, bool(share < COMMON), images, reasons, len(chosen))
+
+
+def depth(evidence: Evidence) -> Iterator[Finding]:
+    """Fewer levels or bits in use than are stored."""
+    files = [(i, one) for i, one in enumerate(evidence.originals or []) if one is not None]
+    shallow = [(i, one) for i, one in files if one.depth == DEEP and one.levels <= FEW_LEVELS]
+    if shallow:
+        order = sorted(shallow, key=lambda file: file[1].levels)
+        words = f"{len(order):,} files of 8 bits use {order[0][1].levels} to {order[-1][1].levels} of 256 grey levels"
+        reasons = [f"{one.levels} levels" for _, one in order]
+        yield Finding("levels", words, len(order) < COMMON * len(files), [(i,) for i, _ in order], reasons, len(order))
+    if deep := [one for _, one in files if one.depth > DEEP and not one.colour]:
+        bits = Counter(max(1, one.top.bit_length()) for one in deep)
+        used = ", ".join(f"{count:,} use {bit}" for bit, count in sorted(bits.items()))
+        stored = "/".join(map(str, sorted({one.depth for one in deep})))
+        mixed = "; a training reads all with one depth, so those with fewer are darker" if len(bits) > 1 else ""
+        words = f"of {len(deep):,} grey files of {stored} bits {used} bits{mixed}"
+        yield Finding("bits", words, len(bits) > 1 and max(bits) - min(bits) > 1, count=len(deep))
+
+
+def colour(evidence: Evidence) -> Iterator[Finding]:
+    """Grey pictures in colour files, and the other way round."""
+    files = [one for one in evidence.originals or [] if one is not None]
+    grey = sum(one.grey and one.colour for one in files)
+    coloured = sum(not one.grey for one in files)
+    channels = evidence.datamodule.channels
+    if grey:
+        wasted = channels == 3 and not coloured
+        advice = ": data.channels=1 is enough" if wasted else ""
+        words = f"{grey:,} of {len(files):,} files are stored in colour and show grey{advice}"
+        yield Finding("grey", words, wasted, count=grey)
+    if coloured and channels == 1:
+        words = f"{coloured:,} of {len(files):,} files show colour, which data.channels=1 leaves out"
+        yield Finding("colour", words, False, count=coloured)
+    if turned := sum(one.turned for one in files):
+        words = f"{turned:,} files are turned upright by their EXIF, which other programs may not do"
+        yield Finding("turned", words, False, count=turned)
+
+
+CHECKS = (same_file, same_pixels, nearly_the_same, patients, inverted, blank, borders, marks, depth, colour, skipped)
