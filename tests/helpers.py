@@ -47,6 +47,7 @@ WARM = Warm(
         "tests.cuda_calls",
         *TRAINING,
         "src.evaluation.suite",
+        "src.auditing.audit",
         "src.exploration.export",
         "src.reporting.report",
         "src.benchmark.table",

@@ -192,8 +192,8 @@ def patients(evidence: Evidence) -> Iterator[Finding]:
         pairs = [tuple(one[side] for side in SPLITS if side in one)[:2] for one in shared]
         names = [" and ".join(side for side in SPLITS if side in one) for one in shared]
         words = (
-            f"{len(shared):,} of {len(sides):,} patients (groups of data.group_pattern) have images in more than one split: figures "
-            "on test images are flattered if these are the same people; a copy without split folders is split by patient"
+            f"{len(shared):,} of {len(sides):,} patients (groups of data.group_pattern) have images in more than one split: "
+            "if these are the same people, test figures are flattered; a copy without split folders is split by patient"
         )
         yield Finding("patients", words, True, pairs, names, len(shared))
     else:
