@@ -192,7 +192,7 @@ def patients(evidence: Evidence) -> Iterator[Finding]:
         pairs = [tuple(one[side] for side in SPLITS if side in one)[:2] for one in shared]
         names = [" and ".join(side for side in SPLITS if side in one) for one in shared]
         words = (
-            f"{len(shared):,} of {len(sides):,} patients (groups of data.group_pattern) have images in more than one split: "
+            f"{len(shared):,} of {len(sides):,} patients (groups of data.group_pattern) have images in several splits: "
             "if these are the same people, test figures are flattered; a copy without split folders is split by patient"
         )
         yield Finding("patients", words, True, pairs, names, len(shared))
@@ -245,7 +245,7 @@ def borders(evidence: Evidence) -> Iterator[Finding]:
         "borders",
         [0.0 if one is None else one.border for one in evidence.originals or []],
         WIDE,
-        f"have black or white borders of more than {100 * WIDE:.0f} % of their area: crop them",
+        f"have black or white borders of more than {100 * WIDE:.0f} % of their area: crop what shows nothing",
         lambda value: f"border {100 * value:.0f} %",
     )
 

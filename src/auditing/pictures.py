@@ -46,7 +46,7 @@ def draw_finding(evidence: Evidence, finding: Finding) -> Figure:
         "\n".join([*labels[n * rows : (n + 1) * rows], *finding.reasons[n].split(", ")]) for n in range(len(chosen))
     ]
     shown = "" if len(finding.images) <= MOST else f", {MOST} of {len(finding.images):,}"
-    names = {f"{row + 1}": some for row, some in enumerate(images)}
+    names = {f"{row + 1}" if rows > 1 else "": some for row, some in enumerate(images)}
     return grids.stacked(names, f"{TITLES[finding.kind]}{shown}", captions, COLUMNS)
 
 

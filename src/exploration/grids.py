@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from textwrap import fill
 
 import torch
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LinearSegmentedColormap, Normalize
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 from torchvision.utils import make_grid
@@ -35,6 +37,12 @@ def signed(values: Tensor) -> Tensor:
     """Show values ``[N, C, H, W]`` in [-1, 1] as colours ``[N, 3, H, W]``: red above 0, blue below, white at 0."""
     value = values.mean(1, keepdim=True).clamp(-1, 1)
     return torch.cat([1 + value.clamp_max(0), 1 - value.abs(), 1 - value.clamp_min(0)], 1)
+
+
+def add_scale(figure: Figure, reach: float) -> None:
+    """Add a scale to a figure of :func:`signed` differences, in parts of the full range, up to ``reach``."""
+    colours = LinearSegmentedColormap.from_list("signed", ["blue", "white", "red"])
+    figure.colorbar(ScalarMappable(Normalize(-reach, reach), colours), ax=figure.axes, shrink=0.6, label="difference")
 
 
 def grid(images: Tensor, columns: int = COLUMNS) -> Tensor:

@@ -126,23 +126,33 @@ def histogram(predictor: Predictor) -> Figure:
 
 
 def class_means(predictor: Predictor) -> Figure:
-    """Draw the decoded mean of each class's posterior means, and how it differs from that of all images."""
+    """Draw the decoded mean of each class's posterior means; of two classes how they differ, else from that of all."""
     codes, classes = predictor.codes(predictor.split), predictor.datamodule.pool.classes
     present = [label for label in codes.label.unique().tolist() if label >= 0]
     if not present:
         raise NotApplicable("the images have no class labels")
+    names = [classes[label] for label in present]
     z = [codes.mean[codes.label == label].mean(0) for label in present]
     decoded = torch.cat([*predictor.decode(torch.stack([*z, codes.mean[codes.label >= 0].mean(0)]))])
     images, centre = decoded[:-1], decoded[-1]
-    differences = images - centre
-    reach = differences.abs().max().clamp_min(1e-6)
-    columns = min(max(CLASSES_A_ROW, math.isqrt(2 * len(present))), MOST_A_ROW)
-    names = [classes[label] for label in present]
-    title = (
-        "Decoded mean of the codes of each class, over its difference from that of all: "
-        f"red is brighter, blue darker, by up to {reach:.2f} of the full range"
-    )
-    return grids.stacked({"mean": images, "difference": grids.signed(differences / reach)}, title, names, columns)
+    differences = images[1:] - images[:1] if len(present) == 2 else images - centre
+    reach = differences.abs().max().clamp_min(1e-6).item()
+    shown = grids.signed(differences / reach)
+    if len(present) == 2:
+        title = (
+            f"Decoded mean of the codes of {names[0]} and {names[1]}, and where {names[1]} is brighter (red) or darker"
+        )
+        table = torch.cat([grids.in_colour(images), shown])[None]
+        figure = grids.captioned([table], title, [], [[*names, f"{names[1]} − {names[0]}"]])
+    else:
+        columns = min(max(CLASSES_A_ROW, math.isqrt(2 * len(present))), MOST_A_ROW)
+        title = (
+            "Decoded mean of the codes of each class, over its difference from that of all: "
+            f"red is brighter, blue darker, by up to {reach:.2f} of the full range"
+        )
+        figure = grids.stacked({"mean": images, "difference": shown}, title, names, columns)
+    grids.add_scale(figure, reach)
+    return figure
 
 
 def neighbours(predictor: Predictor) -> Figure:

@@ -19,6 +19,7 @@ from src.system.seeds import stream
 
 SAMPLES = 4  # draws from each posterior; with a single one, an elbo varies by nats
 REFERENCES = 500  # validation images that a picture is ranked among, and training images for the usual brightness
+MOST_CLASSES = 4  # each of which has a row of nearest training images
 SHOWN = 20  # pictures listed on the terminal
 NOT_LIKE = 4  # standard deviations of brightness beyond which pictures are unlike training images
 CAUTION = "images with more detail cost more nats, whatever they show: a rank is no diagnosis"
@@ -34,6 +35,7 @@ class Scores(NamedTuple):
     reconstruction: Tensor  # [N, C, H, W]
     nearest: Tensor  # [N], index in the pool of the nearest training image
     distance: Tensor  # [N], to that image, root mean square over pixels
+    nearest_of: dict[str, Tensor]  # by class where a training has two to four: [N], that of this class
 
     @property
     def cost(self) -> Tensor:
@@ -50,7 +52,17 @@ def scores(predictor: Predictor, x: Tensor) -> Scores:
     drawn = torch.cat([*predictor.reconstruct(x.split(predictor.batch_size))])
     distance, place = nearest(x, pool, splits.train)
     rank = torch.searchsorted(costs, distortion + rate) / len(costs)
-    return Scores(distortion, rate, rank, psnr(drawn, x), drawn, place, distance)
+    return Scores(distortion, rate, rank, psnr(drawn, x), drawn, place, distance, _nearest_of(predictor, x))
+
+
+def _nearest_of(predictor: Predictor, x: Tensor) -> dict[str, Tensor]:
+    """Return the nearest training image of each class, where there are a few classes: a normal film to compare with."""
+    pool, train = predictor.datamodule.pool, predictor.datamodule.splits.train
+    present = [label for label in pool.labels[train].unique().tolist() if label >= 0]
+    if not 2 <= len(present) <= MOST_CLASSES:
+        return {}
+    of = {label: train[pool.labels[train] == label] for label in present}
+    return {pool.classes[label]: nearest(x, pool.images, index)[1] for label, index in of.items()}
 
 
 @torch.no_grad()
@@ -143,11 +155,13 @@ def draw(predictor: Predictor, own: Pictures, scores: Scores) -> Iterator[tuple[
             "original": x,
             "reconstruction": drawn,
             "difference": grids.signed(difference / reach),
-            "nearest": predictor.datamodule.pool.images[scores.nearest[here]] / 255,
         }
+        places = {f"nearest\n{name}": place for name, place in scores.nearest_of.items()} or {"nearest": scores.nearest}
+        rows |= {row: predictor.datamodule.pool.images[place[here]] / 255 for row, place in places.items()}
+        of = " of each class" if scores.nearest_of else ""
         title = (
             f"Reconstructions{own.remark}, PSNR {scores.psnr[here].mean():.1f} dB. Red: brighter than the "
-            f"reconstruction, blue: darker, by up to {reach:.2f} of the full range. Below: the nearest training image; "
+            f"reconstruction, blue: darker, by up to {reach:.2f} of the full range. Below: the nearest training image{of}; "
             f"{name} and the share of validation images where it is lower ({CAUTION})"
         )
         yield page, grids.stacked(rows, title, captions[here], COLUMNS)

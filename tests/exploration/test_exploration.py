@@ -175,6 +175,31 @@ def test_images_without_classes_have_pictures_too(picture_folder, tmp_path):
     assert len(embedding_names(predictor, tmp_path)) == len(predictor.datamodule.splits.val)
 
 
+def test_two_classes_are_compared_with_a_scale_and_a_picture_with_the_nearest_of_each(picture_folder, tmp_path):
+    root = picture_folder({f"{('ill', 'well')[i % 2]}/{i:02}.png": (16, 16) for i in range(60)})
+    predictor = of("data=image_folder", f"data.root={root}", "data.channels=1", "data.image_size=16",
+                 f"data.cache_dir={tmp_path}")  # fmt: skip
+    figure = overview.class_means(predictor)
+    panel, scale = figure.axes
+    assert [label.get_text() for label in panel.get_xticklabels()] == ["ill", "well", "well − ill"]
+    codes = predictor.codes("test")
+    means = torch.stack([codes.mean[codes.label == label].mean(0) for label in (0, 1)])
+    ill, well = torch.cat([*predictor.decode(means)])
+    assert scale.get_ylim()[1] == pytest.approx((well - ill).abs().max().item(), rel=1e-5)
+
+    pool, train = predictor.datamodule.pool, predictor.datamodule.splits.train
+    own = train[pool.labels[train] == 0][:2]
+    found = scores.scores(predictor, pool.images[own] / 255)
+    assert torch.equal(found.nearest_of["ill"], own)  # themselves
+    flat = pool.images.flatten(1) / 255.0
+    of_well = train[pool.labels[train] == 1]
+    assert torch.equal(found.nearest_of["well"], of_well[torch.cdist(flat[own], flat[of_well]).argmin(1)])
+    pictures = own_images.Pictures(["a", "b"], pool.images[own] / 255, "x")
+    (_, drawn), *_ = scores.draw(predictor, pictures, found)
+    rows = [label.get_text() for label in drawn.axes[0].get_yticklabels()]
+    assert rows[-2:] == ["nearest\nill", "nearest\nwell"]
+
+
 def embedding_names(predictor, folder):
     list(export.export(predictor, None, folder, "csv"))
     names = pd.read_csv(folder / "val.csv")["name"].tolist()
