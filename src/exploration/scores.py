@@ -161,7 +161,7 @@ def draw(predictor: Predictor, own: Pictures, scores: Scores) -> Iterator[tuple[
         of = " of each class" if scores.nearest_of else ""
         title = (
             f"Reconstructions{own.remark}, PSNR {scores.psnr[here].mean():.1f} dB. Red: brighter than the "
-            f"reconstruction, blue: darker, by up to {reach:.2f} of the full range. Below: the nearest training image{of}; "
-            f"{name} and the share of validation images where it is lower ({CAUTION})"
+            f"reconstruction, blue: darker, by up to {reach:.2f} of the full range. Below: the nearest training "
+            f"image{of}; {name} and the share of validation images where it is lower ({CAUTION})"
         )
         yield page, grids.stacked(rows, title, captions[here], COLUMNS)

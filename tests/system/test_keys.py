@@ -78,6 +78,9 @@ def test_every_key_of_every_config_has_a_kind_and_a_value_of_it(monkeypatch):
             known = not isinstance(keys.kind_of(key), Anything | None) or key.startswith("hydra")
             assert known, f"src/system/keys.py does not know {key}"
     assert [answer(f"run={RUN}", of=of) for of in ("evaluate", "explore")] == [None, None]
+    for path in CONF.glob("data/*.yaml"):
+        here = ["data.root=tests"] if path.stem in ("image_folder", "chest_xray") else []
+        assert answer(f"data={path.stem}", *here, of="audit") is None
     assert [answer(of="benchmark"), answer("folder=tests", of="report")] == [None, None]
 
 
@@ -331,6 +334,12 @@ def test_an_override_with_spaces_around_its_sign_is_named():
         ("explore", "run=RUN images=nowhere", "'scans/*.png', or a list of these; there is nothing at nowhere"),
         ("explore", "run=RUN images='*.none'", "there is nothing at *.none"),
         ("explore", "run=RUN images=[README.md,nowhere]", "there is nothing at nowhere"),
+        ("audit", "data.image_size=0", "data.image_size=0: give a whole number of at least 1"),
+        ("audit", "image_size=8", "image_size is no key: did you mean data.image_size=8?"),
+        ("audit", "data=image_folder", "data.root has no value: Set data.root to a folder that holds images"),
+        ("audit", "data=mnst", "did you mean mnist?"),
+        ("audit", "data=null", "data=null: choose one of binarized_mnist, chest_xray,"),
+        ("audit", "folder=null", "folder=null: give a path"),
         ("report", "folder=nowhere", "there is no folder nowhere"),
         ("explore", "run=RUN figures=sample", "figures=sample: give all, one or a list"),
         ("explore", "run=RUN noise=-1", "noise=-1: give a number above 0 and up to 10, or null"),
@@ -451,7 +460,7 @@ def test_bad_values_are_reported_faster_than_torch_is_imported():
 
 
 def test_no_command_imports_torch_before_its_config_is_checked():
-    modules = "src.train, src.evaluate, src.explore, src.report, src.benchmark, hydra_plugins.slots_launcher"
+    modules = "src.train, src.audit, src.evaluate, src.explore, src.report, src.benchmark, hydra_plugins.slots_launcher"
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules or 'lightning' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
@@ -467,6 +476,9 @@ def test_the_commands_that_read_explain_their_own_keys_and_list_no_others():
         assert "chest_xray" not in done.stdout
     assert rows == [("folder", "...", "folder of a multirun, or any folder of runs")]
     assert "run=... " in cli("--help", "run=x", module="src.explore").stdout
+    assert re.search(
+        r"^  data=digits +the data set, and data.…: its keys", cli("--help", module="src.audit").stdout, re.M
+    )
     assert "== Configuration groups ==" in cli("--help").stdout  # all of a training's keys are Hydra's to list
 
 
@@ -486,7 +498,7 @@ def test_help_finds_comments_of_nested_keys_and_on_several_lines(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("of", ["train", "evaluate", "explore", "report", "benchmark"])
+@pytest.mark.parametrize("of", ["train", "audit", "evaluate", "explore", "report", "benchmark"])
 def test_a_command_that_is_started_as_a_file_says_what_to_type(of, tmp_path):
     file = f"src/{of}.py" if of != "benchmark" else "src/benchmark/__main__.py"
     words = [sys.executable, str(ROOT / file), "--help"]
