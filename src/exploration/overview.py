@@ -148,7 +148,7 @@ def class_means(predictor: Predictor) -> Figure:
 def neighbours(predictor: Predictor) -> Figure:
     """Draw samples over their nearest training images: copies would show."""
     drawn = torch.cat([*predictor.generate(32)])
-    pool, train = predictor.datamodule.pool.images, predictor.datamodule.splits.train
-    _, place = distances.nearest(drawn, pool, train)
+    module = predictor.datamodule
+    _, place = distances.nearest(drawn, module.seen, module.splits.train)
     title = "Samples, each row over the training images nearest to them (root mean square over pixels)"
-    return grids.picture(grids.stacks([drawn, pool[place] / 255]), title)
+    return grids.picture(grids.stacks([drawn, module.seen(place)]), title)

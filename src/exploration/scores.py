@@ -43,12 +43,12 @@ class Scores(NamedTuple):
 
 def scores(predictor: Predictor, x: Tensor) -> Scores:
     """Score pictures ``[N, C, H, W]``, as the model sees them, on the CPU."""
-    splits, pool = predictor.datamodule.splits, predictor.datamodule.pool.images
+    module = predictor.datamodule
     distortion, rate = _costs(predictor, x)
     validation = torch.cat([batch.x.cpu() for batch, _ in predictor.batches("val", REFERENCES)])
     costs = sum(_costs(predictor, validation)).sort().values
     drawn = torch.cat([*predictor.reconstruct(x.split(predictor.batch_size))])
-    distance, place = nearest(x, pool, splits.train)
+    distance, place = nearest(x, module.seen, module.splits.train)
     rank = torch.searchsorted(costs, distortion + rate) / len(costs)
     return Scores(distortion, rate, rank, psnr(drawn, x), drawn, place, distance)
 
@@ -99,7 +99,7 @@ def look_like_negatives(predictor: Predictor, own: Pictures) -> str | None:
         return None
     pool, index = predictor.datamodule.pool.images, predictor.datamodule.spread("train", REFERENCES)
     usual = pool[index].float().flatten(1).mean(1) / 255
-    theirs, ours, spread = own.x.mean().item(), usual.mean().item(), usual.std(correction=0).item()
+    theirs, ours, spread = own.levels.float().mean().item() / 255, usual.mean().item(), usual.std(correction=0).item()
     if abs(theirs - ours) <= NOT_LIKE * spread or abs(theirs - (1 - ours)) >= abs(theirs - ours):
         return None
     return (
@@ -143,7 +143,7 @@ def draw(predictor: Predictor, own: Pictures, scores: Scores) -> Iterator[tuple[
             "original": x,
             "reconstruction": drawn,
             "difference": grids.signed(difference / reach),
-            "nearest": predictor.datamodule.pool.images[scores.nearest[here]] / 255,
+            "nearest": predictor.datamodule.seen(scores.nearest[here]),
         }
         title = (
             f"Reconstructions{own.remark}, PSNR {scores.psnr[here].mean():.1f} dB. Red: brighter than the "

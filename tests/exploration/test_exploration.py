@@ -254,7 +254,8 @@ def test_the_figures_of_different_pictures_have_different_folders(picture_folder
 def test_many_pictures_have_pages_and_the_list_says_which(predictor, monkeypatch):
     monkeypatch.setattr(scores, "REFERENCES", 10)
     names = [f"folder/NORMAL2-IM-{i:04}-0001-0001.jpeg" for i in range(21)]
-    own = own_images.Pictures(names, torch.rand(21, 1, 16, 16), "scans", inverted=True)
+    levels = torch.randint(0, 256, (21, 1, 16, 16), dtype=torch.uint8)
+    own = own_images.Pictures(names, levels, levels / 255, "scans", inverted=True)
     found = scores.scores(predictor, own.x)
     pages = dict(scores.draw(predictor, own, found))
     assert [*pages] == ["pictures_1", "pictures_2"]
