@@ -75,9 +75,7 @@ def test_a_model_sees_the_maps_of_its_pixels():
 
 
 def test_cells_must_divide_the_image():
-    with pytest.raises(
-        InstantiationException, match=r"data.orientation_cell=3 does not divide data.image_size=8: choose .*=9"
-    ):
+    with pytest.raises(InstantiationException, match="cell=3 does not divide data.image_size=8: choose .*=9"):
         data(*SMALL, "data.orientation_cell=3")
 
 
