@@ -235,7 +235,7 @@ class ImageDataModule(L.LightningDataModule):
         """Raise a NotApplicable that says what needs pixels if the model sees features of them."""
         if self.pixels is Pixels.FEATURES:
             raise NotApplicable(
-                f"{what} of pixels, and this model sees features (data.orientation_cell={self.orientation_cell})"
+                f"{what} pixels, and this model sees features of them (data.orientation_cell={self.orientation_cell})"
             )
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:

@@ -123,7 +123,7 @@ def reconstruction(predictor: Predictor) -> dict[str, Any]:
     Raises:
         NotApplicable: the model sees no pixels.
     """
-    predictor.datamodule.check_pixels("PSNR and SSIM are measures")
+    predictor.datamodule.check_pixels("PSNR and SSIM compare")
     similarity = Similarity(min(predictor.datamodule.image_shape[1:]))
     count = len(getattr(predictor.datamodule.splits, predictor.split))
     batches = predictor.batches(predictor.split)

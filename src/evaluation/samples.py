@@ -53,7 +53,7 @@ def samples(
     }
     networks = [own_features(predictor.datamodule, predictor.cache_dir, predictor.device)]
     if inception or predictor.datamodule.pixels is not Pixels.FEATURES:
-        predictor.datamodule.check_pixels("Inception's features are those")
+        predictor.datamodule.check_pixels("Inception's features are those of")
         networks.append(inception_features(inception))
     result: dict[str, Any] = {"images": count, "components": components}
     for network in (n for n in networks if n is not None):

@@ -140,7 +140,7 @@ def class_means(predictor: Predictor) -> Figure:
     names = [classes[label] for label in present]
     title = (
         "Decoded mean of the codes of each class, over its difference from that of all: "
-        f"red is brighter, blue darker, by up to {reach:.2f} of the full range"
+        f"red is higher, blue lower, by up to {reach:.2f} of the full range"
     )
     return grids.stacked({"mean": images, "difference": grids.signed(differences / reach)}, title, names, columns)
 

@@ -146,8 +146,8 @@ def draw(predictor: Predictor, own: Pictures, scores: Scores) -> Iterator[tuple[
             "nearest": predictor.datamodule.seen(scores.nearest[here]),
         }
         title = (
-            f"Reconstructions{own.remark}, PSNR {scores.psnr[here].mean():.1f} dB. Red: brighter than the "
-            f"reconstruction, blue: darker, by up to {reach:.2f} of the full range. Below: the nearest training image; "
+            f"Reconstructions{own.remark}, PSNR {scores.psnr[here].mean():.1f} dB. Red: higher than the "
+            f"reconstruction, blue: lower, by up to {reach:.2f} of the full range. Below: the nearest training image; "
             f"{name} and the share of validation images where it is lower ({CAUTION})"
         )
         yield page, grids.stacked(rows, title, captions[here], COLUMNS)
