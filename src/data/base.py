@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from src.data.batches import Batch, BatchIndices, StoredImages
-from src.data.orientation import MAPS, orientation_maps
+from src.data.contrast import contrast_map
 from src.data.pixels import Pixels
 from src.data.splits import ImagePool, Splits, of_classes, split
 from src.data.training_images import TrainingImages
@@ -44,8 +44,8 @@ class ImageDataModule(L.LightningDataModule):
             probability of their levels.
         classes: names of the classes to train and validate on, such as ``[NORMAL]``; null for all. Test images are
             those of all classes.
-        orientation_cell: side, in pixels, of the cells whose orientation and contrast the model sees in place of
-            pixels, see :func:`~src.data.orientation.orientation_maps`; null for pixels.
+        contrast_cells: cells along a side whose contrast the model sees in place of pixels, see
+            :func:`~src.data.contrast.contrast_map`; null for pixels.
     """
 
     binary_source = False  # whether the stored pixels are 0 and 255 only
@@ -63,13 +63,13 @@ class ImageDataModule(L.LightningDataModule):
         binarize: Literal["none", "threshold", "dynamic"] = "none",
         dequantize: bool = False,
         classes: Sequence[str | int] | None = None,
-        orientation_cell: int | None = None,
+        contrast_cells: int | None = None,
     ) -> None:
         super().__init__()
         require("data", name=name, image_size=image_size, channels=channels, batch_size=batch_size, binarize=binarize)
         require("data", val_fraction=val_fraction, test_fraction=test_fraction, dequantize=dequantize)
         require("data", split_seed=split_seed, seed=seed, classes=classes if classes is None else [*classes])
-        require("data", orientation_cell=orientation_cell)
+        require("data", contrast_cells=contrast_cells)
         self.name = name
         self.image_size = image_size
         self.channels = channels
@@ -81,17 +81,17 @@ class ImageDataModule(L.LightningDataModule):
         self.binarize = binarize
         self.dequantize = dequantize
         self.classes = None if classes is None else [str(name) for name in classes]
-        self.orientation_cell = orientation_cell
+        self.contrast_cells = contrast_cells
         if dequantize not in (True, False):
             raise UserError(f"data.dequantize={dequantize} depends on the likelihood: give true or false")
         if dequantize and self.levels is not Pixels.DEQUANTIZED:
             raise UserError(
                 "data.dequantize=true adds noise to grey levels, but these pixels are binary: set it to false"
             )
-        if orientation_cell is not None and image_size % orientation_cell:
-            whole = max(1, round(image_size / orientation_cell)) * orientation_cell
+        if contrast_cells is not None and image_size % contrast_cells:
+            whole = max(1, round(image_size / contrast_cells)) * contrast_cells
             raise UserError(
-                f"data.orientation_cell={orientation_cell} does not divide data.image_size={image_size}: choose "
+                f"data.contrast_cells={contrast_cells} does not divide data.image_size={image_size}: choose "
                 f"data.image_size={whole}, or null for pixels"
             )
         self.tested: Split = "test"  # what trainer.test runs on
@@ -112,9 +112,9 @@ class ImageDataModule(L.LightningDataModule):
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of what the model sees: all that it needs to know."""
-        if self.orientation_cell is None:
+        if self.contrast_cells is None:
             return (self.channels, self.image_size, self.image_size)
-        return (MAPS, *(self.image_size // self.orientation_cell,) * 2)
+        return (1, self.contrast_cells, self.contrast_cells)
 
     @property
     def resized_binary(self) -> bool:
@@ -131,7 +131,7 @@ class ImageDataModule(L.LightningDataModule):
     @property
     def pixels(self) -> Pixels:
         """The kind of values that the model sees: those of pixels, or features."""
-        return self.levels if self.orientation_cell is None else Pixels.FEATURES
+        return self.levels if self.contrast_cells is None else Pixels.FEATURES
 
     # ---- the images ------------------------------------------------------------------------------------------
 
@@ -177,8 +177,8 @@ class ImageDataModule(L.LightningDataModule):
 
     def _fingerprint(self, dequantize: bool) -> str:
         recipe = {"shape": self.image_shape, "binarize": self.binarize, "dequantize": dequantize}
-        if self.orientation_cell is not None:
-            recipe["orientation_cell"] = self.orientation_cell
+        if self.contrast_cells is not None:
+            recipe |= {"contrast_cells": self.contrast_cells, "image_size": self.image_size}
         # Earlier versions read all such grey with 16 bits and did not record it: their fingerprints stay valid.
         recipe |= {key: how for key, how in self.pool.treatment.items() if (key, how) != ("depth", 16)}
         digest = hashlib.blake2b(json.dumps(recipe).encode(), digest_size=16)
@@ -225,7 +225,7 @@ class ImageDataModule(L.LightningDataModule):
 
     def _seen(self, x: Tensor) -> Tensor:
         """Return what the model sees of pixels ``[N, C, H, W]`` in [0, 1]."""
-        return x if self.orientation_cell is None else orientation_maps(x, self.orientation_cell)
+        return x if self.contrast_cells is None else contrast_map(x, self.contrast_cells)
 
     def seen(self, index: Tensor) -> Tensor:
         """Return images ``[n, C, H, W]`` of the pool as the model sees them, :meth:`expected` of each."""
@@ -235,7 +235,7 @@ class ImageDataModule(L.LightningDataModule):
         """Raise a NotApplicable that says what needs pixels if the model sees features of them."""
         if self.pixels is Pixels.FEATURES:
             raise NotApplicable(
-                f"{what} pixels, and this model sees features of them (data.orientation_cell={self.orientation_cell})"
+                f"{what} pixels, and this model sees features of them (data.contrast_cells={self.contrast_cells})"
             )
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:

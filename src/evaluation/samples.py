@@ -51,9 +51,10 @@ def samples(
         "prior": lambda: predictor.generate(count),
         "mixture": lambda: predictor.generate_from_mixture(components, count),
     }
-    networks = [own_features(predictor.datamodule, predictor.cache_dir, predictor.device)]
-    if inception or predictor.datamodule.pixels is not Pixels.FEATURES:
+    if inception:
         predictor.datamodule.check_pixels("Inception's features are those of")
+    networks = [own_features(predictor.datamodule, predictor.cache_dir, predictor.device)]
+    if predictor.datamodule.pixels is not Pixels.FEATURES:
         networks.append(inception_features(inception))
     result: dict[str, Any] = {"images": count, "components": components}
     for network in (n for n in networks if n is not None):

@@ -1,6 +1,5 @@
 """Grids of images, alone and as figures with labelled rows and columns."""
 
-import math
 from collections.abc import Mapping, Sequence
 from textwrap import fill
 
@@ -9,58 +8,31 @@ from torch import Tensor
 from torch.nn.functional import interpolate, pad
 from torchvision.utils import make_grid
 
-from src.data.orientation import BINS, MAPS
 from src.exploration.writing import LONGEST_NAME, Figure, distinct, drawable, letters
 
 COLUMNS = 8
 PADDING = 2  # pixels between the images of a grid
 PAIR_GAP = 14  # pixels between a row of reconstructions and the next originals
 PAPER, FRAME = 1.0, 0.75  # white; and grey around pictures: seen beside black and white ones alike
-STROKE = 8  # pixels of the drawing of a cell
 INCH = 110  # pixels of a grid that an inch of a figure holds
 NARROWEST, WIDEST = 5.0, 14.0  # inches of a figure
 LARGEST = 2.3  # inches of a picture with captions
 LETTER, LINE = 0.075, 0.17  # inches of a letter and of a line of a caption
 
 
-def visible(images: Tensor) -> Tensor:
-    """Return images ``[N, C, H, W]`` that can be seen: grey or colour ones as they are, drawings of orientation maps.
-
-    A cell is drawn as strokes ``[N, 1, 8 H, 8 W]`` along its edges, across the gradients: one for each direction, as
-    bright as that direction is frequent in a cell of high contrast.
-    """
-    if images.shape[1] != MAPS:
-        return images
-    *shares, contrast = images.clamp(0, 1).float().split(1, dim=1)
-    down, across = torch.meshgrid(*[torch.arange(STROKE) - (STROKE - 1) / 2] * 2, indexing="ij")
-    inside = (torch.hypot(across, down) < STROKE / 2).to(images.device)
-    drawn = contrast.new_zeros(())
-    for number, share in enumerate(shares):
-        angle = math.pi * number / BINS
-        stroke = (1 - (across * math.cos(angle) + down * math.sin(angle)).abs()).clamp_min(0).to(images.device)
-        drawn = torch.maximum(drawn, torch.kron(share * contrast, stroke * inside))
-    return drawn
-
-
 def enlarge(images: Tensor) -> Tensor:
     """Clip images ``[N, C, H, W]`` to [0, 1], and enlarge tiny ones by whole pixels to about 64 across."""
-    images = visible(images)
     factor = max(1, 64 // images.shape[-1])
     return images.clamp(0, 1).float().repeat_interleave(factor, -1).repeat_interleave(factor, -2)
 
 
 def in_colour(images: Tensor) -> Tensor:
     """Give images ``[N, C, H, W]`` three channels."""
-    return visible(images).expand(-1, 3, -1, -1)
+    return images.expand(-1, 3, -1, -1)
 
 
 def signed(values: Tensor) -> Tensor:
-    """Show values ``[N, C, H, W]`` in [-1, 1] as colours ``[N, 3, H, W]``: red above 0, blue below, white at 0.
-
-    Of orientation maps it shows the contrast, at the size of their drawing.
-    """
-    if values.shape[1] == MAPS:
-        values = torch.kron(values[:, -1:], values.new_ones(STROKE, STROKE))
+    """Show values ``[N, C, H, W]`` in [-1, 1] as colours ``[N, 3, H, W]``: red above 0, blue below, white at 0."""
     value = values.mean(1, keepdim=True).clamp(-1, 1)
     return torch.cat([1 + value.clamp_max(0), 1 - value.abs(), 1 - value.clamp_min(0)], 1)
 
@@ -85,7 +57,7 @@ def stacks(rows: Sequence[Tensor], columns: int = COLUMNS) -> Tensor:
 
 def strip(rows: Sequence[Tensor], width: int = 512) -> Tensor:
     """Lay out rows of images ``[N, C, H, W]`` at their own size, at most ``width`` pixels wide: ``[3, H', W']``."""
-    image = make_grid(visible(torch.cat([*rows])).clamp(0, 1).float(), nrow=len(rows[0]), padding=1, pad_value=PAPER)
+    image = make_grid(torch.cat([*rows]).clamp(0, 1).float(), nrow=len(rows[0]), padding=1, pad_value=PAPER)
     shrink = min(1.0, width / image.shape[2])
     size = [round(side * shrink) for side in image.shape[1:]]
     return interpolate(image[None], size, mode="bilinear", antialias=True)[0] if shrink < 1 else image

@@ -6,20 +6,21 @@ import pytest
 import torch
 from PIL import Image
 
+from src.evaluation.samples import samples
 from src.evaluation.suite import evaluate
 from src.evaluation.table import evaluation_table
 from src.exploration import denoising, gallery, own_images, scores
 from src.reporting.results import read_results
 from src.reporting.words import elbo_name
 from src.runs.load import load_run, predictor_of
-from src.system.errors import NotApplicable, UserError
+from src.system.errors import NotApplicable
 from tests.helpers import QUICK, cli
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     run = tmp_path_factory.mktemp("features") / "run"
-    settings = (*QUICK[1:], "model=conv_features", "model.encoder.widths=[8,16]", "model.latent_dim=4")
+    settings = (*QUICK[1:], "model=conv_features", "model.encoder.widths=[8,16]")
     done = cli(*settings, "trainer.max_epochs=1", f"hydra.run.dir={run}")
     assert done.returncode == 0, done.stdout
     return run, done
@@ -47,13 +48,13 @@ def test_what_compares_pixels_says_that_there_are_none(trained, tmp_path):
         predictor.model.metric_names(predictor.datamodule.pixels),
     )
     assert "(likelihood of features, K = 2)" in words
-    with pytest.raises(UserError, match="Inception's features are those of pixels, and this model sees features"):
-        dict(evaluate(predictor, {"samples": {"images": 10, "bootstrap": 2, "components": 2, "inception": True}}))
+    with pytest.raises(NotApplicable, match="Inception's features are those of pixels, and this model sees features"):
+        samples(predictor, images=10, bootstrap=2, components=2, inception=True)
     with pytest.raises(NotApplicable, match="noise=0.1 is added to pixels"):
         denoising.check_noise(0.1, predictor.datamodule)
 
 
-def test_pictures_show_maps_as_strokes(trained, picture_folder, monkeypatch):
+def test_pictures_show_what_the_model_sees(trained, picture_folder, monkeypatch):
     monkeypatch.setattr(scores, "REFERENCES", 10)
     run = load_run(trained[0])
     predictor = predictor_of(run, "test", None, "cpu", "cache")

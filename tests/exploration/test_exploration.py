@@ -251,21 +251,6 @@ def test_the_figures_of_different_pictures_have_different_folders(picture_folder
     assert folder("x") == folder("./x/") == first
 
 
-def test_a_cell_is_drawn_as_strokes_along_its_edges():
-    """A gradient to the right is that of a vertical edge, one downwards that of a horizontal edge."""
-    maps = torch.zeros(1, 9, 1, 2)
-    maps[0, 0, 0, 0] = maps[0, 4, 0, 1] = 1
-    maps[0, 8] = torch.tensor([1.0, 0.5])
-    upright, lying = grids.visible(maps)[0, 0].split(8, 1)
-    assert upright.shape == (8, 8)
-    torch.testing.assert_close(lying, upright.T / 2)
-    assert (upright[1:-1, 3:5] == 0.5).all()  # the middle of the cell is between two pixels
-    assert (upright[:, [0, 1, 2, 5, 6, 7]] == 0).all()
-    picture = torch.rand(2, 3, 8, 8)
-    assert grids.visible(picture) is picture
-    assert grids.signed(maps).shape == (1, 3, 8, 16)
-
-
 def test_many_pictures_have_pages_and_the_list_says_which(predictor, monkeypatch):
     monkeypatch.setattr(scores, "REFERENCES", 10)
     names = [f"folder/NORMAL2-IM-{i:04}-0001-0001.jpeg" for i in range(21)]
