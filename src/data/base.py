@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from src.data.batches import Batch, BatchIndices, StoredImages
-from src.data.contrast import contrast_map
 from src.data.pixels import Pixels
 from src.data.splits import ImagePool, Splits, of_classes, split
 from src.data.training_images import TrainingImages
+from src.metrics.contrast import contrast_map
 from src.system.errors import NotApplicable, UserError
 from src.system.keys import require
 
@@ -45,7 +45,7 @@ class ImageDataModule(L.LightningDataModule):
         classes: names of the classes to train and validate on, such as ``[NORMAL]``; null for all. Test images are
             those of all classes.
         contrast_cells: cells along a side whose contrast the model sees in place of pixels, see
-            :func:`~src.data.contrast.contrast_map`; null for pixels.
+            :func:`~src.metrics.contrast.contrast_map`; null for pixels.
     """
 
     binary_source = False  # whether the stored pixels are 0 and 255 only

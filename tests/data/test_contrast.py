@@ -6,8 +6,8 @@ import pytest
 import torch
 from hydra.errors import InstantiationException
 
-from src.data.contrast import contrast_map
 from src.data.pixels import Pixels
+from src.metrics.contrast import contrast_map
 from src.runs import build
 from tests.helpers import SMALL, composed, data, examples
 
