@@ -66,9 +66,10 @@ def power_spectrum(images: Tensor, bands: int = BANDS) -> np.ndarray:
 def local_contrast(images: Tensor, cells: int = CELLS) -> np.ndarray:
     """Return the contrast in cells of each image ``[N, cells^2]``, see :func:`~src.metrics.contrast.contrast_map`.
 
-    Sizes that are no multiple of the cells are cut at the right and the bottom.
+    What is left over beside a square of whole cells, at the right and the bottom, is not looked at.
     """
-    side = max(1, min(images.shape[-2:]) // cells) * cells
+    cells = min(cells, *images.shape[-2:])
+    side = min(images.shape[-2:]) // cells * cells
     found = [contrast_map(block[..., :side, :side].double() / 255, cells).flatten(1) for block in images.split(BLOCK)]
     return torch.cat(found).numpy()
 
