@@ -489,7 +489,7 @@ def test_an_autoencoder_is_explored_and_scored_by_its_distortion():
     x = overview.originals_of(predictor, 3)
     drawn = {name for name, _ in gallery.draw(predictor, PICTURES, explicit=False)}
     assert drawn == {*PICTURES} - {"rates", "losses"}  # its latents are chosen by their variance
-    own = own_images.Pictures(["a.png", "b.png", "c.png"], x, "scans")
+    own = own_images.Pictures(["a.png", "b.png", "c.png"], (255 * x).byte(), x, "scans")
     scored = scores.scores(predictor, x)
     rows = scores.table(predictor, own, scored)
     assert not {"negative_elbo", "rate"} & {*rows.columns}
