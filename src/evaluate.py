@@ -42,7 +42,7 @@ def main(cfg: DictConfig) -> None:
         if parts:
             names = run.model.metric_names(run.datamodule.pixels)
             log.info("\n%s\n\nWritten to %s", evaluation_table(parts, names), run.folder.metrics)
-            if names["elbo"] != "elbo":
+            if run.model.likelihood.is_pseudo(run.datamodule.pixels):
                 log.info(record.PSEUDO)
             if cfg.split == "test":
                 log.info("these are test images: use split=val while you still choose models or settings")

@@ -16,7 +16,8 @@ from src.data.batches import Batch, BatchIndices, StoredImages
 from src.data.pixels import Pixels
 from src.data.splits import ImagePool, Splits, of_classes, split
 from src.data.training_images import TrainingImages
-from src.system.errors import UserError
+from src.metrics.contrast import contrast_map
+from src.system.errors import NotApplicable, UserError
 from src.system.keys import require
 
 Split = Literal["train", "val", "test"]
@@ -43,6 +44,8 @@ class ImageDataModule(L.LightningDataModule):
             probability of their levels.
         classes: names of the classes to train and validate on, such as ``[NORMAL]``; null for all. Test images are
             those of all classes.
+        contrast_cells: cells along a side whose contrast the model sees in place of pixels, see
+            :func:`~src.metrics.contrast.contrast_map`; null for pixels.
     """
 
     binary_source = False  # whether the stored pixels are 0 and 255 only
@@ -60,11 +63,13 @@ class ImageDataModule(L.LightningDataModule):
         binarize: Literal["none", "threshold", "dynamic"] = "none",
         dequantize: bool = False,
         classes: Sequence[str | int] | None = None,
+        contrast_cells: int | None = None,
     ) -> None:
         super().__init__()
         require("data", name=name, image_size=image_size, channels=channels, batch_size=batch_size, binarize=binarize)
         require("data", val_fraction=val_fraction, test_fraction=test_fraction, dequantize=dequantize)
         require("data", split_seed=split_seed, seed=seed, classes=classes if classes is None else [*classes])
+        require("data", contrast_cells=contrast_cells)
         self.name = name
         self.image_size = image_size
         self.channels = channels
@@ -76,11 +81,18 @@ class ImageDataModule(L.LightningDataModule):
         self.binarize = binarize
         self.dequantize = dequantize
         self.classes = None if classes is None else [str(name) for name in classes]
+        self.contrast_cells = contrast_cells
         if dequantize not in (True, False):
             raise UserError(f"data.dequantize={dequantize} depends on the likelihood: give true or false")
-        if dequantize and self.pixels is not Pixels.DEQUANTIZED:
+        if dequantize and self.levels is not Pixels.DEQUANTIZED:
             raise UserError(
                 "data.dequantize=true adds noise to grey levels, but these pixels are binary: set it to false"
+            )
+        if contrast_cells is not None and image_size % contrast_cells:
+            whole = max(1, round(image_size / contrast_cells)) * contrast_cells
+            raise UserError(
+                f"data.contrast_cells={contrast_cells} does not divide data.image_size={image_size}: choose "
+                f"data.image_size={whole}, or null for pixels"
             )
         self.tested: Split = "test"  # what trainer.test runs on
         self._pool: ImagePool | None = None
@@ -99,8 +111,10 @@ class ImageDataModule(L.LightningDataModule):
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width: all that the model needs to know."""
-        return (self.channels, self.image_size, self.image_size)
+        """Channels, height and width of what the model sees: all that it needs to know."""
+        if self.contrast_cells is None:
+            return (self.channels, self.image_size, self.image_size)
+        return (1, self.contrast_cells, self.contrast_cells)
 
     @property
     def resized_binary(self) -> bool:
@@ -108,11 +122,16 @@ class ImageDataModule(L.LightningDataModule):
         return False
 
     @property
-    def pixels(self) -> Pixels:
-        """The kind of values that the model sees: binary, grey levels, or dequantized ones."""
+    def levels(self) -> Pixels:
+        """The kind of an image's pixels: binary, grey levels, or dequantized ones."""
         if self.binarize != "none" or (self.binary_source and not self.resized_binary):
             return Pixels.BINARY
         return Pixels.DEQUANTIZED if self.dequantize else Pixels.GREY
+
+    @property
+    def pixels(self) -> Pixels:
+        """The kind of values that the model sees: those of pixels, or features."""
+        return self.levels if self.contrast_cells is None else Pixels.FEATURES
 
     # ---- the images ------------------------------------------------------------------------------------------
 
@@ -158,6 +177,8 @@ class ImageDataModule(L.LightningDataModule):
 
     def _fingerprint(self, dequantize: bool) -> str:
         recipe = {"shape": self.image_shape, "binarize": self.binarize, "dequantize": dequantize}
+        if self.contrast_cells is not None:
+            recipe |= {"contrast_cells": self.contrast_cells, "image_size": self.image_size}
         # Earlier versions read all such grey with 16 bits and did not record it: their fingerprints stay valid.
         recipe |= {key: how for key, how in self.pool.treatment.items() if (key, how) != ("depth", 16)}
         digest = hashlib.blake2b(json.dumps(recipe).encode(), digest_size=16)
@@ -191,18 +212,31 @@ class ImageDataModule(L.LightningDataModule):
     def scale(self, images: Tensor) -> Tensor:
         """Convert uint8 images to the float32 values that the likelihood models, on the same device."""
         x = images.to(torch.float32)
-        if self.binarize == "threshold":
-            return (x > 127.5).float()
         if self.binarize == "dynamic":
-            return torch.bernoulli(x / 255)
-        return (x + torch.rand_like(x)) / 256 if self.dequantize else x / 255
+            return self._seen(torch.bernoulli(x / 255))
+        return self._seen((x + torch.rand_like(x)) / 256) if self.dequantize else self.expected(images)
 
     def expected(self, images: Tensor) -> Tensor:
-        """Return the mean of :meth:`scale` over its random draws, on the same device."""
+        """Return :meth:`scale` of the means of its random draws, on the same device: of pixels, its own mean."""
         x = images.to(torch.float32)
         if self.binarize == "threshold":
-            return (x > 127.5).float()
-        return (x + 0.5) / 256 if self.dequantize else x / 255
+            return self._seen((x > 127.5).float())
+        return self._seen((x + 0.5) / 256 if self.dequantize else x / 255)
+
+    def _seen(self, x: Tensor) -> Tensor:
+        """Return what the model sees of pixels ``[N, C, H, W]`` in [0, 1]."""
+        return x if self.contrast_cells is None else contrast_map(x, self.contrast_cells)
+
+    def seen(self, index: Tensor) -> Tensor:
+        """Return images ``[n, C, H, W]`` of the pool as the model sees them, :meth:`expected` of each."""
+        return self.expected(self.pool.images[index])
+
+    def check_pixels(self, what: str) -> None:
+        """Raise a NotApplicable that says what needs pixels if the model sees features of them."""
+        if self.pixels is Pixels.FEATURES:
+            raise NotApplicable(
+                f"{what} pixels, and this model sees features of them (data.contrast_cells={self.contrast_cells})"
+            )
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Scale on the training device: uint8 is a quarter of the bytes to transfer."""

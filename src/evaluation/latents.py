@@ -90,9 +90,9 @@ def _probe_of_pixels(predictor: Predictor, codes: list[Codes]) -> dict[str, Any]
 
     It is the baseline for the probe of the codes; None if the pixels need more than 1 GiB.
     """
-    if max(len(c.index) for c in codes) * predictor.pixels > 2**28:
-        return None
     pool = predictor.datamodule.pool.images
+    if max(len(c.index) for c in codes) * pool[0].numel() > 2**28:
+        return None
     flat = [pool[c.index].flatten(1).float().numpy() / 255 for c in codes]
     pca = PCA(min(predictor.model.latent_dim, *flat[0].shape), svd_solver="randomized", random_state=0).fit(flat[0])
     parts = [probes.Labelled(pca.transform(x), c.label.numpy()) for x, c in zip(flat, codes, strict=True)]

@@ -118,7 +118,12 @@ def _standard_error(values: Tensor) -> float | None:
 
 
 def reconstruction(predictor: Predictor) -> dict[str, Any]:
-    """Return PSNR (dB), SSIM and MS-SSIM of reconstructions from the posterior mean, over the whole split."""
+    """Return PSNR (dB), SSIM and MS-SSIM of reconstructions from the posterior mean, over the whole split.
+
+    Raises:
+        NotApplicable: the model sees no pixels.
+    """
+    predictor.datamodule.check_pixels("PSNR and SSIM compare")
     similarity = Similarity(min(predictor.datamodule.image_shape[1:]))
     count = len(getattr(predictor.datamodule.splits, predictor.split))
     batches = predictor.batches(predictor.split)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from src.data.base import Split
+from src.data.pixels import Pixels
 from src.evaluation.feature_networks import Features, inception_features
 from src.evaluation.feature_training import own_features
 from src.metrics import distances
@@ -50,10 +51,11 @@ def samples(
         "prior": lambda: predictor.generate(count),
         "mixture": lambda: predictor.generate_from_mixture(components, count),
     }
-    networks = [
-        own_features(predictor.datamodule, predictor.cache_dir, predictor.device),
-        inception_features(inception),
-    ]
+    if inception:
+        predictor.datamodule.check_pixels("Inception's features are those of")
+    networks = [own_features(predictor.datamodule, predictor.cache_dir, predictor.device)]
+    if predictor.datamodule.pixels is not Pixels.FEATURES:
+        networks.append(inception_features(inception))
     result: dict[str, Any] = {"images": count, "components": components}
     for network in (n for n in networks if n is not None):
         real, logits = network(_images(predictor, predictor.split, count), predictor.device)
@@ -117,22 +119,22 @@ def memorisation(predictor: Predictor, count: int) -> dict[str, Any]:
         count: samples, at most 1,000, and images on each side.
     """
     module = predictor.datamodule
-    pool, train = module.pool.images, module.splits.train
+    train = module.splits.train
     generated = torch.cat([*predictor.generate(min(NEIGHBOURS_OF, count))])
     size = min(count, len(module.splits.val), len(train))
     unseen = module.spread("val", size)
-    to_training, nearest_training = distances.nearest(generated, pool, module.spread("train", size))
-    to_unseen, nearest_unseen = distances.nearest(generated, pool, unseen)
+    to_training, nearest_training = distances.nearest(generated, module.seen, module.spread("train", size))
+    to_unseen, nearest_unseen = distances.nearest(generated, module.seen, unseen)
     nearer = (to_training < to_unseen).double().mean().item()
     _, times = torch.where(to_training < to_unseen, nearest_training, nearest_unseen).unique(return_counts=True)
     draws = len(generated) ** 2 / times.square().sum().item()
     cautious = (nearer * draws + 2) / (draws + 4)
-    others = pool[module.spread("val", min(NEIGHBOURS_OF, count))] / 255
+    others = module.seen(module.spread("val", min(NEIGHBOURS_OF, count)))
     return {
         "samples": len(generated),
         "references": size,
         "nearer_to_training": nearer,
         "standard_error": (cautious * (1 - cautious) / (draws + 4)) ** 0.5,
-        "median_distance": distances.nearest(generated, pool, train)[0].median().item(),
-        "median_distance_of_unseen": distances.nearest(others, pool, train)[0].median().item(),
+        "median_distance": distances.nearest(generated, module.seen, train)[0].median().item(),
+        "median_distance_of_unseen": distances.nearest(others, module.seen, train)[0].median().item(),
     }

@@ -36,7 +36,8 @@ def evaluation_table(parts: dict[str, dict[str, Any]], names: dict[str, str]) ->
 
 def _elbo(figures: dict[str, Any], names: dict[str, str]) -> list[str]:
     rows = [(names.get(key, key), figures[key]) for key in ("elbo", "distortion", "rate") if key in figures]
-    lines = [f"{name:<18} {value:12.4f} nats per image" for name, value in rows]
+    width = max(18, *(len(name) for name, _ in rows))
+    lines = [f"{name:<{width}} {value:12.4f} nats per image" for name, value in rows]
     return lines + _bits(figures)
 
 
@@ -46,10 +47,9 @@ def _bits(figures: dict[str, Any]) -> list[str]:
 
 
 def _bound(figures: dict[str, Any], names: dict[str, str]) -> list[str]:
-    pseudo = names["elbo"].removesuffix("elbo")
     return [
         f"log p(x) at least  {_plus_minus(figures['log_likelihood'], figures['standard_error'], 2)} nats "
-        f"({pseudo}likelihood, K = {figures['samples']:,})",
+        f"({names['elbo'].replace('elbo', 'likelihood')}, K = {figures['samples']:,})",
         f"above the elbo by  {_plus_minus(figures['gap'], figures['gap_standard_error'], 2)} nats on the same images",
         f"effective samples  {figures['median_effective_samples']:.1f} of {figures['samples']:,} (median)",
         *_bits(figures),

@@ -23,6 +23,7 @@ def check_noise(noise: float | None, datamodule: ImageDataModule) -> None:
     """Raise a UserError unless ``noise`` is an amount that such pixels can have."""
     if noise is None:
         return
+    datamodule.check_pixels(f"noise={noise} is added to")
     limit = 0.5 if datamodule.pixels is Pixels.BINARY else 10
     if not isinstance(noise, int | float) or not 0 < noise <= limit:
         what = "share of flipped pixels" if limit == 0.5 else "standard deviation, where 1 is the full range,"

@@ -139,16 +139,14 @@ def class_means(predictor: Predictor) -> Figure:
     reach = differences.abs().max().clamp_min(1e-6).item()
     shown = grids.signed(differences / reach)
     if len(present) == 2:
-        title = (
-            f"Decoded mean of the codes of {names[0]} and {names[1]}, and where {names[1]} is brighter (red) or darker"
-        )
+        title = f"Decoded mean of the codes of {names[0]} and {names[1]}, and where {names[1]} is higher (red) or lower"
         table = torch.cat([grids.in_colour(images), shown])[None]
         figure = grids.captioned([table], title, [], [[*names, f"{names[1]} − {names[0]}"]])
     else:
         columns = min(max(CLASSES_A_ROW, math.isqrt(2 * len(present))), MOST_A_ROW)
         title = (
             "Decoded mean of the codes of each class, over its difference from that of all: "
-            f"red is brighter, blue darker, by up to {reach:.2f} of the full range"
+            f"red is higher, blue lower, by up to {reach:.2f} of the full range"
         )
         figure = grids.stacked({"mean": images, "difference": shown}, title, names, columns)
     grids.add_scale(figure, reach)
@@ -158,7 +156,7 @@ def class_means(predictor: Predictor) -> Figure:
 def neighbours(predictor: Predictor) -> Figure:
     """Draw samples over their nearest training images: copies would show."""
     drawn = torch.cat([*predictor.generate(32)])
-    pool, train = predictor.datamodule.pool.images, predictor.datamodule.splits.train
-    _, place = distances.nearest(drawn, pool, train)
+    module = predictor.datamodule
+    _, place = distances.nearest(drawn, module.seen, module.splits.train)
     title = "Samples, each row over the training images nearest to them (root mean square over pixels)"
-    return grids.picture(grids.stacks([drawn, pool[place] / 255]), title)
+    return grids.picture(grids.stacks([drawn, module.seen(place)]), title)

@@ -27,10 +27,11 @@ LONGEST_FOLDER = 40  # letters of the name of a folder of figures
 
 
 class Pictures(NamedTuple):
-    """Decoded files, as the model sees them. N pictures."""
+    """Decoded files. N pictures."""
 
     names: list[str]
-    x: Tensor  # [N, C, H, W]
+    levels: Tensor  # uint8 [N, C, H, W]
+    x: Tensor  # [N, C, H, W], what the model sees of them
     folder: str  # name of the folder of their figures, different for different places
     inverted: bool = False
 
@@ -83,9 +84,10 @@ def read(where: str | list[str], datamodule: ImageDataModule, invert: bool = Fal
         log.warning("left out: %s", line)
     for note in found.notes:
         log.info("images: %s", note)
+    pixels = torch.stack([levels[i] for i in sorted(levels)])
     with stream(datamodule.seed, "pictures"):
-        x = datamodule.scale(torch.stack([levels[i] for i in sorted(levels)]))
-    return Pictures([readable(files[i]) for i in sorted(levels)], x, _folder(places, invert), invert)
+        x = datamodule.scale(pixels)
+    return Pictures([readable(files[i]) for i in sorted(levels)], pixels, x, _folder(places, invert), invert)
 
 
 def _folder(places: list[str], invert: bool) -> str:

@@ -45,24 +45,25 @@ class Scores(NamedTuple):
 
 def scores(predictor: Predictor, x: Tensor) -> Scores:
     """Score pictures ``[N, C, H, W]``, as the model sees them, on the CPU."""
-    splits, pool = predictor.datamodule.splits, predictor.datamodule.pool.images
+    module = predictor.datamodule
     distortion, rate = _costs(predictor, x)
     validation = torch.cat([batch.x.cpu() for batch, _ in predictor.batches("val", REFERENCES)])
     costs = sum(_costs(predictor, validation)).sort().values
     drawn = torch.cat([*predictor.reconstruct(x.split(predictor.batch_size))])
-    distance, place = nearest(x, pool, splits.train)
+    distance, place = nearest(x, module.seen, module.splits.train)
     rank = torch.searchsorted(costs, distortion + rate) / len(costs)
     return Scores(distortion, rate, rank, psnr(drawn, x), drawn, place, distance, _nearest_of(predictor, x))
 
 
 def _nearest_of(predictor: Predictor, x: Tensor) -> dict[str, Tensor]:
     """Return the nearest training image of each class, where there are a few classes: a normal film to compare with."""
-    pool, train = predictor.datamodule.pool, predictor.datamodule.splits.train
+    module = predictor.datamodule
+    pool, train = module.pool, module.splits.train
     present = [label for label in pool.labels[train].unique().tolist() if label >= 0]
     if not 2 <= len(present) <= MOST_CLASSES:
         return {}
     of = {label: train[pool.labels[train] == label] for label in present}
-    return {pool.classes[label]: nearest(x, pool.images, index)[1] for label, index in of.items()}
+    return {pool.classes[label]: nearest(x, module.seen, index)[1] for label, index in of.items()}
 
 
 @torch.no_grad()
@@ -111,7 +112,7 @@ def look_like_negatives(predictor: Predictor, own: Pictures) -> str | None:
         return None
     pool, index = predictor.datamodule.pool.images, predictor.datamodule.spread("train", REFERENCES)
     usual = pool[index].float().flatten(1).mean(1) / 255
-    theirs, ours, spread = own.x.mean().item(), usual.mean().item(), usual.std(correction=0).item()
+    theirs, ours, spread = own.levels.float().mean().item() / 255, usual.mean().item(), usual.std(correction=0).item()
     if abs(theirs - ours) <= NOT_LIKE * spread or abs(theirs - (1 - ours)) >= abs(theirs - ours):
         return None
     return (
@@ -157,11 +158,11 @@ def draw(predictor: Predictor, own: Pictures, scores: Scores) -> Iterator[tuple[
             "difference": grids.signed(difference / reach),
         }
         places = {f"nearest\n{name}": place for name, place in scores.nearest_of.items()} or {"nearest": scores.nearest}
-        rows |= {row: predictor.datamodule.pool.images[place[here]] / 255 for row, place in places.items()}
+        rows |= {row: predictor.datamodule.seen(place[here]) for row, place in places.items()}
         of = " of each class" if scores.nearest_of else ""
         title = (
-            f"Reconstructions{own.remark}, PSNR {scores.psnr[here].mean():.1f} dB. Red: brighter than the "
-            f"reconstruction, blue: darker, by up to {reach:.2f} of the full range. Below: the nearest training "
+            f"Reconstructions{own.remark}, PSNR {scores.psnr[here].mean():.1f} dB. Red: higher than the "
+            f"reconstruction, blue: lower, by up to {reach:.2f} of the full range. Below: the nearest training "
             f"image{of}; {name} and the share of validation images where it is lower ({CAUTION})"
         )
         yield page, grids.stacked(rows, title, captions[here], COLUMNS)

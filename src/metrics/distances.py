@@ -5,6 +5,7 @@ already computed, since they are used many times (floors, bootstrap, several kin
 """
 
 import warnings
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -146,24 +147,26 @@ def radii(features: Tensor, k: int) -> Tensor:
     return torch.cat(parts)
 
 
-def nearest(images: Tensor, pool: Tensor, index: Tensor, at_once: int | None = None) -> tuple[Tensor, Tensor]:
+def nearest(
+    images: Tensor, stored: Callable[[Tensor], Tensor], index: Tensor, at_once: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Find the nearest of some stored images to each of N images.
 
     Args:
         images: ``[N, C, H, W]`` in [0, 1].
-        pool: uint8 ``[M, C, H, W]``, in memory or memory-mapped.
-        index: the images of the pool to search.
+        stored: returns stored images ``[m, C, H, W]`` in [0, 1] by their numbers ``[m]``.
+        index: the numbers of those to search.
         at_once: stored images in memory as floats; None for at most 1,000, and at most 256 MiB.
 
     Returns:
-        Root mean squared difference over pixels, and index in the pool, both ``[N]``.
+        Root mean squared difference over pixels, and number of that image, both ``[N]``.
     """
     flat = images.flatten(1)
     at_once = at_once or max(1, min(1_000, 2**26 // flat.shape[1]))
     best = torch.full((len(flat),), float("inf"))
     where = torch.zeros(len(flat), dtype=torch.long)
     for part in index.split(at_once):
-        distance, position = torch.cdist(flat, pool[part].flatten(1).float() / 255).min(1)
+        distance, position = torch.cdist(flat, stored(part).flatten(1)).min(1)
         closer = distance < best
         best[closer], where[closer] = distance[closer], part[position[closer]]
     return best / flat.shape[1] ** 0.5, where

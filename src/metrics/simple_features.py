@@ -1,4 +1,4 @@
-"""What a picture is like without any model: brightness, contrast, the size of its file, its power spectrum.
+"""What a picture is like without any model: brightness, contrast in all and in cells, file size, power spectrum.
 
 A detector that does not beat these has learned nothing else. All take uint8 images ``[N, C, H, W]`` as tensors on the
 CPU, and give float64 arrays.
@@ -7,10 +7,14 @@ CPU, and give float64 arrays.
 import io
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
+from src.metrics.contrast import contrast_map
+
 BANDS = 12
+CELLS = 4  # along a side
 QUALITY = 75  # of JPEG, Pillow's default
 BLOCK = 256  # images that are transformed at once
 
@@ -57,6 +61,17 @@ def power_spectrum(images: Tensor, bands: int = BANDS) -> np.ndarray:
         sums = np.stack([np.bincount(ring.ravel(), one.ravel(), bands + 2) for one in power])[:, 1 : bands + 1]
         found.append(np.log10(sums / counts + 1e-9))
     return np.concatenate(found)
+
+
+def local_contrast(images: Tensor, cells: int = CELLS) -> np.ndarray:
+    """Return the contrast in cells of each image ``[N, cells^2]``, see :func:`~src.metrics.contrast.contrast_map`.
+
+    What is left over beside a square of whole cells, at the right and the bottom, is not looked at.
+    """
+    cells = min(cells, *images.shape[-2:])
+    side = min(images.shape[-2:]) // cells * cells
+    found = [contrast_map(block[..., :side, :side].double() / 255, cells).flatten(1) for block in images.split(BLOCK)]
+    return torch.cat(found).numpy()
 
 
 NUMBERS = {"brightness": brightness, "contrast": contrast, "jpeg_bytes": jpeg_bytes, "png_bytes": png_bytes}

@@ -240,9 +240,13 @@ class BaseVAE(Trainable, ABC):
         return (self.current_kl_weight, *self.loss.schedule(self.global_step))
 
     def metric_names(self, pixels: Pixels) -> dict[str, str]:
-        """Return the names under which ``elbo`` and ``distortion`` are shown: a pseudo-likelihood adds ``pseudo-``."""
+        """Return the names under which ``elbo`` and ``distortion`` are shown.
+
+        A pseudo-likelihood adds ``pseudo-``, a density of something else than pixels says of what it is.
+        """
         prefix = "pseudo-" if self.likelihood.is_pseudo(pixels) else ""
-        return {name: f"{prefix}{name}" for name in ("elbo", "distortion")}
+        of = " of features" if pixels is Pixels.FEATURES else ""
+        return {name: f"{prefix}{name}{of}" for name in ("elbo", "distortion")}
 
     def cost_name(self, pixels: Pixels) -> str:
         """Return what the nats that an image costs are called: the negative ELBO, where there is one."""

@@ -31,7 +31,7 @@ class LevelLikelihood(Likelihood):
     supports = Pixels.GREY
 
     def is_pseudo(self, pixels: Pixels) -> bool:
-        return pixels is Pixels.DEQUANTIZED
+        return pixels in (Pixels.DEQUANTIZED, Pixels.FEATURES)
 
 
 def log_probability(x: Tensor, mean: Tensor, scale: Tensor) -> Tensor:

@@ -48,13 +48,13 @@ def _figures(row: pd.Series) -> str:
 
     A model without an elbo has its distortion.
     """
-    elbo = elbo_name(row.pseudo_likelihood)
+    elbo = elbo_name(row)
     if pd.notna(row.test_elbo):
         if row.compared_by == BITS and pd.notna(row.bits_per_dim):
             return f"{number(row.bits_per_dim)} bits per dimension"
         return f"−{elbo} {number(-row.test_elbo)}"
     if pd.notna(row.test_distortion):
-        return f"{elbo.removesuffix('elbo')}distortion {number(row.test_distortion)}"
+        return f"{elbo.replace('elbo', 'distortion')} {number(row.test_distortion)}"
     return row.error if isinstance(row.error, str) else "not tested"
 
 

@@ -53,9 +53,10 @@ def rate_distortion(
     """
     figure = Figure(figsize=(8.5, 6.2), layout="constrained")
     axes = figure.subplots()
-    prefix = metric.removesuffix("elbo")
     axes.set(xlabel="rate: KL of the posteriors to the prior (nats per image)")
-    axes.set(ylabel=f"{prefix}distortion (nats per image)", title="Rate and distortion on the test split")
+    axes.set(
+        ylabel=f"{metric.replace('elbo', 'distortion')} (nats per image)", title="Rate and distortion on the test split"
+    )
     bars = _sure(table)
     known = bars.test_rate, bars.test_distortion, bars.test_distortion_ci, bars.test_rate_ci
     axes.errorbar(*known, fmt="none", ecolor="0.6", lw=0.8)

@@ -160,7 +160,7 @@ def _sections(results: Results, folder: Path) -> Iterator[Section]:
     families = [_as_printed(as_stored(family)) for family in results.families()]
     for place, points in enumerate(families, 1):
         first = points.iloc[0]
-        metric = elbo_name(first.pseudo_likelihood)
+        metric = elbo_name(first)
         compared_by, sign = as_printed(str(first.compared_by), metric)
         keys = [key for key in results.swept if points[key].nunique(dropna=False) > 1]
         only = len(families) == 1

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from src.data.pixels import Pixels
 from src.reporting.results import SEED, Results
 from src.reporting.statistics import FEW_SEEDS, Verdict
 from src.reporting.style import shown
@@ -27,9 +28,10 @@ MOST_RIVALS = 4  # named beside the best configuration
 MOST_NAMED = 3  # configurations of a front named in the caption
 
 
-def elbo_name(pseudo: Any) -> str:
-    """Return ``pseudo-elbo`` where the likelihood is no probability of the data, else ``elbo``."""
-    return "pseudo-elbo" if pd.notna(pseudo) and pseudo else "elbo"
+def elbo_name(point: pd.Series) -> str:
+    """Return what the elbo of a point is called: ``pseudo-elbo`` where the likelihood is no probability of the data."""
+    pseudo = "pseudo-" if pd.notna(point.pseudo_likelihood) and point.pseudo_likelihood else ""
+    return f"{pseudo}elbo{' of features' if point.pixels == Pixels.FEATURES else ''}"
 
 
 def with_interval(mean: float, half: float) -> str:
@@ -56,11 +58,11 @@ def best_in_words(
 ) -> dict[str, Any]:
     """Describe the best configuration, how sure it is, and its best run; elbos have the sign that papers print."""
     row = means[means.key == chosen.best.key].iloc[0]
-    elbo = elbo_name(points.pseudo_likelihood.iloc[0])
+    elbo = elbo_name(points.iloc[0])
     metric, sign = as_printed(str(points.compared_by.iloc[0]), elbo)
     tested = {
         "test_elbo": (f"−{elbo}", -1),
-        "test_distortion": (f"{elbo.removesuffix('elbo')}distortion", 1),
+        "test_distortion": (elbo.replace("elbo", "distortion"), 1),
         "test_rate": ("rate", 1),
     }
     best_points = points[points.point.isin(row["points"])]

@@ -197,7 +197,7 @@ def fill_dequantize(cfg: DictConfig) -> None:
         return
     cfg.data.dequantize = False
     density = instantiate(cfg.model.likelihood, _convert_="all").supports is Pixels.DEQUANTIZED
-    cfg.data.dequantize = density and build_datamodule(cfg).pixels is Pixels.GREY
+    cfg.data.dequantize = density and build_datamodule(cfg).levels is Pixels.GREY
 
 
 def fill_precision(cfg: DictConfig, run: RunFolder | None = None) -> None:

@@ -25,7 +25,7 @@ def as_printed(metric: str, elbo: str) -> tuple[str, int]:
     split, _, name = metric.rpartition("/")
     if name not in BOUNDS:
         return metric, 1
-    return f"{split} −{elbo.removesuffix('elbo')}{name}".strip(), -1  # elbo may be a pseudo-elbo
+    return f"{split} −{elbo.replace('elbo', name)}".strip(), -1  # elbo may be a pseudo-elbo, or that of features
 
 
 def printed(metric: str, value: float, elbo: str = "elbo") -> str:

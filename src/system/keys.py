@@ -129,6 +129,7 @@ TRAIN: dict[str, Kind] = {
     "data.on_bad_image": Choice(("raise", "skip")),
     "data.group_pattern": or_null(OneGroup()),
     "data.classes": or_null(ListOf(Either((Text(), Whole(0)), "the name of a class"), at_least=1)),
+    "data.contrast_cells": or_null(Whole(1)),
     "data.published": ListOf(Choice(("train", "val", "test"))),
     # the training
     "optimizer._target_": TARGET,

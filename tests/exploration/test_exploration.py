@@ -279,7 +279,8 @@ def test_the_figures_of_different_pictures_have_different_folders(picture_folder
 def test_many_pictures_have_pages_and_the_list_says_which(predictor, monkeypatch):
     monkeypatch.setattr(scores, "REFERENCES", 10)
     names = [f"folder/NORMAL2-IM-{i:04}-0001-0001.jpeg" for i in range(21)]
-    own = own_images.Pictures(names, torch.rand(21, 1, 16, 16), "scans", inverted=True)
+    levels = torch.randint(0, 256, (21, 1, 16, 16), dtype=torch.uint8)
+    own = own_images.Pictures(names, levels, levels / 255, "scans", inverted=True)
     found = scores.scores(predictor, own.x)
     pages = dict(scores.draw(predictor, own, found))
     assert [*pages] == ["pictures_1", "pictures_2"]
@@ -513,7 +514,7 @@ def test_an_autoencoder_is_explored_and_scored_by_its_distortion():
     x = overview.originals_of(predictor, 3)
     drawn = {name for name, _ in gallery.draw(predictor, PICTURES, explicit=False)}
     assert drawn == {*PICTURES} - {"rates", "losses"}  # its latents are chosen by their variance
-    own = own_images.Pictures(["a.png", "b.png", "c.png"], x, "scans")
+    own = own_images.Pictures(["a.png", "b.png", "c.png"], (255 * x).byte(), x, "scans")
     scored = scores.scores(predictor, x)
     rows = scores.table(predictor, own, scored)
     assert not {"negative_elbo", "rate"} & {*rows.columns}

@@ -71,7 +71,9 @@ def test_every_picture_draws_names_as_they_are(tmp_path):
 def test_file_names_are_drawn_as_they_are():
     predictor = fresh()
     files = [f"/somewhere/{name}.png" for name in PLAIN if "/" not in name]
-    own = own_images.Pictures(files, torch.rand(8, 1, 16, 16), "somewhere")
+    own = own_images.Pictures(
+        files, torch.zeros(8, 1, 16, 16, dtype=torch.uint8), torch.rand(8, 1, 16, 16), "somewhere"
+    )
     ((_, figure),) = denoising.draw(predictor, own, 0.1)
     assert {f"{name}.png" for name in PLAIN if len(name) < 9} <= {*texts(figure)}
 

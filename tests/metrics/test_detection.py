@@ -71,6 +71,9 @@ def test_simple_features_of_known_images():
         assert size(images)[3] < size(images)[2] < size(noise)[0]
     assert simple_features.jpeg_bytes(images.expand(-1, 3, -1, -1)).shape == (4,)
     assert simple_features.power_spectrum(images[..., :8, :8]).shape == (4, 3)
+    assert simple_features.local_contrast(images)[3] == pytest.approx(np.zeros(16))
+    assert simple_features.local_contrast(images[..., :40, :30]).shape == (4, 16)
+    assert simple_features.local_contrast(images[..., :3, :3]).shape == (4, 9)
 
 
 def test_the_power_spectrum_does_not_depend_on_brightness_and_contrast():

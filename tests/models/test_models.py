@@ -205,9 +205,10 @@ def test_bits_per_dimension_are_those_of_the_likelihoods_own_pixels(likelihood, 
 @pytest.mark.parametrize("name", MODELS)
 def test_first_steps_do_not_spike(name):
     datamodule, model = built(*EVERY[name])
-    losses = descend(model, digits_batch(datamodule, 64), 8)
-    grey = 32 * 32 * 0.6931
-    assert losses[0] < 1.3 * grey, losses
+    batch = digits_batch(datamodule, 64)
+    losses = descend(model, batch, 8)
+    if model.likelihood.name == "bernoulli":  # a Gaussian is as far off as its scale is small
+        assert losses[0] < 1.3 * batch.x[0].numel() * math.log(2), losses
     assert max(losses[1:]) < 1.1 * losses[0], losses
 
 
