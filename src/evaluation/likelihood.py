@@ -60,12 +60,16 @@ def bound(predictor: Predictor, samples: int, images: int | None) -> dict[str, A
     size = len(getattr(predictor.datamodule.splits, predictor.split))
     count = size if images is None else min(size, images)
     group, at_once = samples_at_once(bytes_a_code(predictor.model), samples)
-    parts = []
+    # Filled in place: small tensors that are kept between large ones that are freed would fragment the memory, by
+    # megabytes an image.
+    estimates, elbos, effective = found = torch.empty(3, count, dtype=torch.float64)
+    done = 0
     groups = (x for batch, _ in predictor.batches(predictor.split, count) for x in batch.x.split(group))
     for number, x in enumerate(progress(groups, "importance bound", -(-count // group))):
         with stream(predictor.seed, "bound", number):
-            parts.append(importance_bound(predictor.model, x, samples, at_once))
-    estimates, elbos, effective = (torch.cat(column) for column in zip(*parts, strict=True))
+            estimate = importance_bound(predictor.model, x, samples, at_once)
+        found[:, done : done + len(x)] = torch.stack([*estimate])
+        done += len(x)
     gap, value, error = estimates - elbos, estimates.mean().item(), _standard_error(estimates)
     bits = predictor.model.likelihood.bits_per_dim(-value, predictor.pixels, predictor.datamodule.pixels)
     known = bits is not None and error is not None

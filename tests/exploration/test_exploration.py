@@ -194,7 +194,7 @@ def test_two_classes_are_compared_with_a_scale_and_a_picture_with_the_nearest_of
     flat = pool.images.flatten(1) / 255.0
     of_well = train[pool.labels[train] == 1]
     assert torch.equal(found.nearest_of["well"], of_well[torch.cdist(flat[own], flat[of_well]).argmin(1)])
-    pictures = own_images.Pictures(["a", "b"], pool.images[own] / 255, "x")
+    pictures = own_images.Pictures(["a", "b"], pool.images[own], pool.images[own] / 255, "x")
     (_, drawn), *_ = scores.draw(predictor, pictures, found)
     rows = [label.get_text() for label in drawn.axes[0].get_yticklabels()]
     assert rows[-2:] == ["nearest\nill", "nearest\nwell"]
