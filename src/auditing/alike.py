@@ -12,10 +12,7 @@ from torch.nn.functional import interpolate
 from src.system.console import progress
 
 THUMBNAIL = 16  # pixels a side of what pictures are compared by first
-LIKELY, ALIKE = (
-    0.99,
-    0.995,
-)  # correlation of thumbnails that are compared closely, and of pictures that are nearly equal
+LIKELY, ALIKE = 0.99, 0.995  # correlation of thumbnails that are compared closely, of pictures that are nearly equal
 FLAT = 3.0  # standard deviation in levels of 255 below which a picture has nothing to compare
 MOST = 100_000  # pictures that are compared with each other; the number of pairs grows with its square
 MOST_PAIRS = 200_000  # that are compared closely
@@ -51,32 +48,38 @@ def thumbnails(images: Tensor) -> tuple[Tensor, Tensor]:
     return (small - mean) / (spread * small.shape[1] ** 0.5).clamp_min(1e-6), spread[:, 0]
 
 
-def nearly_equal(images: Tensor, chosen: Tensor, thumbs: Tensor, contrast: Tensor) -> list[tuple[float, int, int]]:
-    """Return correlation and positions of pairs of nearly equal pictures, the most alike first.
+def nearly_equal(
+    images: Tensor, chosen: Tensor, thumbs: Tensor, contrast: Tensor
+) -> tuple[list[tuple[float, int, int]], str]:
+    """Return correlation and positions of pairs of nearly equal pictures, the most alike first, and what was left out.
 
     Brightness and contrast may differ, and so may the file's kind, size and quality; a picture that is cropped, turned
     or mirrored is not found.
 
     Args:
         images: uint8 ``[N, C, H, W]``.
-        chosen: those to compare, ``[M]``; the first 100,000 that are not flat are.
+        chosen: those to compare, ``[M]``; the first 100,000 that are not flat are, up to 200,000 pairs of them.
         thumbs: of all images, ``[N, T]``.
         contrast: of these, ``[N]``.
     """
-    chosen = chosen[contrast[chosen] >= FLAT][:MOST]
-    of, likely = thumbs[chosen], []
+    chosen, left_out = chosen[contrast[chosen] >= FLAT], ""
+    if len(chosen) > MOST:
+        chosen, left_out = chosen[:MOST], f"only the first {MOST:,} images were compared with each other"
+    of, likely, count = thumbs[chosen], [], 0
     for start in progress(range(0, len(chosen), BLOCK), "comparing pictures"):
         rows = of[start : start + BLOCK]
         alike = (rows @ of[start:].T).triu(1) >= LIKELY
         likely.append(alike.nonzero() + start)
-        if sum(map(len, likely)) > MOST_PAIRS:
+        count += len(likely[-1])
+        if count > MOST_PAIRS:
+            left_out = f"only {MOST_PAIRS:,} of the pairs that may be were compared closely"
             break
     found = []
     pairs = chosen[torch.cat(likely)[:MOST_PAIRS]] if likely else torch.empty(0, 2, dtype=torch.long)
     for part in pairs.split(BLOCK // 8):
         left, right = (_standardised(images[side]) for side in part.T)
         found += zip((left * right).sum(1).tolist(), *part.T.tolist(), strict=True)
-    return sorted((pair for pair in found if pair[0] >= ALIKE), reverse=True)
+    return sorted((pair for pair in found if pair[0] >= ALIKE), reverse=True), left_out
 
 
 def _standardised(images: Tensor) -> Tensor:

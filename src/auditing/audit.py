@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from src.auditing.findings import SPLITS, Evidence, Finding, findings
+from src.auditing.evidence import SPLITS, Evidence, Finding
+from src.auditing.findings import findings
 from src.auditing.originals import read_all
 from src.auditing.pictures import draw_features, draw_finding
 from src.auditing.shortcuts import Shortcut, features_of, shortcuts
@@ -95,8 +96,8 @@ def kinds(evidence: Evidence) -> dict[str, int]:
 def words(found: Audit, notes: Iterable[str]) -> str:
     """Return the audit for a terminal: problems, features that tell the classes, then facts."""
     evidence, told = found.evidence, found.telling
-    lines = [f"{len(found.problems)} problems, {len(told)} features that tell the classes apart", ""]
-    lines += [f"  ! {finding.words}" for finding in found.problems]
+    lines = [f"{len(found.problems)} problems, {len(told)} features that tell the classes apart"]
+    lines += ["", *(f"  ! {finding.words}" for finding in found.problems)] if found.problems else []
     lines += ["", *_shortcut_lines(found)]
     lines += ["", "Facts", *(f"  {finding.words}" for finding in found.findings if not finding.problem)]
     lines += [f"  {note}" for note in notes]
@@ -110,7 +111,8 @@ def _shortcut_lines(found: Audit) -> list[str]:
     if not found.shortcuts:
         return ["Classes: there are no two with 10 images each, so nothing is told apart"]
     width = max(len(shortcut.feature) for shortcut in found.shortcuts[:SHOWN])
-    lines = ["How well a number alone tells a class (area under the ROC curve, 95 % interval over patients, 0.5: not)"]
+    over = "patients" if found.evidence.pool.groups is not None else "images"
+    lines = [f"How well a number alone tells a class (area under the ROC curve, 95 % interval over {over}, 0.5: not)"]
     for shortcut in found.shortcuts[:SHOWN]:
         areas = "  ".join(f"{part} {area}" for part, area in shortcut.areas.items())
         side = "larger" if shortcut.larger else "smaller"

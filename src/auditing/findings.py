@@ -2,94 +2,18 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from src.auditing import alike
-from src.auditing.originals import Original
-from src.data.base import ImageDataModule
-from src.data.splits import ImagePool
+from src.auditing import alike, repeats
+from src.auditing.evidence import Evidence, Finding
 
 DEEP, FEW_LEVELS = 8, 64  # bits of a level; levels in use that are few for 8 bits
 OPPOSITE = 0.25  # correlation with the mean image below whose negative a picture counts as one
 WIDE = 0.05  # share of the area from which on a border is reported
 COMMON = 0.5  # share of the pictures from which on that is how they are, not a fault of some
-SPLITS = ("train", "val", "test")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One result of the audit.
-
-    Attributes:
-        kind: a word for it, which names its picture.
-        words: a sentence with its number, and what to do.
-        problem: whether it may spoil a training or its figures.
-        images: positions in the pool of what is meant, the worst first; pairs where two belong together.
-        reasons: what to write below each of them.
-        count: how many there are in all.
-    """
-
-    kind: str
-    words: str
-    problem: bool = True
-    images: Sequence[tuple[int, ...]] = ()
-    reasons: Sequence[str] = ()
-    count: int = 0
-
-
-@dataclass
-class Evidence:
-    """What the checks look at: N images.
-
-    Attributes:
-        datamodule: the data set.
-        originals: the files as they were saved; None where the images are no files.
-    """
-
-    datamodule: ImageDataModule
-    originals: list[Original | None] | None
-    known_pairs: set[tuple[int, int]] = field(default_factory=set)
-
-    @property
-    def pool(self) -> ImagePool:
-        """All images, at the training's size."""
-        return self.datamodule.pool
-
-    @cached_property
-    def thumbs(self) -> tuple[Tensor, Tensor]:
-        """Thumbnails and contrast of all images."""
-        return alike.thumbnails(self.pool.images)
-
-    @cached_property
-    def sides(self) -> np.ndarray:
-        """The split of each image in a training, "" for none ``[N]``."""
-        sides = np.full(len(self.pool), "", dtype=object)
-        for part in SPLITS:
-            sides[getattr(self.datamodule.splits, part).numpy()] = part
-        return sides
-
-    @cached_property
-    def usable(self) -> np.ndarray:
-        """Whether each image could be decoded ``[N]``."""
-        return self.pool.published != "skipped"
-
-    def class_of(self, i: int) -> str:
-        """Return the name of an image's class, "" for none."""
-        label = int(self.pool.labels[i])
-        return self.pool.classes[label] if label >= 0 else ""
-
-    def crossing(self, pair: Sequence[int]) -> str:
-        """Say what two images that should be one have that differs: classes, splits, or nothing."""
-        classes = {self.class_of(i) for i in pair}
-        parts = [side for side in SPLITS if side in {self.sides[i] for i in pair}]
-        between = ["two classes"] if len(classes) > 1 else []
-        between += [f"{' and '.join(parts)}"] if len(parts) > 1 else []
-        return ", ".join(between)
 
 
 def findings(evidence: Evidence) -> list[Finding]:
@@ -103,101 +27,6 @@ def skipped(evidence: Evidence) -> Iterator[Finding]:
     bad = np.flatnonzero(~evidence.usable)
     if len(bad):
         yield Finding("skipped", f"{len(bad):,} files cannot be decoded and are left out", count=len(bad))
-
-
-def same_file(evidence: Evidence) -> Iterator[Finding]:
-    """Byte-identical files."""
-    digests = [
-        digest if usable else None for digest, usable in zip(evidence.pool.digests, evidence.usable, strict=True)
-    ]
-    sets = alike.sets_of(digests)
-    what = "are copies, byte by byte" if evidence.originals is not None else "are equal, pixel by pixel"
-    yield from _repeated(evidence, "copies", sets, what, _published_too(evidence, sets))
-
-
-def same_pixels(evidence: Evidence) -> Iterator[Finding]:
-    """Other files of the same pixels."""
-    if evidence.originals is None:
-        return
-    sets = alike.sets_of([None if one is None else one.digest for one in evidence.originals])
-    sets = [same for same in sets if len({evidence.pool.digests[i] for i in same}) > 1]
-    yield from _repeated(evidence, "same_pixels", sets, "hold the same pixels in different files")
-
-
-def nearly_the_same(evidence: Evidence) -> Iterator[Finding]:
-    """Pictures that differ by less than a re-encoding changes them."""
-    repeated = {i for pair in evidence.known_pairs for i in pair[1:]}
-    chosen = torch.tensor([i for i in np.flatnonzero(evidence.usable) if i not in repeated], dtype=torch.long)
-    pairs = alike.nearly_equal(evidence.pool.images, chosen, *evidence.thumbs)
-    if len(chosen) and len(pairs) > len(chosen) / 2:
-        words = f"{len(pairs):,} pairs of images are nearly the same: they are too simple or too small to tell copies"
-        yield Finding("near_copies", words, problem=False, count=len(pairs))
-        return
-    sets = [list(pair[1:]) for pair in pairs]
-    reasons = {tuple(pair[1:]): f"correlation {pair[0]:.4f}" for pair in pairs}
-    yield from _repeated(evidence, "near_copies", sets, "are nearly the same picture", reasons=reasons)
-
-
-def _published_too(evidence: Evidence, sets: Sequence[Sequence[int]]) -> str:
-    """Say how many copies the publisher has in two splits; a training leaves them out itself."""
-    across = sum(len({evidence.pool.published[i] for i in same}) > 1 for same in sets)
-    return (
-        f"; {across:,} sets lie in two published splits, and a training leaves those out of the one to learn from"
-        if across
-        else ""
-    )
-
-
-def _repeated(
-    evidence: Evidence,
-    kind: str,
-    sets: Sequence[Sequence[int]],
-    what: str,
-    more: str = "",
-    reasons: dict[tuple[int, int], str] | None = None,
-) -> Iterator[Finding]:
-    pairs = [pair for pair in alike.pairs_of(sets) if pair not in evidence.known_pairs]
-    evidence.known_pairs.update(pairs)
-    if not pairs:
-        return
-    crossing = {pair: evidence.crossing(pair) for pair in pairs}
-    pairs.sort(key=lambda pair: ("two classes" not in crossing[pair], not crossing[pair]))
-    classes = sum("two classes" in words for words in crossing.values())
-    splits = sum(" and " in words for words in crossing.values())
-    images = len({i for pair in pairs for i in pair})
-    words = (
-        f"{images:,} images {what} ({len(pairs):,} pairs): {classes:,} pairs of two classes, {splits:,} across splits"
-    )
-    if classes:
-        more += "; one of the two classes is wrong: correct or remove them"
-    if splits:
-        more += "; what is tested on has been trained on: remove one of each"
-    captions = [", ".join(filter(None, (crossing[pair], (reasons or {}).get(pair)))) for pair in pairs]
-    yield Finding(kind, words + more, bool(classes or splits), pairs, captions, images)
-
-
-def patients(evidence: Evidence) -> Iterator[Finding]:
-    """Patients with images in more than one split."""
-    pool = evidence.pool
-    if pool.groups is None:
-        if evidence.originals is not None:
-            words = "patients are not known: data.group_pattern keeps each in one split, and makes intervals honest"
-            yield Finding("patients", words, problem=False)
-        return
-    sides: dict[str, dict[str, int]] = {}
-    for i in np.flatnonzero(evidence.sides != ""):
-        sides.setdefault(pool.groups[i], {}).setdefault(evidence.sides[i], int(i))
-    shared = [one for one in sides.values() if len(one) > 1]
-    if shared:
-        pairs = [tuple(one[side] for side in SPLITS if side in one)[:2] for one in shared]
-        names = [" and ".join(side for side in SPLITS if side in one) for one in shared]
-        words = (
-            f"{len(shared):,} of {len(sides):,} patients (groups of data.group_pattern) have images in several splits: "
-            "if these are the same people, test figures are flattered; a copy without split folders is split by patient"
-        )
-        yield Finding("patients", words, True, pairs, names, len(shared))
-    else:
-        yield Finding("patients", f"none of {len(sides):,} patients (groups) is in two splits", problem=False)
 
 
 def inverted(evidence: Evidence) -> Iterator[Finding]:
@@ -323,4 +152,7 @@ def colour(evidence: Evidence) -> Iterator[Finding]:
         yield Finding("turned", words, False, count=turned)
 
 
-CHECKS = (same_file, same_pixels, nearly_the_same, patients, inverted, blank, borders, marks, depth, colour, skipped)
+CHECKS = (
+    *(repeats.same_file, repeats.same_pixels, repeats.nearly_the_same, repeats.patients),
+    *(inverted, blank, borders, marks, depth, colour, skipped),
+)

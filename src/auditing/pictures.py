@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from src.auditing.findings import Evidence, Finding
+from src.auditing.evidence import Evidence, Finding
 from src.auditing.shortcuts import Shortcut
 from src.exploration import grids
 from src.exploration.latents import CLASS_COLOURS
@@ -15,6 +15,7 @@ from src.exploration.writing import LONGEST_NAME, Figure, distinct, legend, shor
 COLUMNS, MOST = 6, 18  # pictures side by side, and in a sheet
 PANELS, BINS = 6, 40
 CLASSES = 6  # in a histogram
+STEP = 7  # from a class's colour to the next one's: neighbours in the list are too alike, and all ten are used
 TITLES = {
     "copies": "Byte-identical files",
     "same_pixels": "Different files of the same pixels",
@@ -64,7 +65,7 @@ def draw_features(evidence: Evidence, found: Sequence[Shortcut], features: Mappi
     figure = Figure(figsize=(4.2 * columns, 3.1 * rows + 0.6), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).flat
     labels = evidence.pool.labels.numpy()
-    for axes, shortcut in zip(panels, shown, strict=False):
+    for shortcut, axes in zip(shown, panels, strict=False):  # in this order: the panels that are left stay in `panels`
         values = features[shortcut.feature]
         low, high = np.nanquantile(values, [0.002, 0.998])
         edges = np.linspace(low, high if high > low else low + 1, BINS + 1)
@@ -73,7 +74,7 @@ def draw_features(evidence: Evidence, found: Sequence[Shortcut], features: Mappi
         handles = []
         for name in names:
             of = values[(labels == evidence.pool.classes.index(name)) & np.isfinite(values)]
-            colour = CLASS_COLOURS[evidence.pool.classes.index(name) * 6 % len(CLASS_COLOURS)]
+            colour = CLASS_COLOURS[evidence.pool.classes.index(name) * STEP % len(CLASS_COLOURS)]
             weights = np.full(len(of), 1 / max(len(of), 1))
             *_, patches = axes.hist(of.clip(low, high), edges, weights=weights, histtype="step", color=colour, lw=1.5)
             handles.append(patches[0])

@@ -42,8 +42,8 @@ class ImageDataModule(L.LightningDataModule):
             probability each time an image is seen (Salakhutdinov & Murray 2008).
         dequantize: add uniform noise of one grey level, so that a density of the pixels is a bound on the
             probability of their levels.
-        classes: names of the classes to train and validate on, such as ``[NORMAL]``; null for all. Test images are
-            those of all classes.
+        classes: names (or numbers) of the classes to train and validate on, such as ``[NORMAL]``; null for all. Test
+            images are those of all classes.
         contrast_cells: cells along a side whose contrast the model sees in place of pixels, see
             :func:`~src.metrics.contrast.contrast_map`; null for pixels.
     """

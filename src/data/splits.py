@@ -121,7 +121,8 @@ def split(pool: ImagePool, val_fraction: float | None, test_fraction: float, see
 def of_classes(splits: Splits, pool: ImagePool, classes: Sequence[str]) -> Splits:
     """Return splits whose training and validation images are of these classes; test images stay as they are.
 
-    The validation images are those of these classes that a training on all classes has.
+    The validation images are those of these classes that a training on all classes has. A class is given by its name
+    or, where none has that name, by its number.
 
     Raises:
         UserError: there is no such class, or a split has no image of these.
@@ -129,9 +130,11 @@ def of_classes(splits: Splits, pool: ImagePool, classes: Sequence[str]) -> Split
     wanted = f"data.classes=[{','.join(classes)}]"
     if not pool.classes:
         raise UserError(f"{wanted}: the images have no classes: leave data.classes=null")
-    if unknown := [name for name in classes if name not in pool.classes]:
+    places = {str(number): number for number in range(len(pool.classes))}
+    places |= {name: number for number, name in enumerate(pool.classes)}
+    if unknown := [name for name in classes if name not in places]:
         raise UserError(f"{wanted}: there is no class {unknown[0]}: choose from {', '.join(pool.classes)}")
-    numbers = torch.tensor([pool.classes.index(name) for name in classes])
+    numbers = torch.tensor([places[name] for name in classes])
     parts = {
         side: part[torch.isin(pool.labels[part], numbers)]
         for side, part in zip(("training", "validation"), splits[:2], strict=True)
@@ -139,7 +142,8 @@ def of_classes(splits: Splits, pool: ImagePool, classes: Sequence[str]) -> Split
     if empty := [side for side, part in parts.items() if not len(part)]:
         raise UserError(f"{wanted} leaves no {empty[0]} images: add images of these classes")
     left_out = sum(map(len, splits[:2])) - sum(map(len, parts.values()))
-    note = f"trained and validated on {', '.join(classes)} alone: {left_out:,} images of other classes left out"
+    names = ", ".join(pool.classes[number] for number in numbers.tolist())
+    note = f"trained and validated on {names} alone: {left_out:,} images of other classes left out"
     return Splits(*parts.values(), splits.test, [*splits.notes, note])
 
 

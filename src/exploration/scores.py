@@ -77,8 +77,9 @@ def _costs(predictor: Predictor, x: Tensor) -> tuple[Tensor, Tensor]:
         image = one.to(predictor.device)
         with stream(predictor.seed, "costs"):
             terms = elbo_terms(image, predictor.model.infer(image, SAMPLES))
-        parts.append(torch.cat([terms.distortion, terms.rate]).cpu())
-    distortion, rate = torch.stack(parts).double().T
+        # Numbers, not tensors: small tensors that are kept between large ones that are freed fragment the memory.
+        parts.append((terms.distortion.item(), terms.rate.item()))
+    distortion, rate = torch.tensor(parts, dtype=torch.float64).T
     return distortion, rate
 
 

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter
 from sklearn.metrics import roc_auc_score
 
-from src.auditing import audit, originals
+from src.auditing import alike, audit, originals
 from src.system.errors import UserError
 from tests.helpers import assert_one_line_error, cli, folder_data
 
@@ -132,7 +133,21 @@ def test_a_class_of_another_size_and_quality_is_given_away_and_areas_are_those_o
     assert "file bytes tells" in str(by_name["file bytes"])
 
 
-def test_shuffled_classes_are_not_told_apart(tmp_path):
+@pytest.mark.parametrize(
+    ("cap", "words"), [("MOST", "only the first 4 images were"), ("MOST_PAIRS", "only 4 of the pairs that may be were")]
+)
+def test_what_is_not_compared_is_said(cap, words, monkeypatch):
+    images = torch.from_numpy(film(np.random.default_rng(0)))[None, None].repeat(9, 1, 1, 1)  # 36 equal pairs
+    thumbs = alike.thumbnails(images)
+    pairs, left_out = alike.nearly_equal(images, torch.arange(9), *thumbs)
+    assert (len(pairs), left_out) == (36, "")
+    monkeypatch.setattr(alike, cap, 4)
+    pairs, left_out = alike.nearly_equal(images, torch.arange(9), *thumbs)
+    assert len(pairs) == {"MOST": 6, "MOST_PAIRS": 4}[cap]
+    assert words in left_out
+
+
+def test_classes_that_are_made_alike_are_not_told_apart(tmp_path):
     root = clean(tmp_path / "films", 40, seed=3)
     found = audited(root, tmp_path)
     assert found.shortcuts

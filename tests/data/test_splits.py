@@ -99,6 +99,9 @@ def test_one_class_is_trained_and_validated_on_and_all_are_tested():
     )
     both = split(images, 0.2, 0.2, 0)
     one = of_classes(both, images, ["b"])
+    assert torch.equal(of_classes(both, images, ["1"]).train, one.train)  # no class has that name
+    named = dataclasses.replace(images, classes=["a", "b", "1"])
+    assert not torch.equal(of_classes(both, named, ["1"]).train, one.train)
     assert torch.equal(one.test, both.test)
     for side in ("train", "val"):
         kept, before = getattr(one, side), getattr(both, side)

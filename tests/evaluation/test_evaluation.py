@@ -1,5 +1,6 @@
 """Evaluate real runs, in the process and by the command."""
 
+import gc
 import json
 import multiprocessing
 import os
@@ -14,10 +15,11 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from src.evaluation import budget, feature_networks, feature_training
+from src.evaluation import budget, feature_networks, feature_training, likelihood
 from src.evaluation.budget import BYTES_PER_SECOND, OPERATIONS_PER_SECOND, Cost, chosen, nominal, settle
 from src.evaluation.feature_networks import inception_features
 from src.evaluation.feature_training import own_features
+from src.evaluation.importance import importance_bound
 from src.evaluation.latents import latents, representation
 from src.evaluation.likelihood import bound, bytes_a_code, likelihood_bytes, samples_at_once
 from src.evaluation.samples import memorisation, samples
@@ -427,6 +429,21 @@ def test_the_bound_of_a_whole_split(predictor):
     figures = bound(predictor, 5, None)
     assert figures["images"] == 359
     assert figures["log_likelihood"] > figures["elbo_of_these_images"]
+
+
+def test_a_long_bound_keeps_no_tensor_of_an_image(predictor, monkeypatch):
+    """Small tensors that stay between large ones that are freed fragment the memory: 6 MB for each image."""
+    alive = []
+
+    def spy(*args):
+        gc.collect()
+        alive.append(sum(issubclass(type(one), torch.Tensor) for one in gc.get_objects()))
+        return importance_bound(*args)
+
+    monkeypatch.setattr(likelihood, "importance_bound", spy)
+    bound(predictor, 5, 64)
+    assert len(alive) == 8
+    assert alive[-1] == alive[1]
 
 
 def test_a_model_collapsed_by_construction_is_called_collapsed(predictor):
