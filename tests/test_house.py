@@ -20,11 +20,11 @@ FLOORS = (
     ("exploration",),
     ("training",),
     ("runs",),
-    ("evaluation", "sweeps", "auditing"),
+    ("evaluation", "sweeps", "auditing", "detection"),
     ("reporting", "benchmark"),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-COMMANDS = {"train", "audit", "evaluate", "explore", "report"}
+COMMANDS = {"train", "audit", "detect", "evaluate", "explore", "report"}
 Arrow = tuple[str, str]
 
 

@@ -128,13 +128,7 @@ def of_classes(splits: Splits, pool: ImagePool, classes: Sequence[str]) -> Split
         UserError: there is no such class, or a split has no image of these.
     """
     wanted = f"data.classes=[{','.join(classes)}]"
-    if not pool.classes:
-        raise UserError(f"{wanted}: the images have no classes: leave data.classes=null")
-    places = {str(number): number for number in range(len(pool.classes))}
-    places |= {name: number for number, name in enumerate(pool.classes)}
-    if unknown := [name for name in classes if name not in places]:
-        raise UserError(f"{wanted}: there is no class {unknown[0]}: choose from {', '.join(pool.classes)}")
-    numbers = torch.tensor([places[name] for name in classes])
+    numbers = torch.tensor(class_numbers(pool, classes, "data.classes"))
     parts = {
         side: part[torch.isin(pool.labels[part], numbers)]
         for side, part in zip(("training", "validation"), splits[:2], strict=True)
@@ -145,6 +139,27 @@ def of_classes(splits: Splits, pool: ImagePool, classes: Sequence[str]) -> Split
     names = ", ".join(pool.classes[number] for number in numbers.tolist())
     note = f"trained and validated on {names} alone: {left_out:,} images of other classes left out"
     return Splits(*parts.values(), splits.test, [*splits.notes, note])
+
+
+def class_numbers(pool: ImagePool, classes: Sequence[str], key: str) -> list[int]:
+    """Return the numbers of classes, each given by its name or, where none has that name, by its number.
+
+    Args:
+        pool: the images.
+        classes: names or numbers.
+        key: that they were given in, for the error.
+
+    Raises:
+        UserError: there is no such class.
+    """
+    wanted = f"{key}=[{','.join(classes)}]"
+    if not pool.classes:
+        raise UserError(f"{wanted}: the images have no classes: leave {key}=null")
+    places = {str(number): number for number in range(len(pool.classes))}
+    places |= {name: number for number, name in enumerate(pool.classes)}
+    if unknown := [name for name in classes if name not in places]:
+        raise UserError(f"{wanted}: there is no class {unknown[0]}: choose from {', '.join(pool.classes)}")
+    return [places[name] for name in classes]
 
 
 class _Groups(NamedTuple):

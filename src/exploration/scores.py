@@ -12,10 +12,7 @@ from src.exploration import grids
 from src.exploration.own_images import COLUMNS, Pictures
 from src.metrics.distances import nearest
 from src.metrics.reconstruction import psnr
-from src.models.objectives import elbo_terms
-from src.models.predictor import Predictor
-from src.system.console import progress
-from src.system.seeds import stream
+from src.models.predictor import Costs, Predictor
 
 SAMPLES = 4  # draws from each posterior; with a single one, an elbo varies by nats
 REFERENCES = 500  # validation images that a picture is ranked among, and training images for the usual brightness
@@ -28,8 +25,7 @@ CAUTION = "images with more detail cost more nats, whatever they show: a rank is
 class Scores(NamedTuple):
     """What a model says of N pictures."""
 
-    distortion: Tensor  # [N], nats
-    rate: Tensor  # [N], nats
+    costs: Costs  # of each
     rank: Tensor  # [N], share of validation images that cost fewer nats
     psnr: Tensor  # [N], dB, of the reconstruction from the posterior mean
     reconstruction: Tensor  # [N, C, H, W]
@@ -37,22 +33,17 @@ class Scores(NamedTuple):
     distance: Tensor  # [N], to that image, root mean square over pixels
     nearest_of: dict[str, Tensor]  # by class where a training has two to four: [N], that of this class
 
-    @property
-    def cost(self) -> Tensor:
-        """Nats that each picture costs ``[N]``: its negative elbo, or its distortion where codes have no density."""
-        return self.distortion + self.rate
-
 
 def scores(predictor: Predictor, x: Tensor) -> Scores:
     """Score pictures ``[N, C, H, W]``, as the model sees them, on the CPU."""
     module = predictor.datamodule
-    distortion, rate = _costs(predictor, x)
+    costs = predictor.costs(x, SAMPLES)
     validation = torch.cat([batch.x.cpu() for batch, _ in predictor.batches("val", REFERENCES)])
-    costs = sum(_costs(predictor, validation)).sort().values
+    among = predictor.costs(validation, SAMPLES).total.sort().values
     drawn = torch.cat([*predictor.reconstruct(x.split(predictor.batch_size))])
     distance, place = nearest(x, module.seen, module.splits.train)
-    rank = torch.searchsorted(costs, distortion + rate) / len(costs)
-    return Scores(distortion, rate, rank, psnr(drawn, x), drawn, place, distance, _nearest_of(predictor, x))
+    rank = torch.searchsorted(among, costs.total) / len(among)
+    return Scores(costs, rank, psnr(drawn, x), drawn, place, distance, _nearest_of(predictor, x))
 
 
 def _nearest_of(predictor: Predictor, x: Tensor) -> dict[str, Tensor]:
@@ -66,30 +57,13 @@ def _nearest_of(predictor: Predictor, x: Tensor) -> dict[str, Tensor]:
     return {pool.classes[label]: nearest(x, module.seen, index)[1] for label, index in of.items()}
 
 
-@torch.no_grad()
-def _costs(predictor: Predictor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return distortion and rate ``[N]`` of images ``[N, C, H, W]``.
-
-    Each gets the same noise, so equal images cost the same.
-    """
-    parts = []
-    for one in progress(x.split(1), "costs of images"):
-        image = one.to(predictor.device)
-        with stream(predictor.seed, "costs"):
-            terms = elbo_terms(image, predictor.model.infer(image, SAMPLES))
-        # Numbers, not tensors: small tensors that are kept between large ones that are freed fragment the memory.
-        parts.append((terms.distortion.item(), terms.rate.item()))
-    distortion, rate = torch.tensor(parts, dtype=torch.float64).T
-    return distortion, rate
-
-
 def table(predictor: Predictor, own: Pictures, scores: Scores) -> pd.DataFrame:
     """Return one row a picture, with the figure that shows it.
 
     ``negative_elbo``, ``distortion`` and ``rate`` are in nats (a model without an elbo has the distortion alone),
     ``rank`` goes from 0 to 1, ``psnr`` is in dB.
     """
-    nats = {"negative_elbo": scores.cost, "distortion": scores.distortion, "rate": scores.rate}
+    nats = {"negative_elbo": scores.costs.total, "distortion": scores.costs.distortion, "rate": scores.costs.rate}
     pool = predictor.datamodule.pool
     place = scores.nearest.tolist()
     return pd.DataFrame(
@@ -144,7 +118,7 @@ def draw(predictor: Predictor, own: Pictures, scores: Scores) -> Iterator[tuple[
     Originals over reconstructions, where both differ, and the nearest training images; costs in the captions.
     """
     name = predictor.model.cost_name(predictor.datamodule.pixels)
-    costs = zip(scores.cost.tolist(), scores.rank.tolist(), strict=True)
+    costs = zip(scores.costs.total.tolist(), scores.rank.tolist(), strict=True)
     captions = [
         f"{caption}\n{cost:,.1f} nats\n(above {100 * rank:.0f} %)"
         for caption, (cost, rank) in zip(own.captions, costs, strict=True)

@@ -13,8 +13,9 @@ from src.data.batches import Batch
 from src.metrics.posterior import draw_mixture, fit_mixture, rates
 from src.models.base import BaseVAE
 from src.models.footprint import fitting
-from src.models.objectives import is_gaussian
+from src.models.objectives import elbo_terms, is_gaussian, iwae_bound, log_weights
 from src.models.priors import StandardNormal
+from src.system.console import progress
 from src.system.errors import TOO_LARGE, UserError
 from src.system.seeds import derive_seed, stream
 
@@ -37,6 +38,19 @@ class Codes(NamedTuple):
         """One draw from each posterior ``[N, D]``: together a sample of the aggregate posterior."""
         with stream(*seed, "codes"):
             return self.mean + self.scale * torch.randn_like(self.mean)
+
+
+class Costs(NamedTuple):
+    """What each of N images costs a model, in nats, in float64 on the CPU."""
+
+    distortion: Tensor  # [N]
+    rate: Tensor  # [N], 0 where codes have no density
+    bound: Tensor  # [N], the importance-weighted bound on -log p(x) from the same samples; nan without a density
+
+    @property
+    def total(self) -> Tensor:
+        """The negative elbo ``[N]``, or the distortion where codes have no density."""
+        return self.distortion + self.rate
 
 
 @dataclass
@@ -108,6 +122,23 @@ class Predictor:
         """
         posteriors = [self.model.embed(part) for part in self.to_encode(x)]
         return torch.cat([p.mean for p in posteriors]).cpu(), torch.cat([p.stddev for p in posteriors]).cpu()
+
+    @torch.no_grad()
+    def costs(self, x: Tensor, samples: int) -> Costs:
+        """Return the costs of images ``[N, C, H, W]``, from K posterior samples of each.
+
+        Each gets the same noise, so equal images cost the same, whatever they are beside.
+        """
+        rows = []
+        for one in progress(x.split(1), "costs of images"):
+            image = one.to(self.device)
+            with stream(self.seed, "costs"):
+                inference = self.model.infer(image, samples)
+            terms = elbo_terms(image, inference)
+            bound = -iwae_bound(log_weights(image, inference)).item() if self.model.has_elbo else float("nan")
+            # Numbers, not tensors: small tensors that are kept between large ones that are freed fragment the memory.
+            rows.append((terms.distortion.item(), terms.rate.item(), bound))
+        return Costs(*torch.tensor(rows, dtype=torch.float64).T)
 
     @torch.no_grad()
     def codes(self, split: Split) -> Codes:

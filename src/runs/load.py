@@ -26,7 +26,7 @@ from src.runs.trust import read_saved_config, resolved
 from src.system.contents import RUN_CONTENTS
 from src.system.errors import UserError, memory_full, one_line
 from src.system.files import refuse_links_out
-from src.system.keys import READER, check, kind_of
+from src.system.keys import JUDGED, READER, check, kind_of
 from src.system.kinds import spelled
 from src.training.acceleration import lay_out
 from src.training.history import mark_kept
@@ -103,7 +103,7 @@ def predictor_of(run: LoadedRun, split: str, seed: int | None, device: str, cach
         UserError: there is no such split or device.
     """
     for key, value in (("split", split), ("seed", seed), ("device", device)):
-        check(key, value, READER[key])
+        check(key, value, JUDGED[key])
     has_gpu = torch.cuda.is_available()
     if device == "cuda" and not has_gpu:
         raise UserError(f"device={device}: choose cpu, there is no GPU here")

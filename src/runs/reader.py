@@ -13,11 +13,12 @@ from src.system.machine import hide_missing_gpus, keep_pages
 log = logging.getLogger(__name__)
 
 
-def open_run(cfg: DictConfig) -> tuple[LoadedRun, Predictor]:
+def open_run(cfg: DictConfig, path: str | None = None) -> tuple[LoadedRun, Predictor]:
     """Read the run that a command names and return it with its predictor; log the weights and the images.
 
     Args:
-        cfg: has the keys of ``conf/reader.yaml``.
+        cfg: has the keys of ``conf/reader.yaml``; of a command that takes no ``split`` it is the test split.
+        path: the run folder; None for ``run``.
 
     Raises:
         UserError: see :func:`src.runs.load.load_run` and :func:`src.runs.load.predictor_of`.
@@ -25,7 +26,7 @@ def open_run(cfg: DictConfig) -> tuple[LoadedRun, Predictor]:
     hush_libraries()
     keep_pages()
     hide_missing_gpus()
-    run = load_run(cfg.run, cfg.checkpoint, cfg.data.root, cfg.cache_dir, cfg.other_data)
-    predictor = predictor_of(run, cfg.split, cfg.seed, cfg.device, cfg.cache_dir)
+    run = load_run(path or cfg.run, cfg.checkpoint, cfg.data.root, cfg.cache_dir, cfg.other_data)
+    predictor = predictor_of(run, cfg.get("split", "test"), cfg.seed, cfg.device, cfg.cache_dir)
     log.info("%s, %s weights %s, %s", run.folder.path, cfg.checkpoint, run.checkpoint_hash, on_what(predictor))
     return run, predictor

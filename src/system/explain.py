@@ -12,6 +12,7 @@ LESS_MEMORY = {
     "train": "lower data.batch_size or the size of the model; in a sweep hydra.launcher.per_gpu or slots",
     "evaluate": "lower samples.images and representation.train_images, or name fewer parts=",
     "explore": "name fewer figures= at a time, or fewer pictures of your own in images=",
+    "detect": "give fewer samples, or fewer pictures of your own in images=",
     "benchmark": "name smaller experiments, or lower data.batch_size in overrides",
     "growth": "give smaller sides, or another network",
     "audit": "lower data.image_size",

@@ -43,6 +43,7 @@ BATCH_NORM = Choice(("before", "after", "none"))
 BEST = Choice(("min", "max"))
 METRIC = Text("the name of a metric, such as val/elbo", r"\S+")
 SPLIT = Choice(("val", "test"))
+CLASSES = or_null(ListOf(Either((Text(), Whole(0)), "the name of a class"), at_least=1))
 AUTO = Choice(("auto",))
 DEVICE = Choice(("auto", "cpu", "cuda"))
 
@@ -128,7 +129,7 @@ TRAIN: dict[str, Kind] = {
     "data.dequantize": Choice((True, False, "auto")),
     "data.on_bad_image": Choice(("raise", "skip")),
     "data.group_pattern": or_null(OneGroup()),
-    "data.classes": or_null(ListOf(Either((Text(), Whole(0)), "the name of a class"), at_least=1)),
+    "data.classes": CLASSES,
     "data.contrast_cells": or_null(Whole(1)),
     "data.published": ListOf(Choice(("train", "val", "test"))),
     # the training
@@ -236,12 +237,18 @@ TRAIN: dict[str, Kind] = {
 READER: dict[str, Kind] = {
     "run": RUN_FOLDER,
     "checkpoint": Choice(("best", "last")),
-    "split": SPLIT,
     "seed": or_null(SEED),
     "device": DEVICE,
     "data.root": or_null(FOLDER),
     "other_data": FLAG,
     "cache_dir": PATH,
+}
+JUDGED = READER | {"split": SPLIT}
+OWN = {
+    "images": Either(
+        (OWN_IMAGES, ListOf(OWN_IMAGES, at_least=1), Nothing()), f"{OWN_IMAGES.words}, or a list of these"
+    ),
+    "invert": FLAG,
 }
 PARTS = ("elbo", "latents", "reconstruction", "representation", "samples", "bound")
 PICTURES = (
@@ -250,7 +257,7 @@ PICTURES = (
 )
 KEYS: dict[str, dict[str, Kind]] = {
     "train": TRAIN,
-    "evaluate": READER
+    "evaluate": JUDGED
     | {
         "parts": some_of(*PARTS),
         "budget": or_null(Number(above=0), AUTO),
@@ -263,13 +270,19 @@ KEYS: dict[str, dict[str, Kind]] = {
         "samples.inception": or_null(FLAG),
         "representation.train_images": Whole(2),
     },
-    "explore": READER
+    "detect": READER
+    | OWN
+    | {
+        "run": Either((RUN_FOLDER, ListOf(RUN_FOLDER, at_least=1)), f"{RUN_FOLDER.words}, or a list of these"),
+        "normal": CLASSES,
+        "samples": Whole(1),
+        "kinds": or_null(OneGroup()),
+        "folder": or_null(PATH),
+    },
+    "explore": JUDGED
+    | OWN
     | {
         "figures": some_of(*PICTURES, at_least=0),
-        "images": Either(
-            (OWN_IMAGES, ListOf(OWN_IMAGES, at_least=1), Nothing()), f"{OWN_IMAGES.words}, or a list of these"
-        ),
-        "invert": FLAG,
         "noise": or_null(Number(above=0, at_most=10)),
         "embed": or_null(Choice(("npz", "csv", True, False))),
     },

@@ -133,7 +133,7 @@ def test_pictures_of_codes_ask_the_model_whether_it_has_them(variant, reason, ca
         list(gallery.draw(predictor, ["rates"], explicit=True))
     x = torch.cat([batch.x for batch, _ in predictor.batches("val", 6)])
     found = scores.scores(predictor, x[:2])  # which needs none
-    assert found.cost.isfinite().all()
+    assert found.costs.total.isfinite().all()
     once, again = (next(predictor.reconstruct([x])) for _ in range(2))
     assert torch.equal(once, again)
 
@@ -290,7 +290,7 @@ def test_many_pictures_have_pages_and_the_list_says_which(predictor, monkeypatch
     assert rows.inverted.all()
     said = scores.words(predictor, rows)
     assert "of each inverted picture, the 20 highest of 21" in said
-    dearest = found.cost.argmax().item()
+    dearest = found.costs.total.argmax().item()
     assert said.splitlines()[1].startswith(f"  {names[dearest]} ")
     assert said.splitlines()[1].endswith(f"  {rows.figure[dearest]}")
     labels = [tick.get_text().split("\n")[0] for axes in pages["pictures_1"].axes for tick in axes.get_xticklabels()]

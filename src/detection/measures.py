@@ -1,0 +1,117 @@
+"""What a model says of images, before it is compared with what it says of normal ones."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.distributions import Independent, Normal
+from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+from src.data.pixels import Pixels
+from src.detection.distances import flat
+from src.metrics.reconstruction import SSIM_SIDE
+from src.metrics.simple_features import png_bytes
+from src.models.predictor import Predictor
+from src.system.console import progress
+
+RESIDUAL, HEAT = 16, 64  # places along a side that residuals and heat maps keep at most
+LEAST = 1e-6  # variance of pixels in the range 0 to 1
+NATS = 8 * np.log(2)  # of a byte
+
+
+class Measures(NamedTuple):
+    """Numbers of N images. Errors are of the reconstruction from the posterior mean."""
+
+    numbers: dict[str, np.ndarray]  # [N] by name, higher is worse: scores that need no normal images
+    residual: np.ndarray  # [N, R], mean errors of places on a grid
+    heat: np.ndarray  # [N, h, w], squared errors of places, over the variance that the model predicts
+    code: np.ndarray | None  # [N, D], posterior means where there are such
+
+
+def measure(predictor: Predictor, x: Tensor, levels: Tensor, samples: int) -> Measures:
+    """Measure images ``[N, C, H, W]`` as the model sees them, and their uint8 ``levels``, on the CPU.
+
+    With ``samples`` of each posterior their costs are measured too; 0 leaves out the costs, the slowest part.
+    """
+    parts = [
+        _of_batch(predictor, some, grey)
+        for some, grey in progress(
+            zip(x.split(predictor.batch_size), levels.split(predictor.batch_size), strict=True),
+            "errors of images",
+            -(-len(x) // predictor.batch_size),
+        )
+    ]
+    numbers = {name: np.concatenate([part.numbers[name] for part in parts]) for name in parts[0].numbers}
+    code = None if parts[0].code is None else np.concatenate([part.code for part in parts])
+    if samples:
+        numbers = _costs(predictor, x, levels, samples) | numbers
+    residual, heat = (np.concatenate([getattr(part, name) for part in parts]) for name in ("residual", "heat"))
+    return Measures(numbers, residual, heat, code)
+
+
+def _costs(predictor: Predictor, x: Tensor, levels: Tensor, samples: int) -> dict[str, np.ndarray]:
+    """Return what images cost, in nats, and without what a PNG of them would (Serra et al. 2020, arXiv 1909.11480)."""
+    costs = predictor.costs(x, samples)
+    of_pixels = predictor.datamodule.pixels is not Pixels.FEATURES
+    found = {predictor.model.cost_name(predictor.datamodule.pixels): costs.total}
+    if predictor.model.has_elbo:
+        found |= {f"bound of {samples} samples": costs.bound, "distortion": costs.distortion, "rate": costs.rate}
+    if of_pixels:
+        found["cost − PNG"] = costs.total - NATS * torch.from_numpy(png_bytes(levels))
+    return {name: values.numpy() for name, values in found.items()}
+
+
+@torch.no_grad()
+def _of_batch(predictor: Predictor, x: Tensor, levels: Tensor) -> Measures:
+    mean, variance = _expected(predictor, x)
+    error = x - mean
+    side = x.shape[-1]
+    weighed = error**2 / (1.0 if variance is None else variance.clamp_min(LEAST))
+    numbers = {"squared error": (error**2).flatten(1).mean(1)}
+    if variance is not None and (variance.amax() > 1.01 * variance.amin()):
+        numbers["error / predicted variance"] = weighed.flatten(1).mean(1)
+    if predictor.datamodule.pixels is not Pixels.FEATURES:
+        numbers |= _of_pixels(x, mean)
+    grid, places = min(RESIDUAL, side), min(HEAT, side)
+    code = predictor.posterior(x)[0] if predictor.model.has_codes else None
+    return Measures(
+        {name: values.double().numpy() for name, values in numbers.items()},
+        flat(adaptive_avg_pool2d(error, grid)),
+        adaptive_avg_pool2d(_blurred(weighed.mean(1, keepdim=True)), places)[:, 0].double().numpy(),
+        None if code is None else code.double().numpy(),
+    )
+
+
+def _of_pixels(x: Tensor, mean: Tensor) -> dict[str, Tensor]:
+    """Return scores ``[N]`` of errors between images and expectations that only pixels have."""
+    error = x - mean
+    local = _blurred(x**2) - _blurred(x) ** 2
+    found = {
+        "error / own contrast": (error**2).flatten(1).mean(1) / local.flatten(1).mean(1).clamp_min(LEAST),
+        "brighter than expected": (_blurred(error).clamp_min(0) ** 2).flatten(1).mean(1),
+    }
+    if min(x.shape[-2:]) >= SSIM_SIDE:
+        similarity = structural_similarity_index_measure(mean.clamp(0, 1), x, data_range=1.0, reduction="none")
+        found["1 − SSIM"] = 1 - similarity
+    return found
+
+
+def _expected(predictor: Predictor, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return means of p(x|z) at the posterior mean, and variances where p(x|z) is Gaussian: ``[N, C, H, W]``."""
+    if not predictor.model.has_codes:
+        return next(predictor.reconstruct([x])), None
+    means, variances = [], []
+    for part in predictor.posterior(x)[0].split(predictor.batch_size):
+        likelihood = predictor.model.decode(part.to(predictor.device))
+        means.append(likelihood.mean.cpu())
+        if isinstance(likelihood, Independent) and isinstance(likelihood.base_dist, Normal):
+            variances.append(likelihood.variance.cpu())
+    return torch.cat(means), torch.cat(variances) if variances else None
+
+
+def _blurred(images: Tensor) -> Tensor:
+    """Return means ``[N, C, H, W]`` over squares of about an eighth of a side; of tiny images, the images."""
+    reach = images.shape[-1] // 16
+    return avg_pool2d(images, 2 * reach + 1, stride=1, padding=reach, count_include_pad=False)

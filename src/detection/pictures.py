@@ -1,0 +1,129 @@
+"""ROC curves, histograms of scores, and heat maps."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from sklearn.metrics import roc_curve
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from src.detection.detector import PASSED, VERDICT, Judged
+from src.detection.results import NOT_A_DIAGNOSIS, Result
+from src.detection.truth import Truth
+from src.exploration import grids
+from src.exploration.latents import CLASS_COLOURS
+from src.exploration.writing import Figure
+
+COLUMNS = 6
+CURVES = 3  # of the best scores and of the best baselines each, beside the verdict
+PANELS, BINS = 6, 40
+NORMAL, OTHER, HELD = CLASS_COLOURS[3], CLASS_COLOURS[6], CLASS_COLOURS[9]
+
+
+def roc(columns: dict[str, np.ndarray], truth: Truth, found: Result) -> Figure:
+    """Draw the ROC curves of the verdict, and of the best scores and baselines.
+
+    Args:
+        columns: scores ``[N]`` by name.
+        truth: labels.
+        found: what they say of the scores.
+    """
+    figure = Figure(figsize=(7.5, 6), layout="constrained")
+    axes = figure.subplots()
+    known = truth.known
+    sides = ([r for r in found.rows if r.needs_model][: CURVES + 1], [r for r in found.rows if not r.needs_model])
+    for rows, style in zip((sides[0], sides[1][:CURVES]), ("-", "--"), strict=True):
+        for number, row in enumerate(rows):
+            false, true, _ = roc_curve(truth.abnormal[known], columns[row.name][known])
+            colour = "black" if row.name == VERDICT else CLASS_COLOURS[(2 * number + (style == "--")) % 9]
+            label = f"{row.name} {row.auroc.value:.3f}" + ("" if row.needs_model else " (no model)")
+            axes.plot(false, true, style, color=colour, lw=2.5 if row.name == VERDICT else 1.5, label=label)
+    axes.plot([0, 1], [0, 1], ":", color="grey", lw=1)
+    verdict = found.rows[0]
+    axes.plot(
+        1 - verdict.specificity, verdict.sensitivity, "o", color="black", label=f"passes {PASSED:.0%} of validation"
+    )
+    axes.set(xlabel="share of normal images called abnormal", ylabel="share of other images called abnormal")
+    axes.set_title("How well scores tell images that are not normal: areas under the ROC curve")
+    axes.legend(fontsize=9, loc="lower right", frameon=False)
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def histograms(columns: dict[str, np.ndarray], held: dict[str, np.ndarray], truth: Truth, found: Result) -> Figure:
+    """Draw the distributions of the verdict, the best scores and the best baselines, with the thresholds."""
+    model, bare = ([row for row in found.rows if row.needs_model is side] for side in (True, False))
+    shown = [*model[: PANELS // 2], *bare[: PANELS // 2]]
+    figure = Figure(figsize=(13, 6.6), layout="constrained")
+    for row, axes in zip(shown, figure.subplots(2, PANELS // 2).flat, strict=True):
+        values, normal = columns[row.name], truth.known & ~truth.abnormal
+        low, high = np.quantile(np.concatenate([values, held[row.name]]), [0.002, 0.995])
+        edges = np.linspace(low, high if high > low else low + 1, BINS + 1)
+        for name, some, colour in (
+            ("normal", values[normal], NORMAL),
+            ("other", values[truth.abnormal], OTHER),
+            ("normal, validation", held[row.name], HELD),
+        ):
+            weights = np.full(len(some), 1 / max(len(some), 1))
+            axes.hist(some.clip(low, high), edges, weights=weights, histtype="step", color=colour, lw=1.5, label=name)
+        axes.axvline(np.quantile(held[row.name], PASSED), color="grey", ls="--", lw=1)
+        axes.set_title(f"{row.name}{'' if row.needs_model else ' (no model)'}: {row.auroc.value:.3f}", fontsize=10)
+        axes.tick_params(labelsize=8)
+    figure.axes[0].legend(fontsize=8, frameon=False)
+    figure.axes[0].set_ylabel("share of images", fontsize=8)
+    figure.suptitle(f"Scores of normal and other images; dashed: passes {PASSED:.0%} of normal validation images")
+    return figure
+
+
+def heatmaps(
+    groups: dict[str, Sequence[int]], levels: Tensor, judged: Judged, hottest: float, captions: Sequence[str]
+) -> Figure:
+    """Draw groups of images, each over the places that are unlike those of normal images.
+
+    Args:
+        groups: what the images have in common: which of the N these are.
+        levels: uint8 ``[N, C, H, W]``.
+        judged: verdicts and heat maps.
+        hottest: heat that is drawn full red: of the hottest place of a normal image that is at the threshold.
+        captions: ``[N]``.
+    """
+    tables, below = [], []
+    for name, some in groups.items():
+        for start in range(0, len(some), COLUMNS):
+            here = list(some[start : start + COLUMNS])
+            images = levels[here].float() / 255
+            tables.append(torch.stack([grids.in_colour(images), overlaid(images, judged.heat[here], hottest)]))
+            below.append([f"{name}\n{captions[i]}".strip() for i in here])
+    title = (
+        "Where images differ from normal ones. Full red: as hot as the hottest place of one normal validation image in "
+        f"{round(1 / (1 - PASSED))}. {NOT_A_DIAGNOSIS}"
+    )
+    return grids.captioned(tables, title, ["image", "heat map"], below)
+
+
+def overlaid(images: Tensor, heat: np.ndarray, hottest: float) -> Tensor:
+    """Lay heat maps ``[N, h, w]`` in red over images ``[N, C, H, W]`` in [0, 1]: ``[N, 3, H, W]``."""
+    size = images.shape[-2:]
+    strength = torch.from_numpy(heat / max(hottest, 1e-12)).float()[:, None]
+    strength = interpolate(strength, size, mode="bilinear", align_corners=False).clamp(0, 1) * 0.7
+    grey = images.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+    red = torch.tensor([1.0, 0.1, 0.0])[:, None, None]
+    return grey * (1 - strength) + red * strength
+
+
+def chosen(judged: Judged, truth: Truth, threshold: float, count: int = COLUMNS) -> dict[str, list[int]]:
+    """Choose images to show: the highest verdicts, those in the middle, and abnormal ones that pass as normal.
+
+    Without labels the lowest verdicts take the place of the latter.
+    """
+    order = np.argsort(-judged.verdict, kind="stable")
+    middle = len(order) // 2 - min(count, len(order)) // 2
+    groups = {"highest": order[:count], "median": order[middle : middle + count]}
+    if truth.abnormal.any():
+        missed = [i for i in order[::-1] if truth.abnormal[i] and judged.verdict[i] <= threshold][:count]
+        if missed:
+            groups["missed"] = missed
+    else:
+        groups["lowest"] = order[::-1][:count]
+    return {name: [int(i) for i in some] for name, some in groups.items()}
