@@ -46,7 +46,7 @@ class Baselines:
 def _features(images: Tensor) -> Mapping[str, np.ndarray]:
     """Return simple features ``[N, F]`` by the name of their baseline."""
     parts = [
-        {name.replace("_", " "): of(block)[:, None] for name, of in simple_features.NUMBERS.items()}
+        {_words(name): of(block)[:, None] for name, of in simple_features.NUMBERS.items()}
         | {
             "power spectrum": simple_features.power_spectrum(block),
             "contrast of cells": simple_features.local_contrast(block),
@@ -54,6 +54,10 @@ def _features(images: Tensor) -> Mapping[str, np.ndarray]:
         for block in progress(images.split(BLOCK), "baselines")
     ]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _words(name: str) -> str:
+    return f"{name.partition('_')[0].upper()} bytes" if name.endswith("_bytes") else name
 
 
 def _thumbnails(images: Tensor) -> np.ndarray:

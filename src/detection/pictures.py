@@ -41,9 +41,8 @@ def roc(columns: dict[str, np.ndarray], truth: Truth, found: Result) -> Figure:
             axes.plot(false, true, style, color=colour, lw=2.5 if row.name == VERDICT else 1.5, label=label)
     axes.plot([0, 1], [0, 1], ":", color="grey", lw=1)
     verdict = found.rows[0]
-    axes.plot(
-        1 - verdict.specificity, verdict.sensitivity, "o", color="black", label=f"passes {PASSED:.0%} of validation"
-    )
+    passes = f"passes {PASSED:.0%} of normal validation images"
+    axes.plot(1 - verdict.specificity, verdict.sensitivity, "o", color="black", label=passes)
     axes.set(xlabel="share of normal images called abnormal", ylabel="share of other images called abnormal")
     axes.set_title("How well scores tell images that are not normal: areas under the ROC curve")
     axes.legend(fontsize=9, loc="lower right", frameon=False)

@@ -107,7 +107,7 @@ def _by_area(rows: list[Row]) -> list[Row]:
 
 
 def _kinds(verdict: np.ndarray, truth: Truth, groups: list[Any]) -> dict[str, tuple[int, Interval]]:
-    """Return the area of the verdict for each kind of abnormal images, against all normal ones, if there are several."""
+    """Return the area of the verdict for each of several kinds of abnormal images, against all normal ones."""
     abnormal, kind = truth.abnormal[truth.known], truth.kind[truth.known]
     names, counts = np.unique(kind[abnormal], return_counts=True)
     if len(names) < 2:
