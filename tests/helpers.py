@@ -48,6 +48,7 @@ WARM = Warm(
         *TRAINING,
         "src.evaluation.suite",
         "src.auditing.audit",
+        "src.detection.judging",
         "src.exploration.export",
         "src.reporting.report",
         "src.benchmark.table",

@@ -1,5 +1,6 @@
 """One or several detectors judge test images or a user's own pictures, and what they say is written."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,12 +17,15 @@ from src.detection.detector import VERDICT, Detector, Judged, joined, normal_cla
 from src.detection.truth import Truth, truth
 from src.exploration import own_images
 from src.exploration.gallery import write
+from src.exploration.scores import look_like_negatives
 from src.exploration.writing import Figure, distinct
 from src.models.predictor import Predictor
 from src.runs.load import LoadedRun
 from src.runs.metrics_file import write_json
 from src.system.errors import UserError
 from src.system.files import whole_file
+
+log = logging.getLogger(__name__)
 
 SHOWN = 20  # pictures listed on the terminal
 LONGEST = 24  # letters of a file name below a picture
@@ -142,6 +146,8 @@ class Panel:
         own = [own_images.read(where, one.predictor.datamodule, invert) for one in self.detectors]
         judged = self._joined([one.judge(some.x, some.levels) for one, some in zip(self.detectors, own, strict=True)])
         shown = own[self.detectors.index(self.finest)]
+        if hint := look_like_negatives(self.finest.predictor, shown):
+            log.warning(hint)
         unknown = Truth(*(np.zeros(len(shown.names), dtype=bool) for _ in range(2)), np.array([]), [])
         table = self._table(shown.names, judged, self.finest.baselines(shown.levels))
         figures = {"heatmaps": self._heatmaps(shown.levels, judged, unknown, shown.captions)}

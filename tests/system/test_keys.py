@@ -334,6 +334,12 @@ def test_an_override_with_spaces_around_its_sign_is_named():
         ("explore", "run=RUN images=nowhere", "'scans/*.png', or a list of these; there is nothing at nowhere"),
         ("explore", "run=RUN images='*.none'", "there is nothing at *.none"),
         ("explore", "run=RUN images=[README.md,nowhere]", "there is nothing at nowhere"),
+        ("detect", "run=RUN split=val", "split is no key"),
+        ("detect", "run=[RUN,nowhere]", "a list of these; there is no folder nowhere"),
+        ("detect", "run=[]", "run=[]: give the folder that a training left, or a list of these"),
+        ("detect", "run=RUN normal=NORMAL", "normal=NORMAL: give a list"),
+        ("detect", "run=RUN kinds=virus", "kinds=virus: give"),
+        ("detect", "run=RUN samples=0", "samples=0: give a whole number of at least 1"),
         ("audit", "data.image_size=0", "data.image_size=0: give a whole number of at least 1"),
         ("audit", "image_size=8", "image_size is no key: did you mean data.image_size=8?"),
         ("audit", "data=image_folder", "data.root has no value: Set data.root to a folder that holds images"),
@@ -460,13 +466,14 @@ def test_bad_values_are_reported_faster_than_torch_is_imported():
 
 
 def test_no_command_imports_torch_before_its_config_is_checked():
-    modules = "src.train, src.audit, src.evaluate, src.explore, src.report, src.benchmark, hydra_plugins.slots_launcher"
+    modules = "src.train, src.audit, src.detect, src.evaluate, src.explore, src.report, src.benchmark"
+    modules += ", hydra_plugins.slots_launcher"
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules or 'lightning' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
 def test_the_commands_that_read_explain_their_own_keys_and_list_no_others():
-    for of in ("evaluate", "explore", "report"):
+    for of in ("evaluate", "explore", "detect", "report"):
         done = cli("--help", module=f"src.{of}")
         assert done.returncode == 0, done.stdout
         rows = re.findall(r"^  ([\w.]+)=(\S*) *(.*)", done.stdout, re.M)
@@ -498,7 +505,7 @@ def test_help_finds_comments_of_nested_keys_and_on_several_lines(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("of", ["train", "audit", "evaluate", "explore", "report", "benchmark"])
+@pytest.mark.parametrize("of", ["train", "audit", "detect", "evaluate", "explore", "report", "benchmark"])
 def test_a_command_that_is_started_as_a_file_says_what_to_type(of, tmp_path):
     file = f"src/{of}.py" if of != "benchmark" else "src/benchmark/__main__.py"
     words = [sys.executable, str(ROOT / file), "--help"]
