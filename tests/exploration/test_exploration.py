@@ -329,15 +329,15 @@ def test_own_pictures_are_scored(explored, predictor, monkeypatch):
     assert "a rank is no diagnosis" in done.stdout
     unseen = torch.cat([batch.x for batch, _ in predictor.batches("val")])
     found = scores.scores(predictor, unseen)
-    order = found.cost.argsort()
+    order = found.costs.total.argsort()
     np.testing.assert_allclose(found.rank[order], torch.arange(len(order)) / len(order))
     monkeypatch.setattr(scores, "REFERENCES", 10)  # quick: from here on no rank matters
     alone = scores.scores(predictor, unseen[7:8])  # a score does not depend on the other pictures
-    np.testing.assert_allclose(alone.cost, found.cost[7:8], rtol=1e-5)
+    np.testing.assert_allclose(alone.costs.total, found.costs.total[7:8], rtol=1e-5)
     with torch.no_grad():
         inference = predictor.model.infer(unseen[:50], 200)
         terms = elbo_terms(unseen[:50], inference)
-    assert found.cost[:50].mean().item() == pytest.approx(-terms.elbo.mean().item(), rel=0.02)
+    assert found.costs.total[:50].mean().item() == pytest.approx(-terms.elbo.mean().item(), rel=0.02)
     known, place = predictor.datamodule.pool, predictor.datamodule.splits.train[3]
     again = scores.scores(predictor, known.images[place][None] / 255)
     assert again.distance.item() == pytest.approx(0, abs=1e-4)
@@ -518,7 +518,7 @@ def test_an_autoencoder_is_explored_and_scored_by_its_distortion():
     scored = scores.scores(predictor, x)
     rows = scores.table(predictor, own, scored)
     assert not {"negative_elbo", "rate"} & {*rows.columns}
-    assert rows.distortion.tolist() == pytest.approx(scored.cost.tolist())
+    assert rows.distortion.tolist() == pytest.approx(scored.costs.total.tolist())
     said = scores.words(predictor, rows)
     assert said.startswith("pseudo-distortion of each picture")
     assert f"{rows.distortion.max():,.1f} nats" in said.splitlines()[1]
