@@ -23,7 +23,8 @@ class Interval(NamedTuple):
     high: float
 
     def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        value, low, high = (round(one, 3) + 0.0 for one in self)  # no -0.000
+        return f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def auroc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray | float = 1.0) -> np.ndarray:
