@@ -129,6 +129,14 @@ class Checks:
         place = (f"run={self.folder / 'C'}", f"device={self.device}", f"cache_dir={self.folder / 'cache'}")
         self.run("explore", 150, *place, "embed=npz", "noise=0.2", module="src.explore")
 
+    def detected(self) -> str:
+        """Judge test images, four digits being normal."""
+        place = (f"run={self.folder / 'C'}", f"device={self.device}", f"cache_dir={self.folder / 'cache'}")
+        self.run("detect", 150, *place, "normal=[0,1,2,3]", "samples=2", module="src.detect")
+        verdict = json.loads((self.folder / "C" / "detection.json").read_text())["labels"]["scores"][0]
+        assert verdict["auroc"]["value"] > 0.5, verdict
+        return f"AUROC {verdict['auroc']['value']:.3f}"
+
     def compiled(self) -> str:
         """Train with ``compile=true``, in one go and in two halves, beside the eager run: one CUDA graph a pass."""
         words = ("model=conv_tiny", "compile=true", SAME, SPY)
@@ -199,7 +207,7 @@ def rounds(checks: Checks) -> list[dict[str, Callable[[], Any]]]:
     """Return the checks in rounds; those of a round run side by side and do not depend on each other."""
     data = Path(os.environ.get("DATA_DIR", "data"))
     cache = f"data.cache_dir={checks.folder / 'cache'}"
-    last: dict[str, Callable[[], Any]] = {"explore": checks.explored, "sweep": checks.swept}
+    last: dict[str, Callable[[], Any]] = {"explore": checks.explored, "detect": checks.detected, "sweep": checks.swept}
     if (data / "MNIST").is_dir():
         last["mnist"] = lambda: checks.experiment("mnist_lstm", 240, SPY)
     if (data / "chest_xray").is_dir():

@@ -223,7 +223,7 @@ def changes(settings: Settings) -> dict[str, Change]:
 
 
 def cases(settings: Settings) -> Iterator[Case]:
-    """Apply each change to copies of one run, and give a copy to each of three commands."""
+    """Apply each change to copies of one run, and give a copy to each of four commands."""
     whole = settings.folder / "whole-run"
     done = run([*TRAINED, f"hydra.run.dir={whole}"])
     if done.status != 0:
@@ -237,6 +237,7 @@ def cases(settings: Settings) -> Iterator[Case]:
         for how, words, module in (
             ("evaluate", ["parts=[elbo,latents]", "samples.components=2"], "src.evaluate"),
             ("explore", ["figures=[losses,samples]"], "src.explore"),
+            ("detect", ["normal=[0,1,2,3]", "samples=1"], "src.detect"),
             ("resume", [*TRAINED, "trainer.max_epochs=3", "ckpt_path=last"], "src.train"),
         ):
             folder = settings.folder / "runs" / f"{number}-{how}"

@@ -236,6 +236,8 @@ def _jobs(settings: Settings) -> list[Job]:
             "src.evaluate", prepare=_trained),
         Job("pictures", lambda disk: [f"run={disk}/run", "figures=[samples,losses]", "embed=npz"],
             "src.explore", prepare=_trained),
+        Job("detection", lambda disk: [f"run={disk}/run", "normal=[0,1,2,3]", "samples=1"],
+            "src.detect", prepare=_trained),
         Job("sweep", lambda disk: [*sweep, f"hydra.sweep.dir={disk}/sweep"], result="sweep"),
     ]  # fmt: skip
 
