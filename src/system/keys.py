@@ -127,6 +127,7 @@ TRAIN: dict[str, Kind] = {
     "data.binarize": Choice(("none", "threshold", "dynamic")),
     "data.dequantize": Choice((True, False, "auto")),
     "data.on_bad_image": Choice(("raise", "skip")),
+    "data.fit": Choice(("stretch", "pad", "crop")),
     "data.group_pattern": or_null(OneGroup()),
     "data.classes": or_null(ListOf(Either((Text(), Whole(0)), "the name of a class"), at_least=1)),
     "data.contrast_cells": or_null(Whole(1)),
