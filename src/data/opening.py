@@ -10,6 +10,7 @@ from PIL import Image, UnidentifiedImageError
 
 from src.data import dicom
 from src.data.bad import Bad
+from src.system.errors import one_line
 
 
 class Opened(NamedTuple):
@@ -42,4 +43,4 @@ def opened(data: bytes) -> Iterator[Opened]:
         raise Bad("it is no image that Pillow knows, and no DICOM file. Repair or remove it") from error
     except Exception as error:  # decoders raise anything
         usual = isinstance(error, OSError | ValueError | SyntaxError)
-        raise Bad(f"{(usual and str(error)) or repr(error)}. Repair or remove it") from error
+        raise Bad(f"{(usual and str(error) and one_line(error)) or repr(error)}. Repair or remove it") from error
