@@ -67,7 +67,6 @@ def read(path: str) -> Original | None:
     data = Path(path).read_bytes()
     try:
         with opened(data) as file:
-            file.image.load()
             return _facts(file, len(data))
     except Bad:  # the training says why
         return None
@@ -96,10 +95,9 @@ def _levels(file: Opened, image: Image.Image) -> _Levels:
         # Seen with the range in use: borders and marks are relative to it.
         grey = ((values - low) * (255 / ((high - low) or 1))).astype(np.uint8)
         return _Levels(16 if image.mode.startswith("I;16") else 32, len(np.unique(values)), top, grey, values)
-    deep = any(";16" in str(tile) for tile in getattr(file.image, "tile", ()))
     grey = np.asarray(image.convert("L"))
     counts = np.bincount(grey.ravel(), minlength=256)
-    depth = 1 if file.image.mode == "1" else 16 if deep else 8
+    depth = 1 if file.image.mode == "1" else 16 if file.deep else 8
     return _Levels(depth, int((counts > 0).sum()), int(counts.nonzero()[0].max()), grey, grey)
 
 

@@ -93,6 +93,8 @@ def read(data: bytes) -> Dicom:
         raise Bad("DICOM needs the package pydicom (pip install pydicom). Install it") from error
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # it warns of every oddity in every file
     dataset = dcmread(io.BytesIO(data), specific_tags=list(TAGS))
+    for name in [name for name in ("RescaleSlope", "RescaleIntercept") if name in dataset and dataset[name].is_empty]:
+        del dataset[name]  # pydicom would multiply by nothing
     _refuse_unsuitable(dataset)
     stored = _stored(dataset)
     grey = dataset.PhotometricInterpretation in GREY

@@ -8,16 +8,19 @@ from typing import NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
-from src.data import dicom
 from src.data.bad import Bad
+from src.data.dicom import Dicom, begins_as_dicom, read
 from src.system.errors import one_line
+
+BYTE = 8  # bits
 
 
 class Opened(NamedTuple):
     """An open file."""
 
     image: Image.Image  # not read yet where Pillow opens it: a JPEG can be decoded at a fraction of its size
-    dicom: dicom.Dicom | None  # what else a DICOM file says; None for other files
+    deep: bool  # whether its grey or its colours have 16 bits
+    dicom: Dicom | None = None  # what else a DICOM file says; None for other files
 
 
 @contextmanager
@@ -28,12 +31,12 @@ def opened(data: bytes) -> Iterator[Opened]:
         Bad: it is no picture, or cannot be decoded.
     """
     try:
-        if dicom.begins_as_dicom(data):
-            found = dicom.read(data)
-            yield Opened(found.image, found)
+        if begins_as_dicom(data):
+            found = read(data)
+            yield Opened(found.image, found.bits > BYTE, found)
         else:
             with Image.open(io.BytesIO(data)) as image:
-                yield Opened(image, None)
+                yield Opened(image, any(";16" in str(tile) for tile in getattr(image, "tile", ())))
     except (Bad, MemoryError):
         raise
     except Image.DecompressionBombError as error:

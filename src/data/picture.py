@@ -96,7 +96,6 @@ def _decoded(file: Opened, size: int, channels: int, treatment: Treatment) -> De
     # size that is at least twice ours; the filter does the rest.
     reduced = (2 * size, 2 * size) if min(image.size) >= DRAFT * size else image.size
     image.draft("L" if channels == 1 else None, reduced)
-    deep = any(";16" in str(tile) for tile in getattr(image, "tile", ()))
     image.load()
     frames = image.format != "MPO" and getattr(image, "is_animated", False)  # cameras put previews into MPO
     facts, turn = Decoded(None, frames=frames), UPRIGHT.get(_orientation(image))
@@ -105,7 +104,7 @@ def _decoded(file: Opened, size: int, channels: int, treatment: Treatment) -> De
     if image.mode[0] in "IF":
         image, low, high, ranged = _eight_bits(image, treatment)
         facts = facts._replace(lowest=low, largest=high, ranged=ranged)
-    elif deep:
+    elif file.deep and file.dicom is None:  # Pillow shows the upper 8 bits of colours
         facts = facts._replace(brightest=int(np.asarray(image)[..., :3].max()))
     if facts.largest is None and image.has_transparency_data:
         image, transparent = _on_white(image)

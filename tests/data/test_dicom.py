@@ -63,6 +63,11 @@ def test_a_window_clips_what_lies_beyond_it(tmp_path):
     assert np.abs(shown(path) - (255 * 2 * SCENE).clip(0, 255)).max() <= 1.01  # the first window
 
 
+def test_an_empty_rescale_is_none(tmp_path):
+    path = save(dataset(SCENE * 4095, 12, RescaleSlope=None, RescaleIntercept=None), tmp_path / "a.dcm")
+    assert np.abs(shown(path) - 255 * SCENE).max() <= 1.01
+
+
 @pytest.mark.parametrize("shape", [None, "INVERSE", "IDENTITY"])
 def test_monochrome1_is_inverted_once(shape, tmp_path):
     """pydicom's apply_presentation_lut does so only where there is a PresentationLUTShape."""

@@ -1,9 +1,12 @@
 """Pictures become squares: stretched, with black beside them, or their middle."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from src.data import cache
 from src.data.folder import FolderDataModule
 from src.data.picture import Treatment, decode
 from src.exploration import own_images
@@ -118,6 +121,23 @@ def test_fingerprints_of_earlier_versions_stay_valid(picture_folder, tmp_path):
     module = fitted(root, tmp_path)
     assert module.fingerprint == "28c28eaf2adeecfd4389523a417886d2"
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["image_folder-8px-d1dc6bb03928b38b"]
+
+
+def test_what_an_earlier_version_could_not_read_is_tried_again(tmp_path):
+    """It left decimals out, and remembered so."""
+    (tmp_path / "films").mkdir()
+    for i in range(12):
+        Image.fromarray(np.eye(8, dtype=np.float32) + i).save(tmp_path / "films" / f"{i:02d}.tif")
+    assert len(fitted(tmp_path / "films", tmp_path).splits.notes) == 0
+    (folder,) = (tmp_path / "cache").iterdir()
+    index = json.loads((folder / "index.json").read_text())
+    earlier = ("depth", "largest", "deep", "brightest", "transparent", "frames", "bad")
+    index["found"] = {key: index["found"][key] for key in earlier} | {"bad": {"3": "floating-point numbers. Save it"}}
+    index["sum"] = cache._sum(np.load(folder / "digests.npy"), index)
+    (folder / "index.json").write_text(json.dumps(index))
+    module = fitted(tmp_path / "films", tmp_path, "data.on_bad_image=skip")
+    assert (module.pool.published != "skipped").all()
+    assert module.pool.treatment == {"range": [0.0, 12.0]}
 
 
 @pytest.mark.parametrize("source", ["digits", "mnist", "binarized_mnist"])
