@@ -128,7 +128,8 @@ def _stored(dataset: "Dataset") -> np.ndarray:
     try:
         return pixel_array(dataset)
     except RuntimeError as error:  # no decoder can be used, or all have failed
-        missing = "; ".join(get_decoder(dataset.file_meta.TransferSyntaxUID).missing_dependencies)
+        decoder = get_decoder(dataset.file_meta.TransferSyntaxUID)
+        missing = "; ".join(decoder.missing_dependencies).replace("requires gdcm", "requires python-gdcm")
         if not missing:
             raise
         kind = dataset.file_meta.TransferSyntaxUID.name

@@ -97,10 +97,9 @@ def _decoded(file: Opened, size: int, channels: int, treatment: Treatment) -> De
     reduced = (2 * size, 2 * size) if min(image.size) >= DRAFT * size else image.size
     image.draft("L" if channels == 1 else None, reduced)
     image.load()
-    frames = image.format != "MPO" and getattr(image, "is_animated", False)  # cameras put previews into MPO
-    facts, turn = Decoded(None, frames=frames), UPRIGHT.get(_orientation(image))
+    facts, turn = Decoded(None), UPRIGHT.get(_orientation(image))
     if file.dicom is not None:
-        facts = facts._replace(patient=file.dicom.patient, windowed=file.dicom.windowed)
+        facts = Decoded(None, patient=file.dicom.patient, windowed=file.dicom.windowed)
     if image.mode[0] in "IF":
         image, low, high, ranged = _eight_bits(image, treatment)
         facts = facts._replace(lowest=low, largest=high, ranged=ranged)
@@ -114,7 +113,10 @@ def _decoded(file: Opened, size: int, channels: int, treatment: Treatment) -> De
     if image.mode == "LAB":  # Pillow cannot convert it to grey
         image = image.convert("RGB")
     image = _square(image.convert("L" if channels == 1 else "RGB"), size, treatment)
-    return facts._replace(pixels=np.asarray(image).reshape(size, size, channels).transpose(2, 0, 1))
+    pixels = np.asarray(image).reshape(size, size, channels).transpose(2, 0, 1)
+    # Asked last, because counting frames leaves the first; cameras put previews into MPO.
+    frames = file.image.format != "MPO" and getattr(file.image, "is_animated", False)
+    return facts._replace(pixels=pixels, frames=frames)
 
 
 def _square(image: Image.Image, size: int, treatment: Treatment) -> Image.Image:

@@ -202,7 +202,7 @@ def test_exif_that_pillow_cannot_rewrite_or_read_is_no_error(tmp_path):
 
 
 def test_the_first_frame_is_taken_and_noted(tmp_path):
-    first, second = (Image.fromarray(np.full((8, 8), level, np.uint8)) for level in (10, 200))
+    first, second = (Image.fromarray(np.full((side, 8), level, np.uint8)) for side, level in ((8, 10), (16, 200)))
     first.save(tmp_path / "stack.tif", save_all=True, append_images=[second])
     taken = []
     found = decode_all(

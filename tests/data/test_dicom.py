@@ -168,6 +168,7 @@ def test_encodings_of_one_picture_are_equal():
     [
         ({"NumberOfFrames": 3, "PixelData": b"\0" * 3 * 64 * 64 * 2}, "it has 3 frames. Save each of them"),
         ({"PixelData": None}, "holds no picture. Remove it"),
+        ({"PixelData": None, "FloatPixelData": b"\0" * 64 * 64 * 4}, "floating-point numbers, which have no range"),
         ({"Rows": None, "BitsStored": None}, "its header has no Rows and no BitsStored. Repair"),
         ({"Rows": 60000, "Columns": 60000}, "3,600,000,000 pixels, more than the"),
         ({"RescaleSlope": 0, "RescaleIntercept": 3}, "rescale slope is 0"),
