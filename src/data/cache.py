@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from src.data.decoding import Found, decode_all
-from src.data.picture import Decoded, Fit, Treatment
+from src.data.picture import Decoded, Treatment
 from src.data.splits import DIGEST, content_digest
 from src.system.files import readable, whole_file
 from src.system.locks import turn
@@ -125,7 +125,7 @@ def build(
     paths: Sequence[str],
     shape: tuple[int, ...],
     times: str,
-    fit: Fit,
+    treatment: Treatment,
     refuse: Callable[[int, str], None],
     alone: bool,
 ) -> None:
@@ -136,7 +136,7 @@ def build(
         paths: the files.
         shape: ``[N, C, S, S]``.
         times: hash of the files' times.
-        fit: how pictures become squares.
+        treatment: what is done to each picture.
         refuse: as for :func:`src.data.decoding.decode_all`.
         alone: whether no other process can be building this cache.
     """
@@ -151,7 +151,7 @@ def build(
     try:
         new = temporary / "new"
         new.mkdir()
-        _decode_into(new, paths, shape, times, fit, refuse)
+        _decode_into(new, paths, shape, times, treatment, refuse)
         if damaged:
             with contextlib.suppress(FileNotFoundError):  # another process has just moved it away
                 folder.rename(temporary / "old")
@@ -169,7 +169,7 @@ def _decode_into(
     paths: Sequence[str],
     shape: tuple[int, ...],
     times: str,
-    fit: Fit,
+    treatment: Treatment,
     refuse: Callable[[int, str], None],
 ) -> None:
     """Write the files of a cache into an empty folder."""
@@ -181,7 +181,7 @@ def _decode_into(
         array[i], digests[i] = decoded.pixels, np.frombuffer(decoded.digest, np.uint8)
 
     _, channels, size, _ = shape
-    found = decode_all(paths, size, channels, take, refuse, Treatment(fit))
+    found = decode_all(paths, size, channels, take, refuse, treatment)
     for i in found.bad:  # a digest that no image has
         digests[i] = np.frombuffer(content_digest(os.fsencode(paths[i])), np.uint8)
     array.flush()

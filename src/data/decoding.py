@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from src.data.bad import Bad
-from src.data.picture import DEEPEST, Decoded, Treatment, decode, number
+from src.data.picture import DEEPEST, DEPTHS, Decoded, Treatment, decode, number
 from src.system.console import progress
 from src.system.machine import processors
 
 AT_A_TIME = 32  # files that a thread takes at once, at most; one by one, threads wait for each other
-DEPTHS = (8, 10, 12, 14, 16)  # bits of grey of detectors and scanners
 DIM = 64  # levels of 255 below which files look as if their 14 bits or fewer were read as 16
 
 

@@ -10,7 +10,7 @@ import torch
 
 from src.data.base import ImageDataModule, Split
 from src.data.layout import KINDS, Layout, arrange, list_images
-from src.data.picture import Fit
+from src.data.picture import Fit, Treatment
 from src.data.splits import ImagePool
 from src.data.store import OnBadImage, Paths, open_store
 from src.system.errors import UserError
@@ -60,7 +60,7 @@ class FolderDataModule(ImageDataModule):
         self.cache_dir = Path(cache_dir)
         self.on_bad_image = on_bad_image
         self.group_pattern = group_pattern
-        self.fit = fit
+        self.treatment = Treatment(fit)
         self.published = published
         self.where_to_get = where_to_get
 
@@ -74,7 +74,14 @@ class FolderDataModule(ImageDataModule):
         files = layout.files
         groups, matched = self._groups(files)
         store = open_store(
-            self.root, files, self.image_size, self.channels, self.cache_dir, self.name, self.on_bad_image, self.fit
+            self.root,
+            files,
+            self.image_size,
+            self.channels,
+            self.cache_dir,
+            self.name,
+            self.on_bad_image,
+            self.treatment,
         )
         if self.group_pattern is None:
             groups, matched = _patients(files, store.found.patients)
@@ -93,8 +100,12 @@ class FolderDataModule(ImageDataModule):
             names=[readable(file) for file in files],
             paths=Paths(self.root, files),
             notes=[*notes, *_undecodable(files, store.found.bad), *store.found.notes, *matched],
-            treatment=store.found.treatment | ({} if self.fit == "stretch" else {"fit": self.fit}),
+            treatment=store.found.treatment | self.treatment.squares,
         )
+
+    def read_as(self, recorded: Mapping[str, Any]) -> None:
+        """Read grey as another pool's ``treatment`` says, before the images are read: a model knows no other grey."""
+        self.treatment = Treatment.of(recorded)._replace(fit=self.treatment.fit)
 
     def _layout(self) -> tuple[Layout, list[str]]:
         """Return the files with splits and classes, and notes on the folder."""

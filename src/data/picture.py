@@ -13,7 +13,8 @@ from src.data.splits import content_digest
 
 Fit = Literal["stretch", "pad", "crop"]
 DRAFT = 4  # a JPEG this many times larger is decoded at a half, a quarter or an eighth of its size
-DEEPEST = 16  # bits of grey that files with whole numbers have
+DEPTHS = (8, 10, 12, 14, 16)  # bits of grey of detectors and scanners
+DEEPEST = DEPTHS[-1]
 UPRIGHT = {  # the transposition that turns a picture upright, by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -36,8 +37,21 @@ class Treatment(NamedTuple):
 
     @classmethod
     def of(cls, recorded: Mapping[str, Any]) -> "Treatment":
-        """Return the one that a pool records, see :attr:`src.data.splits.ImagePool.treatment`."""
-        return cls(recorded.get("fit", "stretch"), recorded.get("depth"), recorded.get("range"))
+        """Return the one that a pool records, see :attr:`src.data.splits.ImagePool.treatment`.
+
+        Raises:
+            ValueError: no pool has recorded this.
+        """
+        depth, span = recorded.get("depth"), recorded.get("range")
+        numbers = span is None or (len(span) == 2 and all(isinstance(end, int | float) for end in span))
+        if depth not in (None, *DEPTHS) or not numbers or not np.isfinite(span or 0).all():
+            raise ValueError(f"no treatment of pictures: {recorded}")
+        return cls(recorded.get("fit", "stretch"), depth, span)
+
+    @property
+    def squares(self) -> dict[str, str]:
+        """What a pool records of the fit: nothing where pictures are stretched, as they were by earlier versions."""
+        return {} if self.fit == "stretch" else {"fit": self.fit}
 
 
 class Decoded(NamedTuple):

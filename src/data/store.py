@@ -16,7 +16,7 @@ from src.data import cache
 from src.data.cache import Store, short_hash
 from src.data.decoding import in_threads
 from src.data.dicom import decoders
-from src.data.picture import Fit
+from src.data.picture import Treatment
 from src.data.splits import DIGEST, content_digest
 from src.system.errors import UserError
 from src.system.files import readable
@@ -64,7 +64,7 @@ def open_store(
     cache_dir: Path,
     name: str,
     on_bad_image: OnBadImage,
-    fit: Fit = "stretch",
+    treatment: Treatment = Treatment(),  # noqa: B008
 ) -> Store:
     """Return the decoded files, from the cache where it is up to date; else decode them into it.
 
@@ -78,7 +78,7 @@ def open_store(
     """
     paths, shape = Paths(root, files), (len(files), channels, size, size)
     facts = _facts(paths)
-    recipe = json.dumps(_recipe(files, size, channels, fit)).encode()
+    recipe = json.dumps(_recipe(files, size, channels, treatment)).encode()
     folder = cache_dir / f"{name}-{size}px-{short_hash(recipe, facts.sizes, facts.marks)}"
     times = short_hash(facts.times)
 
@@ -95,7 +95,7 @@ def open_store(
             if cache.version(folder) != seen:  # another process has just decoded them
                 store = _up_to_date(folder, shape, times, paths)
             if store is None:
-                cache.build(folder, paths, shape, times, fit, refuse, alone)
+                cache.build(folder, paths, shape, times, treatment, refuse, alone)
                 store, _ = cache.read(folder, shape)
         if store is None:
             raise UserError(f"the image cache {folder} does not hold what was written: run again, or move cache_dir")
@@ -104,11 +104,11 @@ def open_store(
     return store
 
 
-def _recipe(files: Sequence[str], size: int, channels: int, fit: Fit) -> dict[str, Any]:
+def _recipe(files: Sequence[str], size: int, channels: int, treatment: Treatment) -> dict[str, Any]:
     """Return how files are decoded; what came later is named where it matters only, so that old caches are found."""
     recipe: dict[str, Any] = {"format": FORMAT, "size": size, "channels": channels}
-    if fit != "stretch":
-        recipe["fit"] = fit
+    usual = Treatment()._asdict()
+    recipe |= {key: how for key, how in treatment._asdict().items() if how != usual[key]}
     if any(not file.lower().endswith(IMG_EXTENSIONS) for file in files):  # DICOM
         recipe["decoders"] = decoders()
     return recipe

@@ -109,6 +109,13 @@ def test_the_range_of_a_run_holds_for_other_pictures(tmp_path):
         assert module.pool.treatment == {"range": [0.0, 1.0]}
         assert "grey of more than 8 bits read with one range, 0 to 1: 12 files" in module.pool.notes
         assert module.pool.images.max() == 255
+    (tmp_path / "others").mkdir()
+    for i in range(12):
+        Image.fromarray(ramp * (i + 1) / 24).save(tmp_path / "others" / f"{i:02d}.tif")
+    others = fitted(tmp_path / "others", tmp_path, "data.fit=pad")
+    others.read_as(module.pool.treatment)
+    assert others.pool.images.max() == 128
+    assert others.pool.treatment == {"range": [0.0, 1.0], "fit": "pad"}
     Image.fromarray(ramp / 2).save(tmp_path / "half.tif")
     assert own_images.read(str(tmp_path / "half.tif"), module).levels.max() == 128
 
