@@ -132,7 +132,7 @@ def verdict(telling: Sequence[Shortcut]) -> str:
         f"Verdict: {best}. A model may use this in place of what the picture shows: print it beside every score, "
         "and have files of all classes made in the same way"
         + (
-            "; stretching to squares turns aspect ratio into texture"
+            "; stretching to squares turns aspect ratio into texture, padding into black bars: try data.fit=crop"
             if any(shortcut.feature == "aspect ratio" for shortcut in telling)
             else ""
         )

@@ -124,7 +124,7 @@ def depth(evidence: Evidence) -> Iterator[Finding]:
         words = f"{len(order):,} files of 8 bits use {order[0][1].levels} to {order[-1][1].levels} of 256 grey levels"
         reasons = [f"{one.levels} levels" for _, one in order]
         yield Finding("levels", words, len(order) < COMMON * len(files), [(i,) for i, _ in order], reasons, len(order))
-    if deep := [one for _, one in files if one.depth > DEEP and not one.colour]:
+    if deep := [one for _, one in files if one.depth > DEEP and not one.colour and one.top is not None]:
         bits = Counter(max(1, one.top.bit_length()) for one in deep)
         used = ", ".join(f"{count:,} use {bit}" for bit, count in sorted(bits.items()))
         stored = "/".join(map(str, sorted({one.depth for one in deep})))

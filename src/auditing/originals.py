@@ -1,6 +1,5 @@
 """Read every file of a data set once, as it was saved: its kind, size and levels, its borders and burnt-in marks."""
 
-import io
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,9 @@ import numpy as np
 from PIL import Image, ImageOps
 from scipy import ndimage
 
+from src.data.bad import Bad
 from src.data.decoding import in_threads
+from src.data.opening import Opened, opened
 from src.data.splits import content_digest
 
 BLACK, WHITE = 12, 243  # levels of 255 up to and from which a pixel is that; JPEG is not exact
@@ -34,7 +35,7 @@ class Original(NamedTuple):
     bytes: int
     depth: int  # bits that a level is stored with
     levels: int  # different ones of grey in use
-    top: int  # the largest of them
+    top: int | None  # the largest of them; None where a training does not read it by its bits (DICOM, decimals)
     colour: bool  # whether it is stored in colour
     grey: bool  # whether it shows none
     turned: bool  # by its EXIF
@@ -49,7 +50,7 @@ class Original(NamedTuple):
 
 
 def read_all(paths: Sequence[str], skipped: Sequence[bool]) -> list[Original | None]:
-    """Read files in threads, one at a time in each; None for those that are skipped or that Pillow cannot read."""
+    """Read files in threads, one at a time in each; None for those that are skipped or that cannot be read."""
     found: list[Original | None] = [None] * len(paths)
 
     def work(i: int) -> None:
@@ -62,34 +63,48 @@ def read_all(paths: Sequence[str], skipped: Sequence[bool]) -> list[Original | N
 
 
 def read(path: str) -> Original | None:
-    """Read one file; None if Pillow cannot."""
+    """Read one file; None if it cannot be read."""
     data = Path(path).read_bytes()
     try:
-        with Image.open(io.BytesIO(data)) as file:
-            file.load()
+        with opened(data) as file:
             return _facts(file, len(data))
-    except MemoryError:
-        raise
-    except Exception:  # decoders raise anything; those of the training say what
+    except Bad:  # the training says why
         return None
 
 
-def _facts(file: Image.Image, size: int) -> Original:
-    image, colour = ImageOps.exif_transpose(file), file.mode not in ("1", "L", "LA", "F") and file.mode[0] != "I"
+class _Levels(NamedTuple):
+    """The levels of a file, and how it is seen."""
+
+    depth: int
+    used: int
+    top: int | None
+    grey: np.ndarray  # uint8 [H, W]
+    content: np.ndarray
+
+
+def _levels(file: Opened, image: Image.Image) -> _Levels:
+    """Return the levels of a file, whose ``image`` has been turned upright."""
+    if file.dicom is not None:
+        # What is stored is counted; borders and marks are those of the picture that is shown.
+        stored = np.ascontiguousarray(file.dicom.stored)
+        return _Levels(file.dicom.bits, len(np.unique(stored)), None, np.asarray(image.convert("L")), stored)
     if image.mode[0] in "IF":
-        values, depth = np.asarray(image), 16 if image.mode.startswith("I;16") else 32
-        top = int(values.max())
-        used = len(np.unique(values))
+        values = np.ascontiguousarray(image)
+        top = None if image.mode == "F" else int(values.max())
+        low, high = min(float(values.min()), 0.0), float(values.max())
         # Seen with the range in use: borders and marks are relative to it.
-        grey = (values.clip(0) * (255 / max(top, 1))).astype(np.uint8)
-        content = np.ascontiguousarray(values)
-    else:
-        deep = any(";16" in str(tile) for tile in getattr(file, "tile", ()))
-        depth = 1 if file.mode == "1" else 16 if deep else 8
-        grey = np.asarray(image.convert("L"))
-        counts = np.bincount(grey.ravel(), minlength=256)
-        top, used = int(counts.nonzero()[0].max()), int((counts > 0).sum())
-        content = grey
+        grey = ((values - low) * (255 / ((high - low) or 1))).astype(np.uint8)
+        return _Levels(16 if image.mode.startswith("I;16") else 32, len(np.unique(values)), top, grey, values)
+    grey = np.asarray(image.convert("L"))
+    counts = np.bincount(grey.ravel(), minlength=256)
+    depth = 1 if file.image.mode == "1" else 16 if file.deep else 8
+    return _Levels(depth, int((counts > 0).sum()), int(counts.nonzero()[0].max()), grey, grey)
+
+
+def _facts(opened_file: Opened, size: int) -> Original:
+    file = opened_file.image
+    image, colour = ImageOps.exif_transpose(file), file.mode not in ("1", "L", "LA", "F") and file.mode[0] != "I"
+    depth, used, top, grey, content = _levels(opened_file, image)
     plain = not colour
     if colour:
         channels = np.asarray(image.convert("RGB"))
@@ -98,9 +113,10 @@ def _facts(file: Image.Image, size: int) -> Original:
         plain = differ <= SAME
         content = grey if differ == 0 else channels
     tint = "colour" if colour else "grey"
+    kind = str(file.format) if opened_file.dicom is None else "DICOM"
     return Original(
-        kind=f"{file.format}, {depth}-bit {tint}",
-        format=str(file.format),
+        kind=f"{kind}, {depth}-bit {tint}",
+        format=kind,
         width=image.width,
         height=image.height,
         bytes=size,

@@ -98,7 +98,7 @@ def patients(evidence: Evidence) -> Iterator[Finding]:
         pairs = [tuple(one[side] for side in SPLITS if side in one)[:2] for one in shared]
         names = [" and ".join(side for side in SPLITS if side in one) for one in shared]
         words = (
-            f"{len(shared):,} of {len(sides):,} patients (groups of data.group_pattern) have images in several splits: "
+            f"{len(shared):,} of {len(sides):,} patients (groups) have images in several splits: "
             "if these are the same people, test figures are flattered; a copy without split folders is split by patient"
         )
         yield Finding("patients", words, True, pairs, names, len(shared))

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from src.data.decoding import Decoded, Found, decode_all
+from src.data.decoding import Found, decode_all
+from src.data.picture import Decoded, Treatment
 from src.data.splits import DIGEST, content_digest
 from src.system.files import readable, whole_file
 from src.system.locks import turn
@@ -80,11 +81,15 @@ def read(folder: Path, shape: tuple[int, ...]) -> tuple[Store | None, list[str]]
         return None, []
     try:
         index = json.loads((folder / "index.json").read_text())
+        if (
+            index["found"]["bad"] and "span" not in index["found"]
+        ):  # an earlier version could not read what this one can
+            return None, []
         images = np.load(folder / "images.npy", mmap_mode="c")
         digests = np.load(folder / "digests.npy")
         if index["sum"] != _sum(digests, index):
             raise ValueError("index.json or digests.npy is not what was written")
-        found = Found(**{**index["found"], "bad": {int(i): str(why) for i, why in index["found"]["bad"].items()}})
+        found = _found(index["found"])
         if (images.shape, images.dtype, digests.shape) != (shape, np.uint8, (shape[0], DIGEST)):
             raise ValueError(f"{images.shape} {images.dtype} and {len(digests)} digests in place of {shape} uint8")
         content = digests.tobytes()
@@ -97,6 +102,12 @@ def read(folder: Path, shape: tuple[int, ...]) -> tuple[Store | None, list[str]]
             raise
         log.warning("the image cache %s is damaged (%s): the images are decoded anew", readable(folder), error)
         return None, []
+
+
+def _found(written: dict[str, Any]) -> Found:
+    """Return what was found in the files, with positions as numbers again, which keys of JSON cannot be."""
+    by_position = {key: {int(i): str(what) for i, what in written.get(key, {}).items()} for key in ("bad", "patients")}
+    return Found(**written | by_position)
 
 
 def _sum(digests: np.ndarray, index: dict[str, Any]) -> str:
@@ -114,6 +125,7 @@ def build(
     paths: Sequence[str],
     shape: tuple[int, ...],
     times: str,
+    treatment: Treatment,
     refuse: Callable[[int, str], None],
     alone: bool,
 ) -> None:
@@ -124,6 +136,7 @@ def build(
         paths: the files.
         shape: ``[N, C, S, S]``.
         times: hash of the files' times.
+        treatment: what is done to each picture.
         refuse: as for :func:`src.data.decoding.decode_all`.
         alone: whether no other process can be building this cache.
     """
@@ -138,7 +151,7 @@ def build(
     try:
         new = temporary / "new"
         new.mkdir()
-        _decode_into(new, paths, shape, times, refuse)
+        _decode_into(new, paths, shape, times, treatment, refuse)
         if damaged:
             with contextlib.suppress(FileNotFoundError):  # another process has just moved it away
                 folder.rename(temporary / "old")
@@ -152,7 +165,12 @@ def build(
 
 
 def _decode_into(
-    folder: Path, paths: Sequence[str], shape: tuple[int, ...], times: str, refuse: Callable[[int, str], None]
+    folder: Path,
+    paths: Sequence[str],
+    shape: tuple[int, ...],
+    times: str,
+    treatment: Treatment,
+    refuse: Callable[[int, str], None],
 ) -> None:
     """Write the files of a cache into an empty folder."""
     array = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, shape)
@@ -163,7 +181,7 @@ def _decode_into(
         array[i], digests[i] = decoded.pixels, np.frombuffer(decoded.digest, np.uint8)
 
     _, channels, size, _ = shape
-    found = decode_all(paths, size, channels, take, refuse)
+    found = decode_all(paths, size, channels, take, refuse, treatment)
     for i in found.bad:  # a digest that no image has
         digests[i] = np.frombuffer(content_digest(os.fsencode(paths[i])), np.uint8)
     array.flush()

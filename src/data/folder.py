@@ -10,6 +10,7 @@ import torch
 
 from src.data.base import ImageDataModule, Split
 from src.data.layout import KINDS, Layout, arrange, list_images
+from src.data.picture import Fit, Treatment
 from src.data.splits import ImagePool
 from src.data.store import OnBadImage, Paths, open_store
 from src.system.errors import UserError
@@ -33,7 +34,9 @@ class FolderDataModule(ImageDataModule):
         cache_dir: where the decoded images are kept.
         on_bad_image: ``raise`` names a file that cannot be decoded; ``skip`` leaves it out and counts it.
         group_pattern: regular expression with one group, searched in each file's path below ``root``; files for which
-            it captures the same text (a patient) are never parted.
+            it captures the same text (a patient) are never parted. None takes the patient's ID of DICOM files, of which
+            a hash is kept.
+        fit: how a picture becomes a square: ``stretch``; ``pad`` with black beside it; ``crop`` to its middle.
         published: splits that must be there: without them it is not this data set.
         where_to_get: what to tell somebody who does not have the data.
         **common: as for :class:`ImageDataModule`.
@@ -45,17 +48,19 @@ class FolderDataModule(ImageDataModule):
         cache_dir: str,
         on_bad_image: OnBadImage = "raise",
         group_pattern: str | None = None,
+        fit: Fit = "stretch",
         published: Sequence[Split] = (),
         where_to_get: str = "Set data.root to a folder of images",
         **common: Any,
     ) -> None:
         super().__init__(**common)
         require("data", root=root, cache_dir=cache_dir, on_bad_image=on_bad_image, group_pattern=group_pattern)
-        require("data", published=[*published])
+        require("data", fit=fit, published=[*published])
         self.root = Path(root)
         self.cache_dir = Path(cache_dir)
         self.on_bad_image = on_bad_image
         self.group_pattern = group_pattern
+        self.treatment = Treatment(fit)
         self.published = published
         self.where_to_get = where_to_get
 
@@ -69,8 +74,17 @@ class FolderDataModule(ImageDataModule):
         files = layout.files
         groups, matched = self._groups(files)
         store = open_store(
-            self.root, files, self.image_size, self.channels, self.cache_dir, self.name, self.on_bad_image
+            self.root,
+            files,
+            self.image_size,
+            self.channels,
+            self.cache_dir,
+            self.name,
+            self.on_bad_image,
+            self.treatment,
         )
+        if self.group_pattern is None:
+            groups, matched = _patients(files, store.found.patients)
         published = np.array(layout.published, dtype=object)
         published[[*store.found.bad]] = "skipped"
         self._refuse_nothing_to_train_on(files, published, store.found.bad)
@@ -86,8 +100,12 @@ class FolderDataModule(ImageDataModule):
             names=[readable(file) for file in files],
             paths=Paths(self.root, files),
             notes=[*notes, *_undecodable(files, store.found.bad), *store.found.notes, *matched],
-            treatment=store.found.treatment,
+            treatment=store.found.treatment | self.treatment.squares,
         )
+
+    def read_as(self, recorded: Mapping[str, Any]) -> None:
+        """Read grey as another pool's ``treatment`` says, before the images are read: a model knows no other grey."""
+        self.treatment = Treatment.of(recorded)._replace(fit=self.treatment.fit)
 
     def _layout(self) -> tuple[Layout, list[str]]:
         """Return the files with splits and classes, and notes on the folder."""
@@ -131,6 +149,19 @@ class FolderDataModule(ImageDataModule):
             )
         matched = f"{count:,} of {len(files):,} paths match data.group_pattern: {len(groups):,} groups"
         return [text or file for text, file in zip(captured, files, strict=True)], [matched]
+
+
+def _patients(files: list[str], patients: Mapping[int, str]) -> tuple[list[str] | None, list[str]]:
+    """Return the group of each file (itself where its patient is not known), and a note on how many patients there are.
+
+    Args:
+        files: the files.
+        patients: hash of the patient's ID of the DICOM files that have one, by position.
+    """
+    if not patients:
+        return None, []
+    counted = f"{len(set(patients.values())):,} patients by the PatientID of {len(patients):,} of {len(files):,} files"
+    return [patients.get(i, file) for i, file in enumerate(files)], [counted]
 
 
 def _undecodable(files: Sequence[str], bad: Mapping[int, str]) -> list[str]:

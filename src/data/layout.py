@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from src.data.dicom import ENDINGS, is_dicom
 from src.system.errors import UserError
 from src.system.files import readable
 
@@ -17,7 +18,7 @@ SPLITS = {
     "val": ("val", "valid", "validation", "dev"),
     "test": ("test", "testing"),
 }
-KINDS = ", ".join(ending.lstrip(".") for ending in IMG_EXTENSIONS)
+KINDS = ", ".join(ending.lstrip(".") for ending in (*IMG_EXTENSIONS, *ENDINGS))
 NAMED = 8  # folders that a note names
 
 
@@ -74,7 +75,7 @@ def list_images(root: Path) -> Listing:
                 (folders if own and not entry.is_symlink() else links).append(path)
             elif kind == "nothing":
                 dangling += 1
-            elif entry.name.lower().endswith(IMG_EXTENSIONS):
+            elif entry.name.lower().endswith(IMG_EXTENSIONS) or is_dicom(root / path):
                 files.append(path)
             else:
                 endings[os.path.splitext(entry.name)[1].lower() or "no ending"] += 1

@@ -8,7 +8,7 @@ import os
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -43,7 +43,8 @@ class ImagePool:
         paths: where the file of each image is; None where images are no files.
         notes: what was found while reading the images, in words.
         treatment: what was done to the pixels besides resizing: ``depth``, the bits that grey of more than 8 bits is
-            read with; ``transparency``.
+            read with, or ``range``, its least and largest value; ``fit``, where pictures are not stretched;
+            ``transparency``.
     """
 
     images: Tensor
@@ -55,7 +56,7 @@ class ImagePool:
     names: list[str] | None = None
     paths: Sequence[str] | None = None
     notes: list[str] = field(default_factory=list)
-    treatment: dict[str, int | str] = field(default_factory=dict)
+    treatment: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.images)

@@ -5,15 +5,18 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from torch import Tensor
+from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.v2.functional import resize
 
 from src.data import cache
 from src.data.cache import Store, short_hash
 from src.data.decoding import in_threads
+from src.data.dicom import decoders
+from src.data.picture import Treatment
 from src.data.splits import DIGEST, content_digest
 from src.system.errors import UserError
 from src.system.files import readable
@@ -54,7 +57,14 @@ def resize_images(images: Tensor, size: int) -> Tensor:
 
 
 def open_store(
-    root: Path, files: Sequence[str], size: int, channels: int, cache_dir: Path, name: str, on_bad_image: OnBadImage
+    root: Path,
+    files: Sequence[str],
+    size: int,
+    channels: int,
+    cache_dir: Path,
+    name: str,
+    on_bad_image: OnBadImage,
+    treatment: Treatment = Treatment(),  # noqa: B008
 ) -> Store:
     """Return the decoded files, from the cache where it is up to date; else decode them into it.
 
@@ -68,7 +78,7 @@ def open_store(
     """
     paths, shape = Paths(root, files), (len(files), channels, size, size)
     facts = _facts(paths)
-    recipe = json.dumps({"format": FORMAT, "size": size, "channels": channels}).encode()
+    recipe = json.dumps(_recipe(files, size, channels, treatment)).encode()
     folder = cache_dir / f"{name}-{size}px-{short_hash(recipe, facts.sizes, facts.marks)}"
     times = short_hash(facts.times)
 
@@ -85,13 +95,23 @@ def open_store(
             if cache.version(folder) != seen:  # another process has just decoded them
                 store = _up_to_date(folder, shape, times, paths)
             if store is None:
-                cache.build(folder, paths, shape, times, refuse, alone)
+                cache.build(folder, paths, shape, times, treatment, refuse, alone)
                 store, _ = cache.read(folder, shape)
         if store is None:
             raise UserError(f"the image cache {folder} does not hold what was written: run again, or move cache_dir")
     for i, reason in store.found.bad.items():
         refuse(i, reason)
     return store
+
+
+def _recipe(files: Sequence[str], size: int, channels: int, treatment: Treatment) -> dict[str, Any]:
+    """Return how files are decoded; what came later is named where it matters only, so that old caches are found."""
+    recipe: dict[str, Any] = {"format": FORMAT, "size": size, "channels": channels}
+    usual = Treatment()._asdict()
+    recipe |= {key: how for key, how in treatment._asdict().items() if how != usual[key]}
+    if any(not file.lower().endswith(IMG_EXTENSIONS) for file in files):  # DICOM
+        recipe["decoders"] = decoders()
+    return recipe
 
 
 def _up_to_date(folder: Path, shape: tuple[int, ...], times: str, paths: Sequence[str]) -> Store | None:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from src.data.base import ImageDataModule
-from src.data.decoding import Decoded, decode_all
+from src.data.decoding import decode_all
 from src.data.layout import list_images
+from src.data.picture import Decoded, Treatment
 from src.exploration.writing import distinct
 from src.system.errors import UserError
 from src.system.files import readable
@@ -72,10 +73,10 @@ def read(where: str | list[str], datamodule: ImageDataModule, invert: bool = Fal
     levels: dict[int, Tensor] = {}
 
     def take(i: int, decoded: Decoded) -> None:
-        levels[i] = torch.from_numpy(255 - decoded.pixels if invert else decoded.pixels.copy())
+        levels[i] = torch.from_numpy(decoded.pixels.copy())
 
-    size, channels, depth = datamodule.image_size, datamodule.channels, datamodule.pool.treatment.get("depth")
-    found = decode_all(files, size, channels, take, lambda i, reason: None, depth)
+    treatment = Treatment.of(datamodule.pool.treatment)._replace(invert=invert)
+    found = decode_all(files, datamodule.image_size, datamodule.channels, take, lambda i, reason: None, treatment)
     wrong = [f"cannot decode {readable(files[i])}: {reason}" for i, reason in found.bad.items()]
     if not levels:
         more = f" ({len(wrong) - 1} more cannot be decoded either)" if len(wrong) > 1 else ""

@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from src.data.base import ImageDataModule
+from src.data.folder import FolderDataModule
 from src.models.base import BaseVAE
 from src.models.predictor import Predictor
 from src.runs.checkpoints import fingerprint_in, hash_of, read_checkpoint, weights_of
@@ -79,6 +80,8 @@ def load_run(
     datamodule = _built(folder, "data", _data_here(config["data"], data_root, cache_dir), advice)
     if hasattr(datamodule, "download"):
         datamodule.download = False  # a foreign folder must not decide what is written where
+    if other_data and isinstance(datamodule, FolderDataModule):
+        _read_as_trained(folder, record.get("data", {}).get("treatment", {}), datamodule)
     told = {"image_shape": datamodule.image_shape, "images": datamodule.train_images}
     model = _built(folder, "model", config["model"] | told, advice)
     held = read_checkpoint(file)
@@ -198,6 +201,14 @@ def _epochs(last: Path, held: dict[str, Any]) -> list[dict[str, float]]:
     epochs = [epoch for epoch in epochs if isinstance(epoch, dict)] if isinstance(epochs, list) else []
     best = next((state["best_epoch"] for state in states.values() if "best_epoch" in state), None)
     return mark_kept(epochs, best)
+
+
+def _read_as_trained(folder: RunFolder, treatment: Any, datamodule: FolderDataModule) -> None:
+    """Have the files of other data read with the range of grey that a run has recorded."""
+    try:
+        datamodule.read_as(treatment)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder.metrics} is damaged: its data.treatment is that of no run ({treatment})") from error
 
 
 def _check_fingerprint(

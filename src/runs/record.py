@@ -128,6 +128,7 @@ def summarize(
             "fingerprint": datamodule.fingerprint,
             "stored_fingerprint": datamodule.stored_fingerprint,
             "image_shape": list(datamodule.image_shape),
+            "treatment": datamodule.pool.treatment,
             "images": {part: len(getattr(splits, part)) for part in SPLITS},
             "notes": data_notes(datamodule),
         },

@@ -27,6 +27,8 @@ ADDED = {
     "posterior": {"_target_": "src.models.posteriors.GaussianPosterior", "_partial_": True},
     "prior": {"_target_": "src.models.priors.StandardNormal", "_partial_": True},
 }
+# The same for data of this class.
+FOLDERS, ADDED_TO_FOLDERS = "src.data.folder.FolderDataModule", {"fit": "stretch"}
 LARGEST = 2**16  # bytes
 DEEPEST = 50  # levels
 MOST_REPETITIONS = 2**12  # copies of a text through nested references
@@ -43,6 +45,8 @@ def _renamed(tree: Any) -> Any:
 
 def _completed(tree: dict[str, Any]) -> dict[str, Any]:
     """Return a config with the settings that its version did not have yet."""
+    if isinstance(data := tree.get("data"), dict) and data.get("_target_") == FOLDERS:
+        tree = tree | {"data": ADDED_TO_FOLDERS | data}
     return tree | {"model": ADDED | tree["model"]} if isinstance(tree.get("model"), dict) else tree
 
 

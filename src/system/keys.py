@@ -128,6 +128,7 @@ TRAIN: dict[str, Kind] = {
     "data.binarize": Choice(("none", "threshold", "dynamic")),
     "data.dequantize": Choice((True, False, "auto")),
     "data.on_bad_image": Choice(("raise", "skip")),
+    "data.fit": Choice(("stretch", "pad", "crop")),
     "data.group_pattern": or_null(OneGroup()),
     "data.classes": CLASSES,
     "data.contrast_cells": or_null(Whole(1)),

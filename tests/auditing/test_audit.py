@@ -162,6 +162,12 @@ def test_bits_colour_and_turned_pictures_of_a_file(tmp_path):
     assert (one.kind, one.width, one.height, one.top.bit_length()) == ("PNG, 16-bit grey", 30, 20, 12)
     grey = originals.read(str(write(tmp_path, "a", "grey.png", np.repeat(film(rng)[..., None], 3, 2))))
     assert (grey.colour, grey.grey) == (True, True)
+    ramp = np.linspace(-1, 1, 600).reshape(20, 30)
+    decimals = originals.read(str(write(tmp_path, "a", "decimals.tif", ramp.astype(np.float32))))
+    assert (decimals.kind, decimals.top, decimals.levels) == ("TIFF, 32-bit grey", None, 600)
+    assert decimals.border < 0.1  # its negative half is no border
+    wide = originals.read(str(write(tmp_path, "a", "wide.tif", (ramp * 1e6).astype(np.int32))))
+    assert (wide.kind, wide.top) == ("TIFF, 32-bit grey", 1_000_000)
     exif = Image.Exif()
     exif[0x0112] = 6
     turned = originals.read(str(write(tmp_path, "a", "turned.jpg", film(rng)[:40], exif=exif)))

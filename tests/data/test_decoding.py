@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.data.decoding import Bad, decode, decode_all
+from src.data.bad import Bad
+from src.data.decoding import decode_all
+from src.data.picture import Treatment, decode
 
 RAMP = np.linspace(0, 1, 64 * 64).reshape(64, 64)
 
@@ -43,12 +45,60 @@ def test_values_that_are_not_grey_levels_are_refused(tmp_path):
     Image.fromarray((RAMP * 4000 - 1024).astype(np.int32)).save(tmp_path / "ct.tif")
     Image.fromarray((RAMP * 4000).astype(np.uint16)).save(tmp_path / "deep.png")
     Image.fromarray(RAMP.astype(np.float32)).save(tmp_path / "float.tif")
-    with pytest.raises(Bad, match="values go from -1,024 to 2,976, not from 0 to 65,535. Save it"):
-        decode(tmp_path / "ct.tif", 8, 1)
-    with pytest.raises(Bad, match="values go from 0 to 4,000, not from 0 to 1,023"):  # a run's pictures had 10 bits
-        decode(tmp_path / "deep.png", 8, 1, depth=10)
-    with pytest.raises(Bad, match="floating-point numbers. Save it with 8 or 16 bits"):
-        decode(tmp_path / "float.tif", 8, 1)
+    ten = Treatment(depth=10)  # a run's pictures had 10 bits
+    with pytest.raises(Bad, match="values go from -1,024 to 2,976, not from 0 to 1,023. Save it"):
+        decode(tmp_path / "ct.tif", 8, 1, ten)
+    with pytest.raises(Bad, match="values go from 0 to 4,000, not from 0 to 1,023"):
+        decode(tmp_path / "deep.png", 8, 1, ten)
+    with pytest.raises(Bad, match="values go from 0 to 1, not from 0 to 1,023 in whole numbers. Save it"):
+        decode(tmp_path / "float.tif", 8, 1, ten)
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+def test_values_that_are_no_numbers_are_refused(broken, tmp_path):
+    values = RAMP.astype(np.float32)
+    values[3, 4] = broken
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    with pytest.raises(Bad, match=r"no numbers \(NaN or infinite\). Replace them"):
+        decode(tmp_path / "a.tif", 8, 1)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "kind", "said"),
+    [
+        (-1024, 3071, np.int32, "-1,024 to 3,071"),
+        (0, 100_000, np.int32, "0 to 100,000"),
+        (0, 1, np.float32, "0 to 1"),
+        (-0.5, 0.25, np.float32, "-0.5 to 0.25"),
+    ],
+)
+def test_grey_of_any_range_is_read_with_the_range_of_all_files(low, high, kind, said, tmp_path):
+    full = low + RAMP * (high - low)
+    dark = low + (full - low) / 4
+    for name, values in (("dark.tif", dark), ("full.tif", full)):
+        Image.fromarray(values.astype(kind)).save(tmp_path / name)
+    files = [tmp_path / name for name in ("dark.tif", "full.tif")]
+    taken = {}
+    found = decode_all(files, 64, 1, lambda i, decoded: taken.update({i: decoded.pixels[0]}), pytest.fail)
+    assert (found.depth, [*found.span], found.treatment) == (None, [low, high], {"range": [low, high]})
+    assert found.notes == [f"grey of more than 8 bits read with one range, {said}: 2 files"]
+    for i, brightest in ((0, 255 / 4), (1, 255)):
+        assert np.abs(taken[i] - RAMP * brightest).max() <= 1.01
+    # Other files, later: the same range, and what lies beyond it is clipped and said.
+    Image.fromarray((low + 2 * (full - low)).astype(kind)).save(tmp_path / "new.tif")
+    later = decode_all(
+        [tmp_path / "new.tif"], 64, 1, lambda i, decoded: taken.update({i: decoded.pixels[0]}), pytest.fail,
+        Treatment.of(found.treatment),
+    )  # fmt: skip
+    assert np.abs(taken[0] - (2 * RAMP * 255).clip(0, 255)).max() <= 1.01
+    assert "and are clipped" in later.notes[0]
+
+
+def test_a_constant_float_picture_is_black(tmp_path):
+    Image.fromarray(np.full((8, 8), 0.5, np.float32)).save(tmp_path / "a.tif")
+    taken = []
+    decode_all([tmp_path / "a.tif"], 8, 1, lambda _, decoded: taken.append(decoded.pixels.max()), pytest.fail)
+    assert taken[-1] == 0
 
 
 def test_sixteen_bit_grey_with_white_at_zero_is_inverted(tmp_path):
@@ -152,7 +202,7 @@ def test_exif_that_pillow_cannot_rewrite_or_read_is_no_error(tmp_path):
 
 
 def test_the_first_frame_is_taken_and_noted(tmp_path):
-    first, second = (Image.fromarray(np.full((8, 8), level, np.uint8)) for level in (10, 200))
+    first, second = (Image.fromarray(np.full((side, 8), level, np.uint8)) for side, level in ((8, 10), (16, 200)))
     first.save(tmp_path / "stack.tif", save_all=True, append_images=[second])
     taken = []
     found = decode_all(

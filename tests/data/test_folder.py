@@ -93,12 +93,12 @@ def test_links_are_followed_once_and_what_is_left_out_is_counted(picture_folder,
     (root / "cat" / "up").symlink_to(root)
     (root / "cat" / "gone.png").symlink_to(root / "nothing")
     (root / "round").symlink_to(root / "round")
-    for name in ("a.heic", "b.HEIC", "c.dcm", "LICENSE", ".DS_Store"):
+    for name in ("a.heic", "b.HEIC", "c.nii", "LICENSE", ".DS_Store"):
         (root / name).write_bytes(b"")
     files, notes = list_images(root)
     assert files == ["a_dog/1.png", "a_dog/2.PNG", "cat/1.png", "cat/2.PNG"]
     assert notes == [
-        "files left out, by ending: .heic: 2, .dcm: 1, no ending: 1",
+        "files left out, by ending: .heic: 2, .nii: 1, no ending: 1",
         "links that lead to no file: 2",
         "links to folders that are read under another name: 2",
     ]
@@ -211,9 +211,9 @@ def test_folders_without_images_to_train_on_are_named(picture_folder, tmp_path):
     shutil.rmtree(root)
     root.mkdir()
     (root / "0.png").symlink_to(root / "nothing")
-    (root / "1.dcm").write_bytes(b"")
+    (root / "1.nii").write_bytes(b"")
     with pytest.raises(
-        UserError, match=r"no image files \(jpg, .*\(files left out, by ending: .dcm: 1; links that lead"
+        UserError, match=r"no image files \(jpg, .*\(files left out, by ending: .nii: 1; links that lead"
     ):
         _ = folder_data(root, tmp_path).pool
 

@@ -7,10 +7,12 @@ import time
 from itertools import zip_longest
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hydra.utils import get_class
 from omegaconf import OmegaConf
+from PIL import Image
 
 from src.runs.folder import RunFolder
 from src.runs.load import load_run, predictor_of
@@ -387,6 +389,21 @@ def test_other_images_are_refused_unless_asked_for(run, picture_folder, tmp_path
         load_run(run, data_root=str(moved), cache_dir=cache)
     other = load_run(run, data_root=str(moved), cache_dir=cache, other_data=True)
     assert other.datamodule.fingerprint != datamodule.fingerprint
+    assert other.datamodule.treatment.depth is None
+
+    record["data"]["treatment"] = {"depth": 12}  # other data are read with the range that the model knows
+    (run / "metrics.json").write_text(json.dumps(record))
+    Image.fromarray(np.full((20, 20), 4095, np.uint16)).save(moved / "deep.png")
+    other = load_run(run, data_root=str(moved), cache_dir=cache, other_data=True).datamodule
+    assert other.pool.treatment == {"depth": 12}
+    Image.fromarray(np.full((20, 20), 4096, np.uint16)).save(moved / "deep.png")
+    with pytest.raises(UserError, match="deep.png: its values go from 4,096 to 4,096, not from 0 to 4,095"):
+        load_run(run, data_root=str(moved), cache_dir=cache, other_data=True)
+    for treatment in ({"depth": 10**9}, {"range": [0, "1"]}, {"range": 3}, {"range": [0, float("nan")]}, ["depth"]):
+        record["data"]["treatment"] = treatment
+        (run / "metrics.json").write_text(json.dumps(record))
+        with pytest.raises(UserError, match="metrics.json is damaged: its data.treatment is that of no run"):
+            load_run(run, data_root=str(moved), cache_dir=cache, other_data=True)
 
 
 def test_split_and_device_are_checked(run):

@@ -14,7 +14,7 @@ from lightning.pytorch.profilers import SimpleProfiler
 from PIL import Image
 from torchvision.transforms import ToTensor
 
-from src.data.decoding import decode
+from src.data.picture import decode
 from src.models.objectives import elbo_terms
 from src.runs import build, folder
 from src.system.errors import UserError
