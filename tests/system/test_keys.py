@@ -76,7 +76,7 @@ def test_every_key_of_every_config_has_a_kind_and_a_value_of_it(monkeypatch):
         check_config(config, "train")
         for key in leaves(config):
             known = not isinstance(keys.kind_of(key), Anything | None) or key.startswith("hydra")
-            assert known, f"src/system/keys.py does not know {key}"
+            assert known, f"src/system/training_keys.py does not know {key}"
     assert [answer(f"run={RUN}", of=of) for of in ("evaluate", "explore")] == [None, None]
     for path in CONF.glob("data/*.yaml"):
         here = ["data.root=tests"] if path.stem in ("image_folder", "chest_xray") else []
