@@ -26,10 +26,12 @@ def main(cfg: DictConfig) -> None:
     from src.auditing import audit
     from src.runs.record import data_notes
     from src.system.console import hush_libraries
+    from src.system.files import refuse_inside
 
     hush_libraries()
     folder = Path(str(cfg.folder))
-    audit.refuse_inside(folder, cfg.data.get("root"), "cache_dir" in cfg.data)
+    if "cache_dir" in cfg.data:
+        refuse_inside(folder, cfg.data.root, "data.root")
     datamodule = instantiate(cfg.data, _convert_="all")
     notes = data_notes(datamodule)
     found = audit.audit(datamodule)

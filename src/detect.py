@@ -26,7 +26,7 @@ def main(cfg: DictConfig) -> None:
     from src.runs.reader import open_run
 
     opened = [open_run(cfg, run) for run in runs]
-    folder = judging.folder_of(cfg.folder, [run for run, _ in opened])
+    folder = judging.folder_of(cfg.folder, [run for run, _ in opened], cfg.images)
     panel = judging.Panel([predictor for _, predictor in opened], cfg.normal, cfg.samples)
     found = panel.judge_pictures(cfg.images, cfg.invert) if cfg.images else panel.judge_test_images(cfg.kinds)
     log.info("\n%s\n", found.words)

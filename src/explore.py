@@ -9,7 +9,6 @@ if not __package__:  # started as a file, it does not find the project
     raise SystemExit(f"error: type python -m src.explore in {__file__.rpartition('src')[0]}")
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -62,19 +61,11 @@ def main(cfg: DictConfig) -> None:
             writer.add_figure(f"explore/{name}", figure, step)
             log.info("%s", path)
         if own is not None:
-            _remove_other_pages(run.folder.figures / folder, [name for name, _ in pages])
+            gallery.remove_other_pages(run.folder.figures / folder, [name for name, _ in pages])
         if form:
             for path in export.export(predictor, own, run.folder.path / "embedding", form):
                 log.info("%s", path)
             export.project(predictor, writer, run.folder.tensorboard)
-
-
-def _remove_other_pages(folder: Path, names: Sequence[str]) -> None:
-    """Remove pages of an earlier call of the same kind that this one has not written: there were more pictures."""
-    kind = names[0].partition("_")[0]
-    for path in folder.glob(f"{kind}*.png"):
-        if path.stem not in names:
-            path.unlink()
 
 
 if __name__ == "__main__":

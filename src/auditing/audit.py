@@ -17,8 +17,7 @@ from src.auditing.pictures import draw_features, draw_finding
 from src.auditing.shortcuts import Shortcut, features_of, shortcuts
 from src.data.base import ImageDataModule
 from src.exploration.gallery import write
-from src.system.errors import UserError
-from src.system.files import readable, whole_file
+from src.system.files import whole_file
 
 log = logging.getLogger(__name__)
 
@@ -56,12 +55,6 @@ def audit(datamodule: ImageDataModule) -> Audit:
     evidence = Evidence(datamodule, originals)
     features = features_of(pool.images, originals)
     return Audit(evidence, findings(evidence), shortcuts(features, datamodule), features)
-
-
-def refuse_inside(folder: Path, root: str | None, has_files: bool) -> None:
-    """Raise a UserError if a folder to write into lies in the folder of the images."""
-    if has_files and root is not None and folder.expanduser().resolve().is_relative_to(Path(root).resolve()):
-        raise UserError(f"folder={readable(folder)} lies in data.root, where nothing is written: give another folder=")
 
 
 def counts(evidence: Evidence) -> dict[str, dict[str, int]]:

@@ -1,9 +1,10 @@
 """What tells the classes apart without looking at the picture: sizes of files and pictures, brightness, borders."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from src.auditing.originals import Original
@@ -102,7 +103,6 @@ def shortcuts(features: Mapping[str, np.ndarray], datamodule: ImageDataModule) -
     pool, splits = datamodule.pool, datamodule.splits
     parts = {"training": np.concatenate([splits.train.numpy(), splits.val.numpy()]), "test": splits.test.numpy()}
     labels = pool.labels.numpy()
-    groups = np.arange(len(pool)) if pool.groups is None else np.unique(pool.groups, return_inverse=True)[1]
     present = [label for label in np.unique(labels) if label >= 0 and (labels == label).sum() >= FEWEST]
     if len(present) < 2:
         return []
@@ -124,7 +124,7 @@ def shortcuts(features: Mapping[str, np.ndarray], datamodule: ImageDataModule) -
         _, label, larger = max(areas)
         score = values if larger else -values
         by_part = {
-            part: _area(score[index], labels[index] == label, groups[index])
+            part: _area(score[index], labels[index] == label, pool.units(torch.from_numpy(index)))
             for part, index in usable.items()
             if _has_both(labels[index] == label)
         }
@@ -140,9 +140,9 @@ def _part_with_both(parts: Mapping[str, np.ndarray], labels: np.ndarray, label: 
     return next((part for part, index in parts.items() if _has_both(labels[index] == label)), None)
 
 
-def _area(score: np.ndarray, positive: np.ndarray, groups: np.ndarray) -> Interval:
+def _area(score: np.ndarray, positive: np.ndarray, units: Sequence[Hashable]) -> Interval:
     draws = DRAWS if len(score) <= MANY else FEW_DRAWS
-    return interval(lambda weights: auroc(score, positive, weights), groups.tolist(), draws)
+    return interval(lambda weights: auroc(score, positive, weights), units, draws)
 
 
 def _best_band(found: Sequence[Shortcut]) -> list[Shortcut]:

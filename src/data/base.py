@@ -14,11 +14,12 @@ from torch.utils.data import DataLoader
 
 from src.data.batches import Batch, BatchIndices, StoredImages
 from src.data.pixels import Pixels
-from src.data.splits import ImagePool, Splits, of_classes, split
+from src.data.splits import ImagePool, Splits, content_digest, of_classes, split
 from src.data.training_images import TrainingImages
 from src.metrics.contrast import contrast_map
 from src.system.errors import NotApplicable, UserError
 from src.system.keys import require
+from src.system.seeds import stream
 
 Split = Literal["train", "val", "test"]
 
@@ -215,6 +216,19 @@ class ImageDataModule(L.LightningDataModule):
         if self.binarize == "dynamic":
             return self._seen(torch.bernoulli(x / 255))
         return self._seen((x + torch.rand_like(x)) / 256) if self.dequantize else self.expected(images)
+
+    def scale_alone(self, images: Tensor, seed: int) -> Tensor:
+        """Return :meth:`scale` of images whose random draws are functions of the seed and the image alone.
+
+        What a model says of an image then does not depend on which others are beside it.
+        """
+        if not self.dequantize and self.binarize != "dynamic":
+            return self.scale(images)
+        scaled = []
+        for image in images:
+            with stream(seed, "pixels of", content_digest(image.numpy().tobytes()).hex()):
+                scaled.append(self.scale(image[None]))
+        return torch.cat(scaled)
 
     def expected(self, images: Tensor) -> Tensor:
         """Return :meth:`scale` of the means of its random draws, on the same device: of pixels, its own mean."""

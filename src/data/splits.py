@@ -61,6 +61,10 @@ class ImagePool:
     def __len__(self) -> int:
         return len(self.images)
 
+    def units(self, index: Tensor) -> list[Hashable]:
+        """Return for images of the pool what they are independent samples of: patients, else different contents."""
+        return [(self.digests if self.groups is None else self.groups)[i] for i in index.tolist()]
+
 
 class Splits(NamedTuple):
     """Indices into the pool, int64, and what was found while splitting, in words."""

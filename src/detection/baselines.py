@@ -15,7 +15,7 @@ from src.metrics import simple_features
 from src.system.console import progress
 
 THUMBNAIL = 32  # pixels a side, for components and neighbours
-COMPONENTS = 32
+COMPONENTS = 32  # at most
 BLOCK = 256  # images measured at once
 
 
@@ -37,8 +37,8 @@ class Baselines:
         """Return scores ``[M]`` by name of images, uint8 ``[M, C, H, W]``; higher is less normal."""
         features, pixels = _features(images), _thumbnails(images)
         found = {name: distance(features[name]) for name, distance in self._distances.items()}
-        found[f"PCA {COMPONENTS}: error"] = self._plane(pixels)
-        found[f"PCA {COMPONENTS}: distance"] = self._in_plane(self._plane.codes(pixels))
+        found["PCA: error"] = self._plane(pixels)
+        found["PCA: distance"] = self._in_plane(self._plane.codes(pixels))
         found["pixels: 5 neighbours"] = self._neighbours(pixels)
         return found
 

@@ -4,6 +4,7 @@ No label of an image that is judged reaches this module: fits are of normal trai
 validation images.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -14,15 +15,14 @@ from torch import Tensor
 from src.data.base import Split
 from src.data.splits import class_numbers
 from src.detection.baselines import Baselines
-from src.detection.distances import Mahalanobis, Neighbours, out_of_fold
-from src.detection.measures import Measures, measure
+from src.detection.distances import CrossFitted, Mahalanobis, Neighbours
+from src.detection.measures import measure
 from src.models.predictor import Predictor
-from src.system.errors import UserError
-from src.system.seeds import stream
+from src.system.errors import TOO_LARGE, UserError
 
-MOST = 2_000  # normal training images that are fitted to
-FEWEST = 20  # normal validation images, below which nothing can be calibrated
-PASSED = 0.95  # share of normal validation images that a threshold passes
+MOST_FITTED = 2_000  # normal training images that are fitted to
+FEWEST_HELD = 20  # normal validation images, below which nothing can be calibrated
+PASSED = 0.95  # share of normal images that a threshold passes
 VERDICT = "verdict"
 
 
@@ -31,15 +31,7 @@ class Judged(NamedTuple):
 
     scores: dict[str, np.ndarray]  # [N] by name
     verdict: np.ndarray  # [N]
-    heat: np.ndarray  # [N, h, w], times what normal images have at that place
-
-
-class Images(NamedTuple):
-    """N images of the data set."""
-
-    index: Tensor  # [N], in the pool
-    x: Tensor  # [N, C, H, W], as the model sees them
-    levels: Tensor  # uint8 [N, C, H, W]
+    heat: np.ndarray  # float32 [N, h, w], times what normal images have at that place
 
 
 class Detector:
@@ -55,66 +47,55 @@ class Detector:
         samples: of each posterior, for costs.
 
     Attributes:
-        validation: normal validation images, judged as if they had not been seen.
+        held: places of the normal validation images in the pool.
+        validation: what is said of them by fits that have not seen them.
         baselines: scores without a model, fitted to the same images.
 
     Raises:
-        UserError: there are too few normal images.
+        UserError: there are too few normal images, or a score is not finite.
     """
 
     def __init__(self, predictor: Predictor, normal: Sequence[int] | None, samples: int) -> None:
         self.predictor, self.samples = predictor, samples
-        train, held = (_normal(predictor, part, normal) for part in ("train", "val"))
-        if len(held) < FEWEST:
+        pool = predictor.datamodule.pool
+        train, self.held = (_normal(predictor, part, normal) for part in ("train", "val"))
+        if len(self.held) < FEWEST_HELD:
             raise UserError(
-                f"{len(held)} normal validation images are too few to calibrate on, {FEWEST} are needed: train with a "
-                "larger data.val_fraction, or on more images"
+                f"{len(self.held)} normal validation images are too few to calibrate on, {FEWEST_HELD} are needed: "
+                "train with a larger data.val_fraction, or on more images"
             )
-        train = train[torch.arange(min(MOST, len(train))) * len(train) // min(MOST, len(train))]
-        fitted = self.images("train", train)
-        known = measure(predictor, fitted.x, fitted.levels, 0)
+        count = min(MOST_FITTED, len(train))
+        fitted = pool.images[train[torch.arange(count) * len(train) // count]]
+        known = measure(predictor, fitted, 0)
         self._usual_heat = np.maximum(known.heat.mean(0), 1e-3 * known.heat.mean())
         self._residual = Mahalanobis(known.residual)
         self._code = None if known.code is None else (Mahalanobis(known.code), Neighbours(known.code))
-        self.held = self.images("val", held)
-        scores, heat = self._scores(self.held.x, self.held.levels)
-        table = _table(scores)
-        self._joint = Mahalanobis(table)
-        self.validation = Judged(scores, out_of_fold(table, self.groups(held)), heat)
-        self.baselines = Baselines(fitted.levels)
+        scores, heat = self._scores(pool.images[self.held])
+        self._joint = CrossFitted(_table(scores), pool.units(self.held))
+        self.validation = Judged(scores, self._joint.held, heat)
+        self.baselines = Baselines(fitted)
 
-    def images(self, part: Split, index: Tensor) -> Images:
-        """Return images of a split by their places in the pool; random pixels are a function of seed and position."""
-        module, levels = self.predictor.datamodule, self.predictor.datamodule.pool.images[index]
-        seen = []
-        for number, some in enumerate(levels.split(self.predictor.batch_size)):
-            with stream(self.predictor.seed, "pixels", part, number):
-                seen.append(module.scale(some))
-        return Images(index, torch.cat(seen), levels)
+    def judge(self, levels: Tensor) -> Judged:
+        """Judge uint8 images ``[N, C, H, W]`` of the run's size.
 
-    def groups(self, index: Tensor) -> np.ndarray:
-        """Return the number ``[N]`` of each image's group (patient); without groups each image is its own."""
-        pool = self.predictor.datamodule.pool
-        if pool.groups is None:
-            return np.arange(len(index))
-        return np.unique([pool.groups[i] for i in index.tolist()], return_inverse=True)[1]
-
-    def judge(self, x: Tensor, levels: Tensor) -> Judged:
-        """Judge images ``[N, C, H, W]`` as the model sees them, and their uint8 levels."""
-        scores, heat = self._scores(x, levels)
+        Raises:
+            UserError: a score is not finite.
+        """
+        scores, heat = self._scores(levels)
         return Judged(scores, self._joint(_table(scores)), heat)
 
-    def _scores(self, x: Tensor, levels: Tensor) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        found = measure(self.predictor, x, levels, self.samples)
+    def _scores(self, levels: Tensor) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        found = measure(self.predictor, levels, self.samples)
         heat = found.heat / self._usual_heat
-        return self._compared(found) | {"hottest place": heat.max((1, 2))}, heat
-
-    def _compared(self, found: Measures) -> dict[str, np.ndarray]:
-        scores = found.numbers | {"residual distance": self._residual(found.residual)}
+        scores = found.numbers | {"hottest place": heat.max((1, 2)).astype(float)}
+        values = [*scores.values(), found.residual, *([] if found.code is None else [found.code])]
+        if not all(np.isfinite(some).all() for some in values):
+            raise UserError(f"a score of an image is not finite: {TOO_LARGE}")
+        scores["residual distance"] = self._residual(found.residual)
         if self._code is not None:
             distance, neighbours = self._code
             scores |= {"code distance": distance(found.code), "code: 5 neighbours": neighbours(found.code)}
-        return scores
+        return scores, heat
 
 
 def _normal(predictor: Predictor, part: Split, normal: Sequence[int] | None) -> Tensor:
@@ -135,15 +116,15 @@ def normal_classes(predictor: Predictor, named: Sequence[str] | None) -> list[in
     """
     module = predictor.datamodule
     pool = module.pool
-    if named is not None:
-        numbers = class_numbers(pool, named, "normal")
-        if not len(_normal(predictor, "train", numbers)):
-            raise UserError(f"normal=[{','.join(named)}]: the run was trained on no image of that class")
-        return numbers
     trained = sorted(set(pool.labels[module.splits.train].tolist()) - {-1})
+    if named is not None:
+        numbers = class_numbers(pool, [*dict.fromkeys(named)], "normal")
+        if strange := [pool.classes[number] for number in numbers if number not in trained]:
+            raise UserError(f"normal=[{','.join(named)}]: the run was trained on no image of {strange[0]}")
+        return numbers
     if len(trained) > 1 and module.classes is None:
-        names = [pool.classes[label] for label in trained]
-        raise UserError(f"the run was trained on {', '.join(names)}: say which are normal, such as normal=[{names[0]}]")
+        names = ", ".join(pool.classes[label] for label in trained)
+        raise UserError(f"the run was trained on {names}: say which of them are normal, normal=[...]")
     return trained or None
 
 
@@ -178,6 +159,16 @@ def joined(parts: Sequence[Judged], normal: Sequence[Judged]) -> Judged:
     size = {"size": (side, side), "mode": "bilinear", "align_corners": False}
     heats = [torch.nn.functional.interpolate(torch.from_numpy(part.heat)[:, None], **size)[:, 0] for part in parts]
     return Judged(scores, verdict, torch.stack(heats).mean(0).numpy())
+
+
+def threshold(normal: np.ndarray) -> float:
+    """Return what at most 5 % of normal images pass: above it, :func:`p_values` are at most 0.05.
+
+    >>> threshold(np.arange(1.0, 100.0))
+    95.0
+    """
+    place = math.ceil(round((len(normal) + 1) * PASSED, 9))
+    return float(np.sort(normal)[place - 1]) if place <= len(normal) else math.inf
 
 
 def p_values(values: np.ndarray, normal: np.ndarray) -> np.ndarray:

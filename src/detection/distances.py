@@ -1,6 +1,6 @@
 """How far numbers of an image are from those of normal images, by what was fitted to normal ones alone."""
 
-from typing import Protocol
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 import torch
@@ -10,19 +10,14 @@ from sklearn.neighbors import NearestNeighbors
 
 NEIGHBOURS = 5
 FOLDS = 5
-
-
-class Distance(Protocol):
-    """What is fitted to numbers ``[N, F]`` of normal images gives a distance ``[M]`` of others ``[M, F]``."""
-
-    def __call__(self, values: np.ndarray) -> np.ndarray: ...
+SAME = 1e-9  # of its mean, up to which the spread of a number is rounding
 
 
 class Mahalanobis:
     """The distance from the mean in standard deviations, under a covariance that is shrunk to a sphere.
 
-    Ledoit & Wolf 2004, by scikit-learn, on standardised numbers; of a single number it is ``|z|``. Numbers that do not
-    vary among normal images are left out.
+    Ledoit & Wolf 2004, by scikit-learn, on standardised numbers; of a single number it is ``|z|``. A number that does
+    not vary among normal images has no scale, and is left out.
 
     Args:
         normal: ``[N, F]``.
@@ -30,7 +25,7 @@ class Mahalanobis:
 
     def __init__(self, normal: np.ndarray) -> None:
         self._centre, self._spread = normal.mean(0), normal.std(0)
-        self._varying = self._spread > 1e-9 * np.maximum(1.0, np.abs(self._centre))
+        self._varying = self._spread > SAME * np.abs(self._centre)
         self._fitted = LedoitWolf().fit(self._standardised(normal)) if self._varying.any() else None
 
     def _standardised(self, values: np.ndarray) -> np.ndarray:
@@ -61,7 +56,7 @@ class Unexplained:
 
     Args:
         normal: ``[N, F]``.
-        components: K.
+        components: K, at most.
     """
 
     def __init__(self, normal: np.ndarray, components: int) -> None:
@@ -75,21 +70,27 @@ class Unexplained:
         return ((values - self._components.inverse_transform(self.codes(values))) ** 2).mean(1)
 
 
-def out_of_fold(normal: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Return the Mahalanobis distance ``[N]`` of normal images from the others, fitted without each one's own fold.
+class CrossFitted:
+    """The Mahalanobis distance by fits that leave a fifth of the normal images out, each in turn.
 
-    A distance from a Gaussian that has seen the image is too small. Images of one group (a patient's) share a fold.
+    A distance from a Gaussian that has seen the image is too small. So normal images get that of the fit without them
+    (``held``), others the mean of all fits, which they compare with. Images of one group (a patient's) share a fold;
+    where all are of one group, no fit can leave it out.
 
     Args:
         normal: ``[N, F]``.
-        groups: numbers ``[N]``.
+        groups: of each image, ``[N]``.
     """
-    folds = np.unique(groups, return_inverse=True)[1] % FOLDS
-    found = np.empty(len(normal))
-    for fold in np.unique(folds):
-        out = folds == fold
-        found[out] = Mahalanobis(normal[~out] if not out.all() else normal)(normal[out])
-    return found
+
+    def __init__(self, normal: np.ndarray, groups: Sequence[Hashable]) -> None:
+        numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+        fold = np.array([numbers[group] for group in groups]) % min(FOLDS, len(numbers))
+        folds = range(fold.max() + 1)
+        self._fits = [Mahalanobis(normal[fold != k] if len(folds) > 1 else normal) for k in folds]
+        self.held = np.choose(fold, [fit(normal) for fit in self._fits])
+
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        return np.mean([fit(values) for fit in self._fits], axis=0)
 
 
 def flat(images: torch.Tensor) -> np.ndarray:

@@ -5,7 +5,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.distributions import Independent, Normal
 from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d
 from torchmetrics.functional.image import structural_similarity_index_measure
 
@@ -13,6 +12,7 @@ from src.data.pixels import Pixels
 from src.detection.distances import flat
 from src.metrics.reconstruction import SSIM_SIDE
 from src.metrics.simple_features import png_bytes
+from src.models.gaussians import PixelwiseGaussianLikelihood
 from src.models.predictor import Predictor
 from src.system.console import progress
 
@@ -26,23 +26,18 @@ class Measures(NamedTuple):
 
     numbers: dict[str, np.ndarray]  # [N] by name, higher is worse: scores that need no normal images
     residual: np.ndarray  # [N, R], mean errors of places on a grid
-    heat: np.ndarray  # [N, h, w], squared errors of places, over the variance that the model predicts
+    heat: np.ndarray  # float32 [N, h, w], squared errors of places, over the variance that the model predicts
     code: np.ndarray | None  # [N, D], posterior means where there are such
 
 
-def measure(predictor: Predictor, x: Tensor, levels: Tensor, samples: int) -> Measures:
-    """Measure images ``[N, C, H, W]`` as the model sees them, and their uint8 ``levels``, on the CPU.
+def measure(predictor: Predictor, levels: Tensor, samples: int) -> Measures:
+    """Measure uint8 images ``[N, C, H, W]``, on the CPU; what is said of one does not depend on the others.
 
     With ``samples`` of each posterior their costs are measured too; 0 leaves out the costs, the slowest part.
     """
-    parts = [
-        _of_batch(predictor, some, grey)
-        for some, grey in progress(
-            zip(x.split(predictor.batch_size), levels.split(predictor.batch_size), strict=True),
-            "errors of images",
-            -(-len(x) // predictor.batch_size),
-        )
-    ]
+    x = predictor.datamodule.scale_alone(levels, predictor.seed)
+    batches = progress(x.split(predictor.batch_size), "errors of images")
+    parts = [_of_batch(predictor, some) for some in batches]
     numbers = {name: np.concatenate([part.numbers[name] for part in parts]) for name in parts[0].numbers}
     code = None if parts[0].code is None else np.concatenate([part.code for part in parts])
     if samples:
@@ -59,18 +54,19 @@ def _costs(predictor: Predictor, x: Tensor, levels: Tensor, samples: int) -> dic
     if predictor.model.has_elbo:
         found |= {f"bound of {samples} samples": costs.bound, "distortion": costs.distortion, "rate": costs.rate}
     if of_pixels:
-        found["cost − PNG"] = costs.total - NATS * torch.from_numpy(png_bytes(levels))
+        seen = (x * 255).byte() if predictor.datamodule.pixels is Pixels.BINARY else levels
+        found["cost − PNG"] = costs.total - NATS * torch.from_numpy(png_bytes(seen))
     return {name: values.numpy() for name, values in found.items()}
 
 
 @torch.no_grad()
-def _of_batch(predictor: Predictor, x: Tensor, levels: Tensor) -> Measures:
+def _of_batch(predictor: Predictor, x: Tensor) -> Measures:
     mean, variance = _expected(predictor, x)
     error = x - mean
     side = x.shape[-1]
     weighed = error**2 / (1.0 if variance is None else variance.clamp_min(LEAST))
     numbers = {"squared error": (error**2).flatten(1).mean(1)}
-    if variance is not None and (variance.amax() > 1.01 * variance.amin()):
+    if variance is not None:
         numbers["error / predicted variance"] = weighed.flatten(1).mean(1)
     if predictor.datamodule.pixels is not Pixels.FEATURES:
         numbers |= _of_pixels(x, mean)
@@ -79,7 +75,7 @@ def _of_batch(predictor: Predictor, x: Tensor, levels: Tensor) -> Measures:
     return Measures(
         {name: values.double().numpy() for name, values in numbers.items()},
         flat(adaptive_avg_pool2d(error, grid)),
-        adaptive_avg_pool2d(_blurred(weighed.mean(1, keepdim=True)), places)[:, 0].double().numpy(),
+        adaptive_avg_pool2d(_blurred(weighed.mean(1, keepdim=True)), places)[:, 0].numpy(),
         None if code is None else code.double().numpy(),
     )
 
@@ -99,19 +95,22 @@ def _of_pixels(x: Tensor, mean: Tensor) -> dict[str, Tensor]:
 
 
 def _expected(predictor: Predictor, x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Return means of p(x|z) at the posterior mean, and variances where p(x|z) is Gaussian: ``[N, C, H, W]``."""
+    """Return means ``[N, C, H, W]`` of p(x|z) at the posterior mean, and variances where those of pixels are predicted.
+
+    Where an image has no code, z is a draw, with the same noise for each image.
+    """
     if not predictor.model.has_codes:
-        return next(predictor.reconstruct([x])), None
+        return torch.cat([next(predictor.reconstruct([one])) for one in x.split(1)]), None
+    predicts = isinstance(predictor.model.likelihood, PixelwiseGaussianLikelihood)
     means, variances = [], []
-    for part in predictor.posterior(x)[0].split(predictor.batch_size):
-        likelihood = predictor.model.decode(part.to(predictor.device))
+    for likelihood in predictor.likelihoods(predictor.posterior(x)[0]):
         means.append(likelihood.mean.cpu())
-        if isinstance(likelihood, Independent) and isinstance(likelihood.base_dist, Normal):
+        if predicts:
             variances.append(likelihood.variance.cpu())
-    return torch.cat(means), torch.cat(variances) if variances else None
+    return torch.cat(means), torch.cat(variances) if predicts else None
 
 
 def _blurred(images: Tensor) -> Tensor:
-    """Return means ``[N, C, H, W]`` over squares of about an eighth of a side; of tiny images, the images."""
-    reach = images.shape[-1] // 16
+    """Return means ``[N, C, H, W]`` over squares of about an eighth of a side, and at least 3 pixels."""
+    reach = min(max(1, images.shape[-1] // 16), images.shape[-1] // 2)
     return avg_pool2d(images, 2 * reach + 1, stride=1, padding=reach, count_include_pad=False)

@@ -8,7 +8,7 @@ from sklearn.metrics import roc_curve
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from src.detection.detector import PASSED, VERDICT, Judged
+from src.detection.detector import PASSED, VERDICT, Judged, threshold
 from src.detection.results import NOT_A_DIAGNOSIS, Result
 from src.detection.truth import Truth
 from src.exploration import grids
@@ -42,7 +42,7 @@ def roc(columns: dict[str, np.ndarray], truth: Truth, found: Result) -> Figure:
     axes.plot([0, 1], [0, 1], ":", color="grey", lw=1)
     verdict = found.rows[0]
     passes = f"passes {PASSED:.0%} of normal validation images"
-    axes.plot(1 - verdict.specificity, verdict.sensitivity, "o", color="black", label=passes)
+    axes.plot(1 - verdict.specificity.value, verdict.sensitivity.value, "o", color="black", label=passes)
     axes.set(xlabel="share of normal images called abnormal", ylabel="share of other images called abnormal")
     axes.set_title("How well scores tell images that are not normal: areas under the ROC curve")
     axes.legend(fontsize=9, loc="lower right", frameon=False)
@@ -55,7 +55,7 @@ def histograms(columns: dict[str, np.ndarray], held: dict[str, np.ndarray], trut
     model, bare = ([row for row in found.rows if row.needs_model is side] for side in (True, False))
     shown = [*model[: PANELS // 2], *bare[: PANELS // 2]]
     figure = Figure(figsize=(13, 6.6), layout="constrained")
-    for row, axes in zip(shown, figure.subplots(2, PANELS // 2).flat, strict=True):
+    for row, axes in zip(shown, figure.subplots(2, PANELS // 2).flat, strict=False):
         values, normal = columns[row.name], truth.known & ~truth.abnormal
         low, high = np.quantile(np.concatenate([values, held[row.name]]), [0.002, 0.995])
         edges = np.linspace(low, high if high > low else low + 1, BINS + 1)
@@ -66,7 +66,7 @@ def histograms(columns: dict[str, np.ndarray], held: dict[str, np.ndarray], trut
         ):
             weights = np.full(len(some), 1 / max(len(some), 1))
             axes.hist(some.clip(low, high), edges, weights=weights, histtype="step", color=colour, lw=1.5, label=name)
-        axes.axvline(np.quantile(held[row.name], PASSED), color="grey", ls="--", lw=1)
+        axes.axvline(min(threshold(held[row.name]), high), color="grey", ls="--", lw=1)
         axes.set_title(f"{row.name}{'' if row.needs_model else ' (no model)'}: {row.auroc.value:.3f}", fontsize=10)
         axes.tick_params(labelsize=8)
     figure.axes[0].legend(fontsize=8, frameon=False)
@@ -93,36 +93,39 @@ def heatmaps(
             here = list(some[start : start + COLUMNS])
             images = levels[here].float() / 255
             tables.append(torch.stack([grids.in_colour(images), overlaid(images, judged.heat[here], hottest)]))
-            below.append([f"{name}\n{captions[i]}".strip() for i in here])
+            below.append(["\n".join(filter(None, (name, captions[i]))) for i in here])
     title = (
         "Where images differ from normal ones. Full red: as hot as the hottest place of one normal validation image in "
-        f"{round(1 / (1 - PASSED))}. {NOT_A_DIAGNOSIS}"
+        f"{round(1 / (1 - PASSED))}; yellow: ten times as hot. {NOT_A_DIAGNOSIS}"
     )
     return grids.captioned(tables, title, ["image", "heat map"], below)
 
 
 def overlaid(images: Tensor, heat: np.ndarray, hottest: float) -> Tensor:
-    """Lay heat maps ``[N, h, w]`` in red over images ``[N, C, H, W]`` in [0, 1]: ``[N, 3, H, W]``."""
-    size = images.shape[-2:]
-    strength = torch.from_numpy(heat / max(hottest, 1e-12)).float()[:, None]
-    strength = interpolate(strength, size, mode="bilinear", align_corners=False).clamp(0, 1) * 0.7
-    grey = images.mean(1, keepdim=True).expand(-1, 3, -1, -1)
-    red = torch.tensor([1.0, 0.1, 0.0])[:, None, None]
-    return grey * (1 - strength) + red * strength
+    """Lay heat maps ``[N, h, w]`` over images ``[N, C, H, W]`` in [0, 1]: ``[N, 3, H, W]``.
 
-
-def chosen(judged: Judged, truth: Truth, threshold: float, count: int = COLUMNS) -> dict[str, list[int]]:
-    """Choose images to show: the highest verdicts, those in the middle, and abnormal ones that pass as normal.
-
-    Without labels the lowest verdicts take the place of the latter.
+    Up to ``hottest`` red becomes stronger, and from there to ten times that it turns yellow.
     """
-    order = np.argsort(-judged.verdict, kind="stable")
-    middle = len(order) // 2 - min(count, len(order)) // 2
-    groups = {"highest": order[:count], "median": order[middle : middle + count]}
-    if truth.abnormal.any():
-        missed = [i for i in order[::-1] if truth.abnormal[i] and judged.verdict[i] <= threshold][:count]
-        if missed:
-            groups["missed"] = missed
-    else:
-        groups["lowest"] = order[::-1][:count]
-    return {name: [int(i) for i in some] for name, some in groups.items()}
+    strength = torch.from_numpy(heat / max(hottest, 1e-12)).float()[:, None]
+    strength = interpolate(strength, images.shape[-2:], mode="bilinear", align_corners=False).clamp_min(0)
+    yellow = strength.clamp_min(1).log10().clamp_max(1)
+    colour = torch.cat([torch.ones_like(yellow), 0.1 + 0.8 * yellow, torch.zeros_like(yellow)], 1)
+    share = 0.7 * strength.clamp_max(1)
+    return images.mean(1, keepdim=True) * (1 - share) + colour * share
+
+
+def chosen(judged: Judged, truth: Truth, limit: float, count: int = COLUMNS) -> dict[str, list[int]]:
+    """Choose images to show: the highest verdicts, then those in the middle, then abnormal ones that pass as normal.
+
+    Without labels the lowest verdicts take the place of the latter. None is shown twice.
+    """
+    order = [int(i) for i in np.argsort(-judged.verdict, kind="stable")]
+    labelled = truth.abnormal.any()
+    passed = [i for i in reversed(order) if not labelled or (truth.abnormal[i] and judged.verdict[i] <= limit)]
+    groups = {"highest": order[:count], "missed" if labelled else "lowest": passed[:count]}
+    left = [i for i in order if not any(i in some for some in groups.values())]
+    start = max(0, (len(left) - count) // 2)
+    name, last = groups.popitem()
+    last = [i for i in last if i not in groups["highest"]]
+    groups |= {"middle": left[start : start + count], name: last}
+    return {group: some for group, some in groups.items() if some}

@@ -1,15 +1,18 @@
 """How well scores tell images that are not normal, and whether any is better than no model at all."""
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from src.detection.detector import PASSED, VERDICT, Judged
+from src.detection.detector import PASSED, VERDICT, Judged, threshold
 from src.detection.truth import Truth
-from src.metrics.detection import Interval, auprc, auroc, interval, share_above
+from src.metrics.detection import Bootstrap, Interval, auprc, auroc, bootstrap, share_above
 
-FEWEST = 2  # images of a kind, below which it has no row
+FEWEST = 2  # images of a side or a kind, below which there is no figure
+FEWEST_UNITS = 5  # patients of a side, below which a bootstrap knows nothing of others
+LEVEL = 0.05  # of intervals
+MANY, DRAWS, FEW_DRAWS = 5_000, 1_000, 400  # resamplings; from so many images on there are fewer
 NOT_A_DIAGNOSIS = "Not for diagnosis: a score says how unlike the normal training images a picture is, not why."
 
 
@@ -19,41 +22,35 @@ class Row(NamedTuple):
     name: str
     needs_model: bool
     auroc: Interval
-    auprc: float
-    sensitivity: float  # share of abnormal images above the threshold that normal validation images set
-    specificity: float  # share of normal images below it
-    shift: float  # area of normal images against normal validation images: 0.5 where these are alike
+    auprc: Interval
+    sensitivity: Interval  # share of abnormal images above the threshold that normal validation images set
+    specificity: Interval  # share of normal images below it
+    shift: float  # AUROC of normal images against normal validation images: 0.5 where these are alike
 
 
 class Comparison(NamedTuple):
-    """The verdict beside the best baseline."""
+    """The verdict beside the best baseline of each resampling, which favours the baselines."""
 
-    baseline: str
-    difference: Interval  # of areas, verdict less baseline, over the same patients
-    better: tuple[str, ...]  # scores of the model whose area is surely larger than that of the baseline
+    baseline: str  # the best one
+    difference: Interval  # AUROC of the verdict less that of the best baseline, over the same patients
+    better: tuple[str, ...]  # scores of the model that beat all baselines, at a level for all scores together
 
 
 class Result(NamedTuple):
     """What labels say of a detector."""
 
-    rows: list[Row]  # the verdict, scores by area, baselines by area
-    kinds: dict[str, tuple[int, Interval]]  # of abnormal images: how many, and the verdict's area against all normal
+    rows: list[Row]  # the verdict, scores by AUROC, baselines by AUROC
+    kinds: dict[str, tuple[int, Interval]]  # of abnormal images: how many, and the verdict's AUROC against all normal
     comparison: Comparison
-    normal: int  # images
-    abnormal: int
-
-
-def thresholds(judged: Judged, baselines: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Return for each score what 95 % of normal validation images do not pass."""
-    columns = {VERDICT: judged.verdict, **judged.scores, **baselines}
-    return {name: float(np.quantile(values, PASSED)) for name, values in columns.items()}
+    normal: tuple[int, int]  # images and patients
+    abnormal: tuple[int, int]
 
 
 def result(
     judged: tuple[Judged, Mapping[str, np.ndarray]],
     validation: tuple[Judged, Mapping[str, np.ndarray]],
     truth: Truth,
-    groups: np.ndarray,
+    units: Sequence[Hashable],
 ) -> Result | None:
     """Hold scores against labels; None where these do not name normal and abnormal images.
 
@@ -61,65 +58,103 @@ def result(
         judged: images, and their baselines.
         validation: the same of normal validation images.
         truth: labels of the images.
-        groups: numbers ``[N]`` of their groups (patients), which the intervals draw together.
+        units: what the images ``[N]`` are samples of (patients), which the intervals draw together.
     """
     known, abnormal = truth.known, truth.abnormal[truth.known]
     if min(abnormal.sum(), (~abnormal).sum()) < FEWEST:
         return None
-    limits, groups = thresholds(*validation), groups[known].tolist()
-    parts = [
-        ({VERDICT: one.verdict[here], **{name: values[here] for name, values in one.scores.items()}}, bare)
-        for (one, bare), here in ((judged, known), (validation, slice(None)))
-    ]
-    of_model, held = (part[0] for part in parts)
-    bare = {name: values[known] for name, values in judged[1].items()}
+    units = [unit for unit, inside in zip(units, known, strict=True) if inside]
+    scores, held = columns(*judged), columns(*validation)
+    scores = {name: values[known] for name, values in scores.items()}
+    sides = [(int(side.sum()), len({units[i] for i in np.flatnonzero(side)})) for side in (~abnormal, abnormal)]
+    kinds = _kinds(truth.kind[known], abnormal)
 
-    def row(name: str, values: np.ndarray, normal: np.ndarray, needs_model: bool) -> Row:
-        between = np.concatenate([values[~abnormal], normal])
-        return Row(
+    def figures(weights: np.ndarray) -> np.ndarray:
+        found = [
+            figure
+            for name, values in scores.items()
+            for figure in (
+                auroc(values, abnormal, weights),
+                auprc(values, abnormal, weights),
+                share_above(values, abnormal, threshold(held[name]), weights),
+                1 - share_above(values, ~abnormal, threshold(held[name]), weights),
+            )
+        ]
+        found += [auroc(scores[VERDICT][here], abnormal[here], weights[..., here]) for here in kinds.values()]
+        return np.stack(found, -1)
+
+    drawn = bootstrap(figures, units, DRAWS if len(units) < MANY else FEW_DRAWS)
+    enough = min(count for _, count in sides) >= FEWEST_UNITS
+
+    def interval(number: int, sure: bool = enough) -> Interval:
+        found = drawn.of(lambda values: values[..., number]).interval(LEVEL)
+        return found if sure else Interval(found.value, 0.0, 1.0)
+
+    rows = [
+        Row(
             name,
-            needs_model,
-            interval(lambda weights: auroc(values, abnormal, weights), groups),
-            float(auprc(values, abnormal)),
-            float(share_above(values, abnormal, limits[name])),
-            1 - float(share_above(values, ~abnormal, limits[name])),
-            float(auroc(between, np.arange(len(between)) < (~abnormal).sum())),
+            name not in judged[1],
+            *(interval(4 * number + figure) for figure in range(4)),
+            _shift(values[~abnormal], held[name]),
         )
-
-    rows = [row(name, values, held[name], True) for name, values in of_model.items()]
-    without = [row(name, values, validation[1][name], False) for name, values in bare.items()]
-    rows = [rows[0], *_by_area(rows[1:]), *_by_area(without)]
-    best = max(without, key=lambda one: one.auroc.value).name
-
-    def against(name: str) -> Interval:
-        return interval(
-            lambda weights: auroc(of_model[name], abnormal, weights) - auroc(bare[best], abnormal, weights), groups
+        for number, (name, values) in enumerate(scores.items())
+    ]
+    units_of = {name: {units[i] for i in np.flatnonzero(here & abnormal)} for name, here in kinds.items()}
+    by_kind = {
+        name: (
+            int((here & abnormal).sum()),
+            interval(4 * len(scores) + number, enough and len(units_of[name]) >= FEWEST_UNITS),
         )
+        for number, (name, here) in enumerate(kinds.items())
+    }
+    with_model = [number for number, row in enumerate(rows) if row.needs_model]
+    comparison = _comparison(rows, drawn.of(lambda values: values[..., : 4 * len(scores) : 4]), with_model, enough)
+    of_model, bare = ([row for row in rows if row.needs_model is side] for side in (True, False))
+    rows = [of_model[0], *_by_auroc(of_model[1:]), *_by_auroc(bare)]
+    return Result(rows, by_kind, comparison, *sides)
 
-    better = tuple(one.name for one in rows if one.needs_model and against(one.name).low > 0)
-    kinds = _kinds(of_model[VERDICT], truth, groups)
-    normal = int((~abnormal).sum())
-    return Result(rows, kinds, Comparison(best, against(VERDICT), better), normal, len(abnormal) - normal)
+
+def columns(judged: Judged, baselines: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the verdict, all scores and all baselines by name, ``[N]`` each."""
+    return {VERDICT: judged.verdict, **judged.scores, **baselines}
 
 
-def _by_area(rows: list[Row]) -> list[Row]:
+def _shift(normal: np.ndarray, held: np.ndarray) -> float:
+    both = np.concatenate([normal, held])
+    return float(auroc(both, np.arange(len(both)) < len(normal)))
+
+
+def _comparison(rows: Sequence[Row], areas: Bootstrap, with_model: Sequence[int], enough: bool) -> Comparison:
+    """Compare scores of the model with the best baseline of each resampling.
+
+    Args:
+        rows: of all scores, the verdict first.
+        areas: AUROCs ``[..., S]`` of the rows.
+        with_model: which of these need the model.
+        enough: whether there are enough patients for an interval.
+    """
+    bare = [number for number, row in enumerate(rows) if not row.needs_model]
+
+    def ahead(number: int, level: float) -> Interval:
+        found = areas.of(lambda values: values[..., number] - values[..., bare].max(-1)).interval(level)
+        return found if enough else Interval(found.value, -1.0, 1.0)
+
+    together = LEVEL / len(with_model)  # Bonferroni: one of many scores is ahead by chance
+    better = tuple(rows[number].name for number in with_model if ahead(number, together).low > 0)
+    best = max(bare, key=lambda number: rows[number].auroc.value)
+    return Comparison(rows[best].name, ahead(0, LEVEL), better)
+
+
+def _by_auroc(rows: list[Row]) -> list[Row]:
     return sorted(rows, key=lambda one: -one.auroc.value)
 
 
-def _kinds(verdict: np.ndarray, truth: Truth, groups: list[Any]) -> dict[str, tuple[int, Interval]]:
-    """Return the area of the verdict for each of several kinds of abnormal images, against all normal ones."""
-    abnormal, kind = truth.abnormal[truth.known], truth.kind[truth.known]
+def _kinds(kind: np.ndarray, abnormal: np.ndarray) -> dict[str, np.ndarray]:
+    """Return for each of several kinds of abnormal images which images are of it or normal ``[N]``."""
     names, counts = np.unique(kind[abnormal], return_counts=True)
     if len(names) < 2:
         return {}
-    found = {}
-    for name, count in zip(names.tolist(), counts.tolist(), strict=True):
-        here = ~abnormal | (kind == name)
-        of = [group for group, inside in zip(groups, here, strict=True) if inside]
-        if count >= FEWEST:
-            values, side = verdict[here], abnormal[here]
-            found[name] = (count, interval(lambda weights, v=values, s=side: auroc(v, s, weights), of))
-    return found
+    return {str(name): ~abnormal | (kind == name) for name, n in zip(names, counts, strict=True) if n >= FEWEST}
 
 
 def words(found: Result, over: str) -> str:
@@ -130,13 +165,17 @@ def words(found: Result, over: str) -> str:
         over: what intervals are over: patients or images.
     """
     width = max(len(row.name) for row in found.rows) + 2
-    head = f"  {'':<{width}}{'AUROC [95 %]':<22}AUPRC  sensitivity  specificity  shift"
-    lines = [f"{found.normal:,} normal and {found.abnormal:,} other images, intervals over {over}", head]
+    head = f"  {'':<{width}}{'AUROC [95 %]':<22}{'AUPRC [95 %]':<22}sensitivity  specificity  shift"
+    (normal, of_normal), (other, of_other) = found.normal, found.abnormal
+    counts = "" if over == "images" else f" of {of_normal:,} and {of_other:,} {over}"
+    lines = [f"{normal:,} normal and {other:,} other images{counts}; intervals over {over}", head]
+    if min(of_normal, of_other) < FEWEST_UNITS:
+        lines[0] += ", too few on one side: nothing is sure, [0, 1]"
     for needs_model, title in ((True, "the model"), (False, "without a model")):
         lines.append(f" {title}")
         lines += [
-            f"  {row.name:<{width}}{row.auroc!s:<22}{row.auprc:.3f}  {row.sensitivity:>11.2f}  {row.specificity:>11.2f}"
-            f"  {row.shift:>5.2f}"
+            f"  {row.name:<{width}}{row.auroc!s:<22}{row.auprc!s:<22}{row.sensitivity.value:>11.2f}  "
+            f"{row.specificity.value:>11.2f}  {row.shift:>5.2f}"
             for row in found.rows
             if row.needs_model is needs_model
         ]
@@ -149,7 +188,7 @@ def words(found: Result, over: str) -> str:
 def sentences(found: Result) -> list[str]:
     """Say whether the model is worth anything, how the images have shifted, and what it is not for."""
     comparison, verdict = found.comparison, found.rows[0]
-    best = next(row for row in found.rows if row.name == comparison.baseline and not row.needs_model)
+    best = next(row for row in found.rows if row.name == comparison.baseline)
     difference = comparison.difference
     beside = f"{verdict.auroc.value:.3f} beside {best.auroc.value:.3f}, difference {difference}"
     if difference.low > 0:
@@ -157,16 +196,16 @@ def sentences(found: Result) -> list[str]:
     elif difference.high < 0:
         lines = [f"The verdict is worse than {best.name!r}, which needs no model ({beside})."]
     else:
-        lines = [f"The verdict is no better than {best.name!r}, which needs no model ({beside})."]
+        lines = [f"The verdict is not surely better than {best.name!r}, which needs no model ({beside})."]
     singles = [name for name in comparison.better if name != VERDICT]
     if not comparison.better:
-        lines.append(f"No score of this model beats {best.name!r}.")
+        lines.append("No score of this model surely beats all baselines.")
     elif singles and difference.low <= 0:
         lines.append(
-            f"Single scores that beat it here: {', '.join(singles)}; to choose among them takes labels of other images."
+            f"Single scores that beat them all here: {', '.join(singles)}; to choose one takes labels of other images."
         )
     lines.append(
-        f"Thresholds pass {PASSED:.0%} of normal validation images; shift is the area of normal images against these "
+        f"Thresholds pass {PASSED:.0%} of normal validation images; shift is the AUROC of normal images against these "
         f"({verdict.shift:.2f} for the verdict, 0.5 is none)."
     )
     return [*lines, NOT_A_DIAGNOSIS]
@@ -175,11 +214,16 @@ def sentences(found: Result) -> list[str]:
 def as_json(found: Result) -> dict[str, Any]:
     """Return the result as plain values."""
     return {
-        "normal": found.normal,
-        "abnormal": found.abnormal,
-        "scores": [row._asdict() | {"auroc": row.auroc._asdict()} for row in found.rows],
+        **{
+            side: {"images": images, "units": units}
+            for side, (images, units) in (("normal", found.normal), ("abnormal", found.abnormal))
+        },
+        "scores": [
+            {name: value._asdict() if isinstance(value, Interval) else value for name, value in row._asdict().items()}
+            for row in found.rows
+        ],
         "kinds": {name: {"images": count, "auroc": area._asdict()} for name, (count, area) in found.kinds.items()},
         "best_baseline": found.comparison.baseline,
-        "difference": found.comparison.difference._asdict(),
+        "ahead_of_the_best_baseline": found.comparison.difference._asdict(),
         "better_than_every_baseline": [*found.comparison.better],
     }

@@ -71,3 +71,11 @@ def write(figure: Figure, path: Path) -> None:
     """Write a figure as a PNG file."""
     with whole_file(path) as file:
         figure.savefig(file, format="png", dpi=120, bbox_inches="tight")
+
+
+def remove_other_pages(folder: Path, names: Sequence[str]) -> None:
+    """Remove pages of an earlier call of the same kind that this one has not written: there were more pictures."""
+    kind = names[0].partition("_")[0]
+    for path in folder.glob(f"{kind}*.png"):
+        if path.stem not in names:
+            path.unlink()

@@ -18,7 +18,6 @@ from src.data.picture import Decoded, Treatment
 from src.exploration.writing import distinct
 from src.system.errors import UserError
 from src.system.files import readable
-from src.system.seeds import stream
 
 log = logging.getLogger(__name__)
 
@@ -86,8 +85,7 @@ def read(where: str | list[str], datamodule: ImageDataModule, invert: bool = Fal
     for note in found.notes:
         log.info("images: %s", note)
     pixels = torch.stack([levels[i] for i in sorted(levels)])
-    with stream(datamodule.seed, "pictures"):
-        x = datamodule.scale(pixels)
+    x = datamodule.scale_alone(pixels, datamodule.seed)
     return Pictures([readable(files[i]) for i in sorted(levels)], pixels, x, _folder(places, invert), invert)
 
 

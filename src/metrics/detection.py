@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 
 DRAWS = 1_000
-AT_ONCE = 2**22  # weights that a bootstrap holds
+AT_ONCE = 2**20  # weights that a bootstrap holds
 
-Statistic = Callable[[np.ndarray], np.ndarray]  # weights [..., N] to values [...]
+Statistic = Callable[[np.ndarray], np.ndarray]  # weights [..., N] to values [...], or [..., S] of several statistics
 
 
 class Interval(NamedTuple):
@@ -25,6 +25,25 @@ class Interval(NamedTuple):
     def __str__(self) -> str:
         value, low, high = (round(one, 3) + 0.0 for one in self)  # no -0.000
         return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+class Bootstrap(NamedTuple):
+    """Statistics of images, and of images of resampled groups."""
+
+    value: np.ndarray  # [...]
+    drawn: np.ndarray  # [draws, ...]
+
+    def interval(self, level: float = 0.05) -> Interval:
+        """Return a single statistic with its percentile interval, which misses at this level.
+
+        Draws where the statistic is not a number, as they lack a class, are left out.
+        """
+        low, high = np.nanquantile(self.drawn, [level / 2, 1 - level / 2])
+        return Interval(float(self.value), float(low), float(high))
+
+    def of(self, statistic: Callable[[np.ndarray], np.ndarray]) -> "Bootstrap":
+        """Return what is computed of the statistics, such as the difference of two: of value and draws alike."""
+        return Bootstrap(statistic(self.value), statistic(self.drawn))
 
 
 def auroc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray | float = 1.0) -> np.ndarray:
@@ -66,10 +85,14 @@ def share_above(
 
 
 def interval(statistic: Statistic, groups: Sequence[Hashable], draws: int = DRAWS, seed: int = 0) -> Interval:
-    """Return a statistic of N images and its 95 % percentile interval over resampled groups.
+    """Return a statistic of N images and its 95 % percentile interval over resampled groups, by :func:`bootstrap`."""
+    return bootstrap(statistic, groups, draws, seed).interval()
 
-    Images of one group (a patient's) are drawn together, so the interval is that of another sample of patients. Draws
-    where the statistic is not a number, as they lack a class, are left out.
+
+def bootstrap(statistic: Statistic, groups: Sequence[Hashable], draws: int = DRAWS, seed: int = 0) -> Bootstrap:
+    """Return a statistic of N images, and of images of resampled groups.
+
+    Images of one group (a patient's) are drawn together, so an interval is that of another sample of patients.
 
     Args:
         statistic: of weights ``[..., N]``.
@@ -85,8 +108,7 @@ def interval(statistic: Statistic, groups: Sequence[Hashable], draws: int = DRAW
     for start in range(0, draws, step):
         drawn = rng.multinomial(count, np.full(count, 1 / count), size=min(step, draws - start))
         values.append(statistic(drawn[:, of].astype(float)))
-    low, high = np.nanquantile(np.concatenate(values), [0.025, 0.975])
-    return Interval(float(statistic(np.ones(len(of)))), float(low), float(high))
+    return Bootstrap(np.asarray(statistic(np.ones(len(of)))), np.concatenate(values))
 
 
 def _by_score(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:

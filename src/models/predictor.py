@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
 from src.data.base import ImageDataModule, Split
 from src.data.batches import Batch
@@ -218,11 +219,16 @@ class Predictor:
         return self._mixtures[components]
 
     @torch.no_grad()
-    def decode(self, *z: Tensor) -> Iterator[Tensor]:
-        """Decode codes ``[N, D]`` of each group: yield the means of p(x|z) in batches ``[B, C, H, W]``, on the CPU."""
+    def likelihoods(self, *z: Tensor) -> Iterator[Distribution]:
+        """Decode codes ``[N, D]`` of each group: yield p(x|z) in batches that fit into memory, on the device."""
         at_once = min(self.batch_size, fitting(self.model.decoder, z[-1][:1].to(self.device)))
         for parts in zip(*(group.split(at_once) for group in z), strict=True):
-            yield self.model.decode(*(part.to(self.device) for part in parts)).mean.cpu()
+            yield self.model.decode(*(part.to(self.device) for part in parts))
+
+    def decode(self, *z: Tensor) -> Iterator[Tensor]:
+        """Decode codes ``[N, D]`` of each group: yield the means of p(x|z) in batches ``[B, C, H, W]``, on the CPU."""
+        for likelihood in self.likelihoods(*z):
+            yield likelihood.mean.cpu()
 
     @torch.no_grad()
     def reconstruct(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:

@@ -63,6 +63,12 @@ def refuse_links_out(folder: Path, parts: Iterable[str]) -> None:
                 raise UserError(f"{folder} holds more than {MOST_FILES:,} files: it is none that a run has left")
 
 
+def refuse_inside(folder: Path, images: str | Path, key: str) -> None:
+    """Raise a UserError if ``folder=``, to be written into, lies in a folder of images, which a key names."""
+    if folder.expanduser().resolve().is_relative_to(Path(images).expanduser().resolve()):
+        raise UserError(f"folder={readable(folder)} lies in {key}, where nothing is written: give another folder=")
+
+
 def remove_unfinished(folder: Path) -> None:
     """Remove the temporary files of killed processes from a folder that no other process writes to."""
     for path in folder.glob(f".*{UNFINISHED}"):

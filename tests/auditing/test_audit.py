@@ -13,6 +13,7 @@ from sklearn.metrics import roc_auc_score
 
 from src.auditing import alike, audit, originals
 from src.system.errors import UserError
+from src.system.files import refuse_inside
 from tests.helpers import assert_one_line_error, cli, folder_data
 
 SIDE = 64
@@ -178,8 +179,8 @@ def test_bits_colour_and_turned_pictures_of_a_file(tmp_path):
 
 def test_nothing_is_written_below_the_images(tmp_path):
     with pytest.raises(UserError, match="lies in data.root, where nothing is written"):
-        audit.refuse_inside(tmp_path / "films" / "audit", str(tmp_path / "films"), True)
-    audit.refuse_inside(tmp_path / "out", str(tmp_path / "films"), True)
+        refuse_inside(tmp_path / "films" / "audit", tmp_path / "films", "data.root")
+    refuse_inside(tmp_path / "out", tmp_path / "films", "data.root")
 
 
 def test_the_command_finds_faults_and_ends_well_and_arrays_have_no_files(tmp_path):
