@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from src.data.batches import Batch, BatchIndices, StoredImages
+from src.data.batches import Batch, StoredImages, loader
 from src.data.pixels import Pixels
 from src.data.splits import ImagePool, Splits, content_digest, of_classes, split
 from src.data.training_images import TrainingImages
@@ -276,30 +276,13 @@ class ImageDataModule(L.LightningDataModule):
         return self._on_gpu
 
     def _loader(self, part: Split) -> DataLoader:
-        indices = getattr(self.splits, part)
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        if self.batch_size % world_size:
-            raise UserError(
-                f"data.batch_size={self.batch_size} cannot be shared among {world_size} processes: "
-                f"choose a multiple of {world_size}"
-            )
-        if len(indices) < world_size:
-            raise UserError(f"the {part} split has {len(indices)} images for {world_size} processes: use fewer")
-        sampler = BatchIndices(
-            len(indices),
-            self.batch_size,
-            shuffle=part == "train",
-            seed=self.seed,
-            rank=rank,
-            world_size=world_size,
-        )
-        # Its own generator: the loader's seed must not be drawn from the stream that the latent noise comes from.
         images = self.images_for_training()
-        return DataLoader(
-            StoredImages(self.pool, indices, images),
-            sampler=sampler,
-            batch_size=None,
-            generator=torch.Generator().manual_seed(0),
+        return loader(
+            StoredImages(self.pool, getattr(self.splits, part), images),
+            part,
+            self.batch_size,
+            self.seed,
+            (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1),
             pin_memory=self._device.type == "cuda" and not images.is_cuda,
         )
 

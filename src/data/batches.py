@@ -5,9 +5,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from src.data.splits import ImagePool
+from src.system.errors import UserError
 from src.system.seeds import derive_seed
 
 
@@ -89,3 +90,39 @@ class BatchIndices(Sampler[Tensor]):
     def __len__(self) -> int:
         last = self.num_images - self.starts[-1]  # images in the last evaluation batch, perhaps fewer than processes
         return len(self.starts) - int(not self.shuffle and last <= self.rank)
+
+
+def loader(
+    stored: StoredImages, part: str, batch_size: int, seed: int, share: tuple[int, int], pin_memory: bool
+) -> DataLoader:
+    """Return the batches of a split for one process; those of the training split are shuffled.
+
+    Args:
+        stored: the images of the split.
+        part: its name.
+        batch_size: images of all processes together.
+        seed: decides the order.
+        share: number of this process, and how many there are.
+        pin_memory: whether batches are copied to a GPU.
+
+    Raises:
+        UserError: images or batches cannot be shared among so many processes.
+    """
+    rank, world_size = share
+    if batch_size % world_size:
+        raise UserError(
+            f"data.batch_size={batch_size} cannot be shared among {world_size} processes: choose a multiple of "
+            f"{world_size}"
+        )
+    if len(stored) < world_size:
+        raise UserError(f"the {part} split has {len(stored)} images for {world_size} processes: use fewer")
+    return DataLoader(
+        stored,
+        sampler=BatchIndices(
+            len(stored), batch_size, shuffle=part == "train", seed=seed, rank=rank, world_size=world_size
+        ),
+        batch_size=None,
+        # Its own: the loader's seed must not be drawn from the stream that the latent noise comes from.
+        generator=torch.Generator().manual_seed(0),
+        pin_memory=pin_memory,
+    )
