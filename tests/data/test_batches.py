@@ -56,7 +56,8 @@ def test_a_split_smaller_than_a_batch_is_one_batch():
 
 def test_a_batch_that_processes_cannot_share_is_refused():
     datamodule = data("data=digits", "data.batch_size=33")
-    datamodule.trainer = SimpleNamespace(global_rank=1, world_size=2)
+    cpu = SimpleNamespace(root_device=torch.device("cpu"))
+    datamodule.trainer = SimpleNamespace(global_rank=1, world_size=2, strategy=cpu)
     with pytest.raises(UserError, match="choose a multiple of 2"):
         datamodule.train_dataloader()
 
