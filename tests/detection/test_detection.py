@@ -17,10 +17,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from src.detection import pictures, results
 from src.detection.detector import Detector, Judged, joined, normal_classes, p_values, threshold
 from src.detection.distances import CrossFitted, Mahalanobis, Neighbours, Unexplained
-from src.detection.judging import Panel
+from src.detection.judging import Panel, folder_of
 from src.detection.truth import Truth, truth
 from src.metrics.detection import Interval
 from src.models.predictor import Predictor
+from src.runs.load import load_run
 from src.system.errors import UserError
 from tests.helpers import PLAIN, assert_one_line_error, built, cli, fit
 
@@ -314,12 +315,12 @@ def test_the_areas_are_those_of_scikit_learn_and_a_verdict_has_to_beat_every_bas
 
 def test_of_many_scores_that_know_nothing_more_hardly_any_is_called_better():
     named = 0
-    for seed in range(20):
-        rng, abnormal = np.random.default_rng(seed), np.arange(200) % 2 == 1
-        scores = {f"{number}": rng.normal(size=200) + abnormal for number in range(10)}
-        found = judged_by(scores, {"one": rng.normal(size=200) + abnormal}, abnormal)
+    for seed in range(10):
+        rng, abnormal = np.random.default_rng(seed), np.arange(100) % 2 == 1
+        scores = {f"{number}": rng.normal(size=100) + abnormal for number in range(10)}
+        found = judged_by(scores, {"one": rng.normal(size=100) + abnormal}, abnormal)
         named += len(found.comparison.better) > 0
-    assert named <= 3
+    assert named <= 2
 
 
 def test_one_patient_of_a_side_makes_nothing_sure():
@@ -416,28 +417,31 @@ def test_the_command_judges_test_images_and_own_pictures(run, scenes, tmp_path):
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize(
-    ("words", "line"),
-    [
-        (["run=[RUN,RUN]"], "several runs have no common folder: say where to write, such as folder="),
-        (["run=[RUN,RUN]", "folder=OUT"], "a run is given twice: it would count twice"),
-        (["run=RUN", "normal=[sick]"], "choose from ill, well"),
-        (["run=RUN", "folder=SCENES/train/well"], "lies in data.root, where nothing is written"),
-        (["run=RUN", "folder=OWN", "images=OWN"], "lies in images=, where nothing is written"),
-        (["run=RUN", "folder=OWN/a.png"], "cannot be written to: give another folder="),
-        (["run=RUN", "folder=OTHER"], "holds another run: give another folder="),
-    ],
-)
-def test_mistakes_are_answered_before_anything_is_judged(words, line, run, scenes, tmp_path):
+def test_a_folder_that_cannot_be_written_to_is_refused_before_anything_is_judged(run, scenes, tmp_path):
+    loaded = load_run(run, cache_dir=f"{run.parent}/cache")
     own, other = tmp_path / "own", tmp_path / "other" / ".hydra"
     own.mkdir()
     other.mkdir(parents=True)
     (other / "config.yaml").touch()
-    shutil.copy(next((scenes / "test" / "well").iterdir()), own / "a.png")
-    places = {"RUN": run, "OUT": tmp_path / "out", "SCENES": scenes, "OWN": own, "OTHER": other.parent}
-    for name, place in places.items():
-        words = [word.replace(name, str(place)) for word in words]
-    before = sorted(tmp_path.rglob("*"))
-    done = cli(*words, f"cache_dir={run.parent}/cache", module="src.detect")
-    assert_one_line_error(done, line)
-    assert sorted(tmp_path.rglob("*")) == before
+    (own / "a.png").touch()
+    for given, pictures_of, line in (
+        (f"{scenes}/train/well", None, "lies in data.root, where nothing is written"),
+        (f"{own}/results", [str(own)], "lies in images=, where nothing is written"),
+        (f"{own}/a.png", None, "cannot be written to: give another folder="),
+        (str(other.parent), None, "holds another run: give another folder="),
+    ):
+        with pytest.raises(UserError, match=line):
+            folder_of(given, [loaded], pictures_of)
+    assert folder_of(None, [loaded], str(own)).resolve() == run
+    assert folder_of(f"{tmp_path}/new/results", [loaded, loaded], None) == tmp_path / "new" / "results"
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(UserError, match="several runs have no common folder: say where to write, such as folder="):
+        folder_of(None, [loaded, loaded], None)
+
+
+def test_mistakes_are_one_line(run, tmp_path):
+    where = (f"cache_dir={run.parent}/cache", f"folder={tmp_path}/out")
+    done = cli(f"run=[{run},{run}]", *where, module="src.detect")
+    assert_one_line_error(done, "a run is given twice: it would count twice")
+    assert_one_line_error(cli(f"run={run}", "normal=[sick]", *where, module="src.detect"), "choose from ill, well")
+    assert not (tmp_path / "out").exists()
