@@ -9,10 +9,12 @@ if not __package__:  # started as a file, it does not find the project
     raise SystemExit(f"error: type python -m src.detect in {__file__.rpartition('src')[0]}")
 
 import logging
+from pathlib import Path
 
 from omegaconf import DictConfig
 
 from src.system.cli import announce, command
+from src.system.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +23,10 @@ log = logging.getLogger(__name__)
 def main(cfg: DictConfig) -> None:
     """Judge images by one run, or by several together."""
     runs = [cfg.run] if isinstance(cfg.run, str) else [*cfg.run]
+    if len({Path(run).resolve() for run in runs}) < len(runs):
+        raise UserError("a run is given twice: it would count twice")
+    if len(runs) > 1 and cfg.folder is None:
+        raise UserError("several runs have no common folder: say where to write, such as folder=outputs/detection")
     announce(f"detecting by {', '.join(map(str, runs))}")
     from src.detection import judging
     from src.runs.reader import open_run

@@ -66,7 +66,9 @@ def draw_features(evidence: Evidence, found: Sequence[Shortcut], features: Mappi
     panels = figure.subplots(rows, columns, squeeze=False).flat
     labels = evidence.pool.labels.numpy()
     for shortcut, axes in zip(shown, panels, strict=False):  # in this order: the panels that are left stay in `panels`
-        values = features[shortcut.feature]
+        first = next(iter(shortcut.areas))
+        part = evidence.sides == "test" if first == "test" else np.isin(evidence.sides, ("train", "val"))
+        values = np.where(part, features[shortcut.feature], np.nan)
         low, high = np.nanquantile(values, [0.002, 0.998])
         edges = np.linspace(low, high if high > low else low + 1, BINS + 1)
         told = [name for name in (shortcut.negative, shortcut.positive) if name in evidence.pool.classes]
@@ -78,7 +80,6 @@ def draw_features(evidence: Evidence, found: Sequence[Shortcut], features: Mappi
             weights = np.full(len(of), 1 / max(len(of), 1))
             *_, patches = axes.hist(of.clip(low, high), edges, weights=weights, histtype="step", color=colour, lw=1.5)
             handles.append(patches[0])
-        first = next(iter(shortcut.areas))
         axes.set_title(f"{shortcut.feature}: {shortcut.area.value:.2f} ({first})", fontsize=10)
         axes.set_ylabel("share of the class", fontsize=8)
         axes.tick_params(labelsize=8)

@@ -24,6 +24,7 @@ ENDINGS = (".dcm", ".dicom")
 DIRECTORY = "DICOMDIR"  # a list of the files on a disk: it begins as they do and holds no picture
 START, MARK = 128, b"DICM"  # where a DICOM file has this mark
 DECODERS = ("pydicom", "pylibjpeg", "libjpeg", "openjpeg", "gdcm", "jpeg_ls")  # modules that pydicom decodes with
+BYTE = 8  # bits
 TABLE_BITS = 16  # up to so many, all values that can be stored are looked up in one table
 GREY = ("MONOCHROME1", "MONOCHROME2")
 NEEDED = ("Rows", "Columns", "BitsStored", "PixelRepresentation", "PhotometricInterpretation")
@@ -147,14 +148,18 @@ def _shown(stored: np.ndarray, dataset: "Dataset") -> tuple[np.ndarray, bool]:
     last = first + 2**bits - 1
     by_table = bits <= TABLE_BITS
     values = np.arange(first, last + 1) if by_table else stored.astype(np.int64)
-    values = apply_modality_lut(values, dataset)
     low, high = _ends(first, last, dataset)
+    for lut in (dataset.get("ModalityLUTSequence") or [])[:1]:  # pydicom knows types of 8 and of 16 bits alone
+        lut.LUTDescriptor = [*lut.LUTDescriptor[:2], BYTE if int(lut.LUTDescriptor[2]) == BYTE else 2 * BYTE]
+    values = apply_modality_lut(values, dataset)
     lut = next(iter(dataset.get("VOILUTSequence") or []), None)
     if lut is not None and None not in (lut.get("LUTDescriptor"), lut.get("LUTData")):
         windowed, low, high = True, 0, 2 ** int(lut.LUTDescriptor[2]) - 1
         # apply_voi counts its entries in the type of their content: of 4,096 entries of 8 bits it finds 256.
         lut.LUTDescriptor = [*lut.LUTDescriptor[:2], max(10, int(lut.LUTDescriptor[2]))]
-        values = apply_voi_lut(np.round(values).astype(np.int64), dataset)
+        # It subtracts the first value in 16 bits, which wraps what lies beyond the table.
+        start, count = int(lut.LUTDescriptor[1]), int(lut.LUTDescriptor[0]) or 2**16
+        values = apply_voi_lut(np.round(values).astype(np.int64).clip(start, start + count - 1), dataset)
     elif None not in (dataset.get("WindowCenter"), dataset.get("WindowWidth")):
         windowed, values = True, apply_voi_lut(values, dataset)
     else:
@@ -188,7 +193,7 @@ def _colour(stored: np.ndarray, dataset: "Dataset") -> np.ndarray:
     top = 2 ** int(dataset.BitsStored) - 1
     if dataset.PhotometricInterpretation == "PALETTE COLOR":
         stored = apply_color_lut(stored, dataset)[..., :3]
-        top = 65535 if stored.max() > 255 else 255
+        top = np.iinfo(stored.dtype).max
     if stored.ndim != 3:
         kind = dataset.PhotometricInterpretation
         raise Bad(f"its values are {kind}, neither grey nor colour. Save it as a grey picture")

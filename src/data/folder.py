@@ -1,6 +1,7 @@
 """Folders of image files: class folders, a flat folder, or either below published splits."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from src.system.keys import require
 from src.system.places import no_folder
 from src.system.signals import time_limit
 
+FEW_PATIENTS, LARGE_SHARE = 3, 0.1  # fewer patients, or a larger share of the files, may be a placeholder's
 NAMED = 3  # undecodable files that the data line names
 PATIENCE = 20.0  # seconds that the regular expression may take for all files
 
@@ -160,7 +162,14 @@ def _patients(files: list[str], patients: Mapping[int, str]) -> tuple[list[str] 
     """
     if not patients:
         return None, []
-    counted = f"{len(set(patients.values())):,} patients by the PatientID of {len(patients):,} of {len(files):,} files"
+    sizes = Counter(patients.values())
+    counted = f"{len(sizes):,} patients by the PatientID of {len(patients):,} of {len(files):,} files"
+    largest = max(sizes.values())
+    if len(sizes) < FEW_PATIENTS or largest > LARGE_SHARE * len(files):
+        counted += (
+            f", one of whom has {largest:,}: if that ID is a placeholder, name patients by data.group_pattern, or each "
+            "file by data.group_pattern='\"(.*)\"'"
+        )
     return [patients.get(i, file) for i, file in enumerate(files)], [counted]
 
 

@@ -9,10 +9,8 @@ from typing import NamedTuple
 from PIL import Image, UnidentifiedImageError
 
 from src.data.bad import Bad
-from src.data.dicom import Dicom, begins_as_dicom, read
+from src.data.dicom import BYTE, Dicom, begins_as_dicom, read
 from src.system.errors import one_line
-
-BYTE = 8  # bits
 
 
 class Opened(NamedTuple):

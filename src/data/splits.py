@@ -61,9 +61,9 @@ class ImagePool:
     def __len__(self) -> int:
         return len(self.images)
 
-    def units(self, index: Tensor) -> list[Hashable]:
-        """Return for images of the pool what they are independent samples of: patients, else different contents."""
-        return [(self.digests if self.groups is None else self.groups)[i] for i in index.tolist()]
+    def units(self, index: Tensor) -> list[int]:
+        """Return for images of the pool the number of what stays together: a patient's images, or identical ones."""
+        return _components(self)[0].of[index.numpy()].tolist()
 
 
 class Splits(NamedTuple):
@@ -164,7 +164,7 @@ def class_numbers(pool: ImagePool, classes: Sequence[str], key: str) -> list[int
     places |= {name: number for number, name in enumerate(pool.classes)}
     if unknown := [name for name in classes if name not in places]:
         raise UserError(f"{wanted}: there is no class {unknown[0]}: choose from {', '.join(pool.classes)}")
-    return [places[name] for name in classes]
+    return [*dict.fromkeys(places[name] for name in classes)]
 
 
 class _Groups(NamedTuple):
@@ -235,7 +235,8 @@ def _carve(candidates: np.ndarray, all_groups: _Groups, fraction: float, seed: i
     taken = order[: np.searchsorted(np.cumsum(sizes[order]), wanted) + 1]
     if len(taken) == len(groups):
         raise UserError(
-            f"cannot carve a {side} split out of {len(candidates)} images in {len(groups)} groups: add images"
+            f"cannot carve a {side} split out of {len(candidates)} images in {len(groups)} groups (identical images, "
+            "or a patient's by data.group_pattern or PatientID): add images, or give another data.group_pattern"
         )
     return candidates[np.isin(members, taken)]
 

@@ -118,7 +118,7 @@ def normal_classes(predictor: Predictor, named: Sequence[str] | None) -> list[in
     pool = module.pool
     trained = sorted(set(pool.labels[module.splits.train].tolist()) - {-1})
     if named is not None:
-        numbers = class_numbers(pool, [*dict.fromkeys(named)], "normal")
+        numbers = class_numbers(pool, named, "normal")
         if strange := [pool.classes[number] for number in numbers if number not in trained]:
             raise UserError(f"normal=[{','.join(named)}]: the run was trained on no image of {strange[0]}")
         return numbers

@@ -1,5 +1,6 @@
 """How far numbers of an image are from those of normal images, by what was fitted to normal ones alone."""
 
+from collections import Counter
 from collections.abc import Hashable, Sequence
 
 import numpy as np
@@ -7,6 +8,8 @@ import torch
 from sklearn.covariance import LedoitWolf
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
+
+from src.system.errors import UserError
 
 NEIGHBOURS = 5
 FOLDS = 5
@@ -74,19 +77,30 @@ class CrossFitted:
     """The Mahalanobis distance by fits that leave a fifth of the normal images out, each in turn.
 
     A distance from a Gaussian that has seen the image is too small. So normal images get that of the fit without them
-    (``held``), others the mean of all fits, which they compare with. Images of one group (a patient's) share a fold;
-    where all are of one group, no fit can leave it out.
+    (``held``), others the mean of all fits, which they compare with. Images of one group (a patient's) share a fold.
 
     Args:
         normal: ``[N, F]``.
-        groups: of each image, ``[N]``.
+        groups: of each image, ``[N]``; at least five, none of which has more than half of the images.
+
+    Raises:
+        UserError: there are too few groups, or one is too large.
     """
 
     def __init__(self, normal: np.ndarray, groups: Sequence[Hashable]) -> None:
-        numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
-        fold = np.array([numbers[group] for group in groups]) % min(FOLDS, len(numbers))
-        folds = range(fold.max() + 1)
-        self._fits = [Mahalanobis(normal[fold != k] if len(folds) > 1 else normal) for k in folds]
+        sizes = Counter(groups)
+        if len(sizes) < FOLDS or 2 * max(sizes.values()) > len(normal):
+            raise UserError(
+                f"the {len(normal)} normal validation images are of {len(sizes)} patients, one with "
+                f"{max(sizes.values())}: {FOLDS} are needed, and none with more than half of the images. Train with "
+                "a larger data.val_fraction, or another data.group_pattern"
+            )
+        filled, fold_of = [0] * FOLDS, {}
+        for group, size in sizes.most_common():  # the largest first, into the emptiest fold
+            fold_of[group] = int(np.argmin(filled))
+            filled[fold_of[group]] += size
+        fold = np.array([fold_of[group] for group in groups])
+        self._fits = [Mahalanobis(normal[fold != k]) for k in range(FOLDS)]
         self.held = np.choose(fold, [fit(normal) for fit in self._fits])
 
     def __call__(self, values: np.ndarray) -> np.ndarray:

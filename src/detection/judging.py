@@ -78,7 +78,7 @@ class Outcome:
 
 
 def folder_of(given: str | None, runs: Sequence[LoadedRun], own: str | Sequence[str] | None) -> Path:
-    """Return the folder to write to, the one given, else that of the run, after a look whether that can be.
+    """Return the folder to write to, the one given, else that of the single run, after a look whether that can be.
 
     Args:
         given: ``folder=``.
@@ -86,10 +86,8 @@ def folder_of(given: str | None, runs: Sequence[LoadedRun], own: str | Sequence[
         own: ``images=``.
 
     Raises:
-        UserError: there are several runs and no folder, or it holds images or another run, or cannot be written to.
+        UserError: it holds images or another run, or cannot be written to.
     """
-    if given is None and len(runs) > 1:
-        raise UserError("several runs have no common folder: say where to write, such as folder=outputs/detection")
     folder = runs[0].folder.path if given is None else Path(given).expanduser()
     if given is not None:
         for run in runs:
@@ -116,14 +114,11 @@ class Panel:
         samples: of each posterior, for costs.
 
     Raises:
-        UserError: the runs have other images or normal classes than the first, a run is given twice, or there are too
-            few images.
+        UserError: the runs have other images, squares or normal classes than the first, or there are too few images.
     """
 
     def __init__(self, predictors: Sequence[Predictor], normal: Sequence[str] | None, samples: int) -> None:
         named = None if normal is None else [str(name) for name in normal]
-        if len(predictors) > len({one.checkpoint or id(one) for one in predictors}):
-            raise UserError("a run is given twice: it would count twice")
         self.normal = normal_classes(predictors[0], named)
         if any(normal_classes(other, named) != self.normal for other in predictors[1:]):
             raise UserError("the runs were trained on different classes: say which are normal, normal=[...]")
@@ -198,10 +193,11 @@ class Panel:
         if hint := look_like_negatives(self.finest.predictor, shown):
             log.warning(hint)
         table = self._table(shown.names, judged, self.finest.baselines(shown.levels))
+        table.insert(1, "inverted", invert)
         order = [int(i) for i in np.argsort(-judged.verdict, kind="stable")]
         captions = self._captions(judged, shown.captions, [""] * len(order))
         figures = {
-            page: pictures.heatmaps({"": order[here]}, shown.levels, judged, self._hottest, captions)
+            page: pictures.heatmaps({"": order[here]}, shown.levels, judged, self._hottest, captions, shown.remark)
             for page, here in shown.pages("heatmaps")
         }
         width = max(len(shown.names[i]) for i in order[:SHOWN])
@@ -210,19 +206,23 @@ class Panel:
             f"{'  unlike normal images' if judged.verdict[i] > self.threshold else ''}"
             for i in order[:SHOWN]
         ]
+        held = len(self.finest.held)
+        least = 1 / (1 + held)
         more = f"; the {SHOWN} highest of {len(shown.names):,}" if len(shown.names) > SHOWN else ""
         said = [
             self.about,
-            f"p: the share of normal images that score as high, 0.05 at the threshold of {self.threshold:.2f}{more}",
+            f"p: the share of normal images that score as high, at least {least:.3f} as there are {held:,}; above the "
+            f"threshold of {self.threshold:.2f} at most 0.05{more}",
             *lines,
             results.NOT_A_DIAGNOSIS,
         ]
-        return Outcome("\n".join(said), table, figures, self._record, Path("pictures", shown.folder))
+        record = {**self._record, "inverted": invert}
+        return Outcome("\n".join(said), table, figures, record, Path("pictures", shown.folder))
 
     @property
     def _hottest(self) -> float:
         """Heat of the hottest place of a normal validation image at the threshold."""
-        return min(threshold(self.validation.heat.max((1, 2))), float(self.validation.heat.max()))
+        return threshold(self.validation.heat.max((1, 2)))
 
     def _table(self, names: Sequence[str], judged: Judged, bare: Mapping[str, np.ndarray]) -> pd.DataFrame:
         columns = {"file": names, VERDICT: judged.verdict, "p_value": p_values(judged.verdict, self.validation.verdict)}
@@ -253,3 +253,8 @@ def _check_alike(first: Detector, other: Detector) -> None:
         )
         if a != b:
             raise UserError(f"the runs have different {part} images: give runs of the same data and splits")
+    fits = [one.predictor.datamodule.pool.treatment.get("fit", "stretch") for one in (first, other)]
+    if len({*fits}) > 1:
+        raise UserError(
+            f"the runs make other squares of pictures, data.fit={' and '.join(fits)}: give runs of one kind"
+        )

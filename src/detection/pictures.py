@@ -32,8 +32,7 @@ def roc(columns: dict[str, np.ndarray], truth: Truth, found: Result) -> Figure:
     figure = Figure(figsize=(7.5, 6), layout="constrained")
     axes = figure.subplots()
     known = truth.known
-    sides = ([r for r in found.rows if r.needs_model][: CURVES + 1], [r for r in found.rows if not r.needs_model])
-    for rows, style in zip((sides[0], sides[1][:CURVES]), ("-", "--"), strict=True):
+    for rows, style in ((found.of_model[: CURVES + 1], "-"), (found.baselines[:CURVES], "--")):
         for number, row in enumerate(rows):
             false, true, _ = roc_curve(truth.abnormal[known], columns[row.name][known])
             colour = "black" if row.name == VERDICT else CLASS_COLOURS[(2 * number + (style == "--")) % 9]
@@ -52,8 +51,7 @@ def roc(columns: dict[str, np.ndarray], truth: Truth, found: Result) -> Figure:
 
 def histograms(columns: dict[str, np.ndarray], held: dict[str, np.ndarray], truth: Truth, found: Result) -> Figure:
     """Draw the distributions of the verdict, the best scores and the best baselines, with the thresholds."""
-    model, bare = ([row for row in found.rows if row.needs_model is side] for side in (True, False))
-    shown = [*model[: PANELS // 2], *bare[: PANELS // 2]]
+    shown = [*found.of_model[: PANELS // 2], *found.baselines[: PANELS // 2]]
     figure = Figure(figsize=(13, 6.6), layout="constrained")
     for row, axes in zip(shown, figure.subplots(2, PANELS // 2).flat, strict=False):
         values, normal = columns[row.name], truth.known & ~truth.abnormal
@@ -76,7 +74,12 @@ def histograms(columns: dict[str, np.ndarray], held: dict[str, np.ndarray], trut
 
 
 def heatmaps(
-    groups: dict[str, Sequence[int]], levels: Tensor, judged: Judged, hottest: float, captions: Sequence[str]
+    groups: dict[str, Sequence[int]],
+    levels: Tensor,
+    judged: Judged,
+    hottest: float,
+    captions: Sequence[str],
+    remark: str = "",
 ) -> Figure:
     """Draw groups of images, each over the places that are unlike those of normal images.
 
@@ -86,6 +89,7 @@ def heatmaps(
         judged: verdicts and heat maps.
         hottest: heat that is drawn full red: of the hottest place of a normal image that is at the threshold.
         captions: ``[N]``.
+        remark: what the title must add after the word for what it shows.
     """
     tables, below = [], []
     for name, some in groups.items():
@@ -95,8 +99,8 @@ def heatmaps(
             tables.append(torch.stack([grids.in_colour(images), overlaid(images, judged.heat[here], hottest)]))
             below.append(["\n".join(filter(None, (name, captions[i]))) for i in here])
     title = (
-        "Where images differ from normal ones. Full red: as hot as the hottest place of one normal validation image in "
-        f"{round(1 / (1 - PASSED))}; yellow: ten times as hot. {NOT_A_DIAGNOSIS}"
+        f"Where images{remark} differ from normal ones. Full red: as hot as the hottest place of one normal validation "
+        f"image in {round(1 / (1 - PASSED))}; yellow: ten times as far beyond the usual. {NOT_A_DIAGNOSIS}"
     )
     return grids.captioned(tables, title, ["image", "heat map"], below)
 
@@ -104,9 +108,10 @@ def heatmaps(
 def overlaid(images: Tensor, heat: np.ndarray, hottest: float) -> Tensor:
     """Lay heat maps ``[N, h, w]`` over images ``[N, C, H, W]`` in [0, 1]: ``[N, 3, H, W]``.
 
-    Up to ``hottest`` red becomes stronger, and from there to ten times that it turns yellow.
+    Up to 1, the usual heat, a place stays grey. From there to ``hottest`` red becomes stronger, and what is ten times
+    as far beyond the usual is yellow.
     """
-    strength = torch.from_numpy(heat / max(hottest, 1e-12)).float()[:, None]
+    strength = torch.from_numpy((heat - 1) / max(hottest - 1, 1e-6)).float()[:, None]
     strength = interpolate(strength, images.shape[-2:], mode="bilinear", align_corners=False).clamp_min(0)
     yellow = strength.clamp_min(1).log10().clamp_max(1)
     colour = torch.cat([torch.ones_like(yellow), 0.1 + 0.8 * yellow, torch.zeros_like(yellow)], 1)
@@ -115,17 +120,17 @@ def overlaid(images: Tensor, heat: np.ndarray, hottest: float) -> Tensor:
 
 
 def chosen(judged: Judged, truth: Truth, limit: float, count: int = COLUMNS) -> dict[str, list[int]]:
-    """Choose images to show: the highest verdicts, then those in the middle, then abnormal ones that pass as normal.
+    """Choose images to show: the highest verdicts, those in the middle, and abnormal ones that pass as normal.
 
-    Without labels the lowest verdicts take the place of the latter. None is shown twice.
+    Without labels the last are the lowest verdicts. No image is shown twice.
     """
     order = [int(i) for i in np.argsort(-judged.verdict, kind="stable")]
-    labelled = truth.abnormal.any()
-    passed = [i for i in reversed(order) if not labelled or (truth.abnormal[i] and judged.verdict[i] <= limit)]
-    groups = {"highest": order[:count], "missed" if labelled else "lowest": passed[:count]}
-    left = [i for i in order if not any(i in some for some in groups.values())]
+    highest, rest = order[:count], order[count:][::-1]
+    if truth.abnormal.any():
+        name, last = "missed", [i for i in rest if truth.abnormal[i] and judged.verdict[i] <= limit][:count]
+    else:
+        name, last = "lowest", rest[:count]
+    left = [i for i in order if i not in {*highest, *last}]
     start = max(0, (len(left) - count) // 2)
-    name, last = groups.popitem()
-    last = [i for i in last if i not in groups["highest"]]
-    groups |= {"middle": left[start : start + count], name: last}
+    groups = {"highest": highest, "middle": left[start : start + count], name: last}
     return {group: some for group, some in groups.items() if some}

@@ -7,12 +7,12 @@ import numpy as np
 
 from src.detection.detector import PASSED, VERDICT, Judged, threshold
 from src.detection.truth import Truth
-from src.metrics.detection import Bootstrap, Interval, auprc, auroc, bootstrap, share_above
+from src.metrics.detection import DRAWS, Bootstrap, Interval, auprc, auroc, bootstrap, share_above
 
 FEWEST = 2  # images of a side or a kind, below which there is no figure
 FEWEST_UNITS = 5  # patients of a side, below which a bootstrap knows nothing of others
 LEVEL = 0.05  # of intervals
-MANY, DRAWS, FEW_DRAWS = 5_000, 1_000, 400  # resamplings; from so many images on there are fewer
+MANY, FEW_DRAWS = 5_000, 400  # from so many images on there are fewer resamplings
 NOT_A_DIAGNOSIS = "Not for diagnosis: a score says how unlike the normal training images a picture is, not why."
 
 
@@ -44,6 +44,16 @@ class Result(NamedTuple):
     comparison: Comparison
     normal: tuple[int, int]  # images and patients
     abnormal: tuple[int, int]
+
+    @property
+    def of_model(self) -> list[Row]:
+        """The verdict, then the scores of the model."""
+        return [row for row in self.rows if row.needs_model]
+
+    @property
+    def baselines(self) -> list[Row]:
+        """What needs no model."""
+        return [row for row in self.rows if not row.needs_model]
 
 
 def result(
@@ -107,8 +117,7 @@ def result(
         )
         for number, (name, here) in enumerate(kinds.items())
     }
-    with_model = [number for number, row in enumerate(rows) if row.needs_model]
-    comparison = _comparison(rows, drawn.of(lambda values: values[..., : 4 * len(scores) : 4]), with_model, enough)
+    comparison = _comparison(rows, drawn.of(lambda values: values[..., : 4 * len(scores) : 4]), enough)
     of_model, bare = ([row for row in rows if row.needs_model is side] for side in (True, False))
     rows = [of_model[0], *_by_auroc(of_model[1:]), *_by_auroc(bare)]
     return Result(rows, by_kind, comparison, *sides)
@@ -124,16 +133,15 @@ def _shift(normal: np.ndarray, held: np.ndarray) -> float:
     return float(auroc(both, np.arange(len(both)) < len(normal)))
 
 
-def _comparison(rows: Sequence[Row], areas: Bootstrap, with_model: Sequence[int], enough: bool) -> Comparison:
+def _comparison(rows: Sequence[Row], areas: Bootstrap, enough: bool) -> Comparison:
     """Compare scores of the model with the best baseline of each resampling.
 
     Args:
         rows: of all scores, the verdict first.
         areas: AUROCs ``[..., S]`` of the rows.
-        with_model: which of these need the model.
         enough: whether there are enough patients for an interval.
     """
-    bare = [number for number, row in enumerate(rows) if not row.needs_model]
+    with_model, bare = ([n for n, row in enumerate(rows) if row.needs_model is side] for side in (True, False))
 
     def ahead(number: int, level: float) -> Interval:
         found = areas.of(lambda values: values[..., number] - values[..., bare].max(-1)).interval(level)
@@ -171,13 +179,12 @@ def words(found: Result, over: str) -> str:
     lines = [f"{normal:,} normal and {other:,} other images{counts}; intervals over {over}", head]
     if min(of_normal, of_other) < FEWEST_UNITS:
         lines[0] += ", too few on one side: nothing is sure, [0, 1]"
-    for needs_model, title in ((True, "the model"), (False, "without a model")):
+    for title, rows in (("the model", found.of_model), ("without a model", found.baselines)):
         lines.append(f" {title}")
         lines += [
             f"  {row.name:<{width}}{row.auroc!s:<22}{row.auprc!s:<22}{row.sensitivity.value:>11.2f}  "
             f"{row.specificity.value:>11.2f}  {row.shift:>5.2f}"
-            for row in found.rows
-            if row.needs_model is needs_model
+            for row in rows
         ]
     if found.kinds:
         lines.append(" the verdict by kind")
@@ -198,9 +205,9 @@ def sentences(found: Result) -> list[str]:
     else:
         lines = [f"The verdict is not surely better than {best.name!r}, which needs no model ({beside})."]
     singles = [name for name in comparison.better if name != VERDICT]
-    if not comparison.better:
+    if not comparison.better and difference.low <= 0:
         lines.append("No score of this model surely beats all baselines.")
-    elif singles and difference.low <= 0:
+    elif singles:
         lines.append(
             f"Single scores that beat them all here: {', '.join(singles)}; to choose one takes labels of other images."
         )

@@ -97,13 +97,13 @@ def _overrides(words: Sequence[str]) -> list[str]:
 
 
 def _unreadable(override: str, folder: Path, config: str) -> str:
-    key, equals, value = override.partition("=")
+    (key, equals, value), shown = override.partition("="), repr(override).replace(r"\\", "\\")
     if not equals or not key:
         named = next((name for name in MEANT if name in KEYS[config]), None)
         if named is not None and (os.sep in override or Path(override).exists()):
-            return f"cannot read {override!r}: write {named}={override}"
-        return f"cannot read {override!r}: write key=value{_such_as(override, folder)}"
-    return f"cannot read {override!r}: {_what_is_wrong(key, value)}"
+            return f"cannot read {shown}: write {named}={override}"
+        return f"cannot read {shown}: write key=value{_such_as(override, folder)}"
+    return f"cannot read {shown}: {_what_is_wrong(key, value)}"
 
 
 def _what_is_wrong(key: str, value: str) -> str:
@@ -111,7 +111,7 @@ def _what_is_wrong(key: str, value: str) -> str:
     doubts = {
         "leave out the spaces around =": key != key.strip(),
         f"{key} cannot be the name of a key": not re.fullmatch(r"[+~]{0,2}[\w$]+([./@:-][\w$]+)*", key),
-        "its quotes do not match": re.search("['\"\\\\]", value),
+        "its quotes do not match": re.search("['\"]", value),
         "its brackets do not match": any(value.count(left) != value.count(right) for left, right in ("()", "[]", "{}")),
         f"{sweep and sweep[1]}() does not take that": sweep,
     }

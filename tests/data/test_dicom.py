@@ -101,6 +101,32 @@ def test_a_modality_lut_is_applied_first(tmp_path):
     assert np.abs(shown(save(made, tmp_path / "a.dcm")) - 255 * SCENE**2).max() <= 2.01
 
 
+@pytest.mark.parametrize("bits", [8, 12, 16])
+def test_a_modality_lut_may_have_any_number_of_bits(bits, tmp_path):
+    """pydicom knows no type of 12 bits."""
+    made = dataset(SCENE * 255, 8)
+    made.ModalityLUTSequence = lut((np.arange(256) / 255) ** 2 * (2**bits - 1), 0, bits)
+    made.ModalityLUTSequence[0].ModalityLUTType = "OD"
+    assert np.abs(shown(save(made, tmp_path / "a.dcm")) - 255 * SCENE**2).max() <= 2.01
+
+
+def test_what_lies_beyond_a_voi_lut_has_its_last_entry(tmp_path):
+    """pydicom counts in 16 bits, where rescaled values of 16 bits wrap."""
+    made = dataset(SCENE * 65535, 16, RescaleSlope=2, RescaleIntercept=0)
+    made.VOILUTSequence = lut(np.arange(4096) * 16, 0, 16)
+    expected = (2 * 65535 * SCENE).clip(0, 4095) * 16 / 65535 * 255
+    assert np.abs(shown(save(made, tmp_path / "a.dcm")) - expected).max() <= 1.2
+
+
+def test_a_dark_picture_of_a_palette_stays_dark(tmp_path):
+    made = dataset(SCENE * 255, 8, photometric="PALETTE COLOR")
+    for colour in ("Red", "Green", "Blue"):
+        setattr(made, f"{colour}PaletteColorLookupTableDescriptor", [256, 0, 16])
+        table = (np.arange(256)).astype("<u2").tobytes()  # of 65,535
+        setattr(made, f"{colour}PaletteColorLookupTableData", table)
+    assert shown(save(made, tmp_path / "a.dcm")).max() <= 1
+
+
 def test_colours(tmp_path):
     colours = np.dstack([SCENE, 1 - SCENE, np.zeros_like(SCENE)]) * 255
     path = save(dataset(colours, 8, photometric="RGB"), tmp_path / "a.dcm")
@@ -256,6 +282,20 @@ def test_a_patient_stays_in_one_split_and_in_the_cache_as_a_hash(tmp_path):
     written = b"".join(path.read_bytes() for path in (tmp_path / "cache").rglob("*") if path.is_file())
     assert module.pool.groups[0].encode() in written
     assert not any(secret in written for secret in (NUMBER.encode(), NAME.encode(), b"19700131"))
+
+
+def test_a_placeholder_for_all_patients_is_named(tmp_path):
+    root = of_patients(tmp_path / "films", dict.fromkeys(range(20), "ANONYMOUS"))
+    with pytest.raises(
+        UserError, match=r"20 images in 1 groups .*PatientID\): add images, or give another data.group_p"
+    ):
+        _ = films(root, tmp_path).splits
+    some = of_patients(tmp_path / "some", {i: "ANONYMOUS" if i < 8 else f"P{i}" for i in range(30)})
+    said = (
+        "23 patients by the PatientID of 30 of 30 files, one of whom has 8: if that ID is a placeholder, name patients"
+    )
+    assert said in describe_data(films(some, tmp_path))
+    assert "placeholder" not in describe_data(films(some, tmp_path, 'data.group_pattern="(.*)"'))
 
 
 def test_a_pattern_decides_in_place_of_the_patient(tmp_path):

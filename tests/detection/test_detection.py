@@ -192,8 +192,11 @@ def test_normal_images_and_others_are_held_against_fits_that_have_not_seen_them(
     twice = CrossFitted(np.concatenate([normal, normal]), [*range(40), *range(40)])
     np.testing.assert_allclose(twice.held[:40], twice.held[40:])
     assert twice.held.mean() > 0.85 * twice(fresh).mean()
-    of_one = CrossFitted(normal, ["a patient"] * 40)  # whom no fit can leave out
-    np.testing.assert_allclose(of_one.held, Mahalanobis(normal)(normal))
+    sizes = CrossFitted(normal, [*["large"] * 20, *range(20)])  # a large patient has a fold of its own
+    np.testing.assert_allclose(sizes.held[:20], Mahalanobis(normal[20:])(normal[:20]))
+    for groups in (["a patient"] * 40, [*["large"] * 21, *range(19)], [*range(4)] * 10):
+        with pytest.raises(UserError, match="5 are needed, and none with more than half of the images"):
+            CrossFitted(normal, groups)
 
 
 def test_several_detectors_are_averaged_in_standard_deviations():
@@ -219,6 +222,9 @@ def test_runs_that_judge_together_must_know_the_same_images(predictor, scenes, t
     assert both.table.file.tolist() == outcome.table.file.tolist()
     datamodule, model = built(*SETTINGS, *NETWORK, LIKELIHOOD, *place, "data.split_seed=1")
     with pytest.raises(UserError, match="different normal validation images"):
+        Panel([predictor, Predictor(model.eval(), datamodule)], None, samples=1)
+    datamodule, model = built(*SETTINGS, *NETWORK, LIKELIHOOD, *place, "data.fit=pad")
+    with pytest.raises(UserError, match="data.fit=stretch and pad"):
         Panel([predictor, Predictor(model.eval(), datamodule)], None, samples=1)
 
 
@@ -280,6 +286,8 @@ def test_the_sentence_says_what_the_interval_of_the_difference_says(difference, 
     lines = results.sentences(found)
     assert lines[0].startswith(said)
     assert ("No score of this model surely beats all baselines." in lines) is (not better)
+    ahead = results.Result(rows, {}, results.Comparison("bytes", area(0.1, 0.05, 0.15), ()), (10, 10), (10, 10))
+    assert "No score" not in "".join(results.sentences(ahead))  # the verdict alone is judged at a level of its own
     assert ("Single scores that beat them all here: rate" in "".join(lines)) is (better == ("rate",))
 
 
@@ -354,12 +362,12 @@ def test_what_is_shown_are_the_highest_the_missed_and_the_middle_and_nothing_twi
     assert pictures.chosen(Judged({}, np.ones(1), np.ones((1, 2, 2))), unknown, 2.5) == {"highest": [0]}
 
 
-def test_heat_turns_red_up_to_the_threshold_and_then_yellow():
-    heat = np.array([0.0, 0.5, 1.0, 10.0]).reshape(4, 1, 1)
-    colours = pictures.overlaid(torch.full((4, 1, 2, 2), 0.5), 3 * heat, hottest=3.0)[..., 0, 0]
-    assert colours[0].tolist() == [0.5, 0.5, 0.5]
-    assert (colours[1, 0] > 0.5, colours[1, 1] < 0.5) == (True, True)
-    assert colours[3, 1] > colours[2, 1] + 0.4
+def test_the_usual_heat_stays_grey_and_more_turns_red_and_then_yellow():
+    heat = np.array([0.2, 1.0, 2.0, 3.0, 21.0]).reshape(5, 1, 1)
+    colours = pictures.overlaid(torch.full((5, 1, 2, 2), 0.5), heat, hottest=3.0)[..., 0, 0]
+    assert colours[:2].tolist() == [[0.5, 0.5, 0.5]] * 2
+    assert (colours[2, 0] > 0.5, colours[2, 1] < 0.5) == (True, True)
+    assert colours[4, 1] > colours[3, 1] + 0.4
 
 
 @pytest.fixture(scope="module")
@@ -405,6 +413,7 @@ def test_the_command_judges_test_images_and_own_pictures(run, scenes, tmp_path):
         "scores.csv", "detection.json", "heatmaps_1.png", "heatmaps_2.png",
     }  # fmt: skip
     own_table = pd.read_csv(csv)
+    assert not own_table.inverted.any()
     judged = table.set_index(table.file.map(lambda name: Path(name).name))
     for row in own_table.itertuples():
         name, _, number = Path(row.file).stem.partition("_")
@@ -435,13 +444,17 @@ def test_a_folder_that_cannot_be_written_to_is_refused_before_anything_is_judged
     assert folder_of(None, [loaded], str(own)).resolve() == run
     assert folder_of(f"{tmp_path}/new/results", [loaded, loaded], None) == tmp_path / "new" / "results"
     assert not (tmp_path / "new").exists()
-    with pytest.raises(UserError, match="several runs have no common folder: say where to write, such as folder="):
-        folder_of(None, [loaded, loaded], None)
 
 
 def test_mistakes_are_one_line(run, tmp_path):
     where = (f"cache_dir={run.parent}/cache", f"folder={tmp_path}/out")
-    done = cli(f"run=[{run},{run}]", *where, module="src.detect")
-    assert_one_line_error(done, "a run is given twice: it would count twice")
+    for words, line in (
+        ([f"run=[{run},{run}]", *where], "a run is given twice: it would count twice"),
+        ([f"run=[{run},{run.parent}/run/../other]"], "there is no folder"),
+    ):
+        assert_one_line_error(cli(*words, module="src.detect"), line)
+    shutil.copytree(run, tmp_path / "copy")
+    done = cli(f"run=[{run},{tmp_path}/copy]", module="src.detect")
+    assert_one_line_error(done, "several runs have no common folder: say where to write, such as folder=")
     assert_one_line_error(cli(f"run={run}", "normal=[sick]", *where, module="src.detect"), "choose from ill, well")
     assert not (tmp_path / "out").exists()

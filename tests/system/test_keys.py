@@ -239,6 +239,7 @@ def test_a_value_that_a_key_cannot_have_is_answered_with_what_it_must_be(word, l
         ("data.root=/a(b)", "put its value into quotes: 'data.root=\"/a(b)\"'"),
         ("data.root=/a,b", "'data.root=\"/a,b\"' for a text"),
         ("tags=['a]", "its quotes do not match"),
+        (r"data.group_pattern=(p\d+)", r"""(p\d+)': put its value into quotes: 'data.group_pattern="(p\d+)"'"""),
         ("model.latent_dim=(3", "its brackets do not match"),
         ("model..latent_dim=3", "model..latent_dim cannot be the name of a key"),
         ("model.latent_dim=2,8", "add -m to sweep over them, write model.latent_dim=[2,8] for a list"),
