@@ -65,17 +65,19 @@ def _of_batch(predictor: Predictor, x: Tensor) -> Measures:
     error = x - mean
     side = x.shape[-1]
     weighed = error**2 / (1.0 if variance is None else variance.clamp_min(LEAST))
+    of_pixels = predictor.datamodule.pixels is not Pixels.FEATURES
     numbers = {"squared error": (error**2).flatten(1).mean(1)}
     if variance is not None:
         numbers["error / predicted variance"] = weighed.flatten(1).mean(1)
-    if predictor.datamodule.pixels is not Pixels.FEATURES:
+    if of_pixels:
         numbers |= _of_pixels(x, mean)
+    heat = weighed.mean(1, keepdim=True)
     grid, places = min(RESIDUAL, side), min(HEAT, side)
     code = predictor.posterior(x)[0] if predictor.model.has_codes else None
     return Measures(
         {name: values.double().numpy() for name, values in numbers.items()},
         flat(adaptive_avg_pool2d(error, grid)),
-        adaptive_avg_pool2d(_blurred(weighed.mean(1, keepdim=True)), places)[:, 0].numpy(),
+        adaptive_avg_pool2d(_blurred(heat) if of_pixels else heat, places)[:, 0].numpy(),
         None if code is None else code.double().numpy(),
     )
 
