@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from src.data.bad import Bad
-from src.data.picture import DEEPEST, DEPTHS, Decoded, Treatment, decode, number
+from src.data.picture import DEEPEST, DEPTHS, USUAL, Decoded, Treatment, decode, number
 from src.system.console import progress
 from src.system.machine import processors
 
@@ -72,7 +72,7 @@ def decode_all(
     channels: int,
     take: Callable[[int, Decoded], None],
     refuse: Callable[[int, str], None],
-    treatment: Treatment = Treatment(),  # noqa: B008
+    treatment: Treatment = USUAL,
 ) -> Found:
     """Decode files in parallel, grey of more than 8 bits with the same range for all.
 

@@ -54,6 +54,9 @@ class Treatment(NamedTuple):
         return {} if self.fit == "stretch" else {"fit": self.fit}
 
 
+USUAL = Treatment()
+
+
 class Decoded(NamedTuple):
     """The content of one file."""
 
@@ -76,7 +79,7 @@ class Decoded(NamedTuple):
         return self.largest is None and self._replace(pixels=None, digest=b"") == Decoded(None)
 
 
-def decode(path: str | Path, size: int, channels: int, treatment: Treatment = Treatment()) -> Decoded:  # noqa: B008
+def decode(path: str | Path, size: int, channels: int, treatment: Treatment = USUAL) -> Decoded:
     """Decode one file to uint8 ``[channels, size, size]``.
 
     The picture is turned upright by its EXIF and made a square; transparent parts become white; grey of more than 8

@@ -16,7 +16,7 @@ from src.data import cache
 from src.data.cache import Store, short_hash
 from src.data.decoding import in_threads
 from src.data.dicom import decoders
-from src.data.picture import Treatment
+from src.data.picture import USUAL, Treatment
 from src.data.splits import DIGEST, content_digest
 from src.system.errors import UserError
 from src.system.files import readable
@@ -64,7 +64,7 @@ def open_store(
     cache_dir: Path,
     name: str,
     on_bad_image: OnBadImage,
-    treatment: Treatment = Treatment(),  # noqa: B008
+    treatment: Treatment = USUAL,
 ) -> Store:
     """Return the decoded files, from the cache where it is up to date; else decode them into it.
 
@@ -107,7 +107,7 @@ def open_store(
 def _recipe(files: Sequence[str], size: int, channels: int, treatment: Treatment) -> dict[str, Any]:
     """Return how files are decoded; what came later is named where it matters only, so that old caches are found."""
     recipe: dict[str, Any] = {"format": FORMAT, "size": size, "channels": channels}
-    usual = Treatment()._asdict()
+    usual = USUAL._asdict()
     recipe |= {key: how for key, how in treatment._asdict().items() if how != usual[key]}
     if any(not file.lower().endswith(IMG_EXTENSIONS) for file in files):  # DICOM
         recipe["decoders"] = decoders()

@@ -78,22 +78,9 @@ def result(
     scores = {name: values[known] for name, values in scores.items()}
     sides = [(int(side.sum()), len({units[i] for i in np.flatnonzero(side)})) for side in (~abnormal, abnormal)]
     kinds = _kinds(truth.kind[known], abnormal)
-
-    def figures(weights: np.ndarray) -> np.ndarray:
-        found = [
-            figure
-            for name, values in scores.items()
-            for figure in (
-                auroc(values, abnormal, weights),
-                auprc(values, abnormal, weights),
-                share_above(values, abnormal, threshold(held[name]), weights),
-                1 - share_above(values, ~abnormal, threshold(held[name]), weights),
-            )
-        ]
-        found += [auroc(scores[VERDICT][here], abnormal[here], weights[..., here]) for here in kinds.values()]
-        return np.stack(found, -1)
-
-    drawn = bootstrap(figures, units, DRAWS if len(units) < MANY else FEW_DRAWS)
+    limits = {name: threshold(values) for name, values in held.items()}
+    draws = DRAWS if len(units) < MANY else FEW_DRAWS
+    drawn = bootstrap(lambda weights: _figures(scores, limits, abnormal, kinds, weights), units, draws)
     enough = min(count for _, count in sides) >= FEWEST_UNITS
 
     def interval(number: int, sure: bool = enough) -> Interval:
@@ -121,6 +108,28 @@ def result(
     of_model, bare = ([row for row in rows if row.needs_model is side] for side in (True, False))
     rows = [of_model[0], *_by_auroc(of_model[1:]), *_by_auroc(bare)]
     return Result(rows, by_kind, comparison, *sides)
+
+
+def _figures(
+    scores: Mapping[str, np.ndarray],
+    limits: Mapping[str, float],
+    abnormal: np.ndarray,
+    kinds: Mapping[str, np.ndarray],
+    weights: np.ndarray,
+) -> np.ndarray:
+    """Return the four figures of each score in the order of :class:`Row`, then the verdict's AUROC of each kind."""
+    found = [
+        figure
+        for name, values in scores.items()
+        for figure in (
+            auroc(values, abnormal, weights),
+            auprc(values, abnormal, weights),
+            share_above(values, abnormal, limits[name], weights),
+            1 - share_above(values, ~abnormal, limits[name], weights),
+        )
+    ]
+    found += [auroc(scores[VERDICT][here], abnormal[here], weights[..., here]) for here in kinds.values()]
+    return np.stack(found, -1)
 
 
 def columns(judged: Judged, baselines: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
