@@ -18,7 +18,7 @@ from tests.helpers import PLAIN, ROOT, WARM
 
 LIMIT = 120.0  # seconds; a command here takes one or two
 SMALL = ("model=conv_tiny", "data=digits", "data.image_size=16", "data.batch_size=128")
-QUIET = (*PLAIN, "~callbacks.progress_bar")
+QUIET = (*PLAIN, "~callbacks.progress_bar", "+trainer.enable_progress_bar=false")  # else Lightning's own bar
 
 T = TypeVar("T")
 
