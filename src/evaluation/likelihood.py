@@ -6,6 +6,7 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor
+from torch.distributions import MixtureSameFamily
 
 from src.evaluation.importance import importance_bound
 from src.metrics.reconstruction import Similarity
@@ -19,6 +20,7 @@ from src.training.epoch_means import EpochMeans
 from src.training.history import ProgressBar
 from src.training.resume import ReproducibleNoise
 
+PRIOR_COPIES = 3  # of the distances of a code from every component
 LIKELIHOODS_IMAGES = 8  # of each map that a decoder gives: what a likelihood holds in float32, intermediate results too
 
 
@@ -88,12 +90,24 @@ def bound(predictor: Predictor, samples: int, images: int | None) -> dict[str, A
 
 
 def bytes_a_code(model: BaseVAE) -> int:
-    """Return the peak memory of decoding a code: what goes into and comes out of the decoder's largest layer.
+    """Return the peak memory of a code: what goes into and comes out of the decoder's largest layer.
 
-    The likelihood counts as a layer.
+    Likelihood and prior count as layers.
     """
     z = torch.zeros(1, *model.latent_shape, device=model.device)
-    return max(likelihood_bytes(model), largest_layer(model.decoder, z))
+    return max(likelihood_bytes(model), largest_layer(model.decoder, z), prior_bytes(model))
+
+
+def prior_bytes(model: BaseVAE) -> int:
+    """Return the bytes that the density of a code takes under a mixture that torch spreads out: a few copies of it.
+
+    :class:`~src.models.priors.GaussianMixture` splits its codes by itself.
+    """
+    part = prior = model.prior()
+    while isinstance(part, MixtureSameFamily):
+        part = part.component_distribution
+    numbers = part.batch_shape.numel() * part.event_shape.numel() if part is not prior else 0
+    return PRIOR_COPIES * numbers * torch.float32.itemsize
 
 
 def likelihood_bytes(model: BaseVAE) -> int:
@@ -122,7 +136,9 @@ def _standard_error(values: Tensor) -> float | None:
 
 
 def reconstruction(predictor: Predictor) -> dict[str, Any]:
-    """Return PSNR (dB), SSIM and MS-SSIM of reconstructions from the posterior mean, over the whole split.
+    """Return PSNR (dB), SSIM and MS-SSIM of reconstructions over the whole split.
+
+    They are decoded from posterior means; where posteriors have none, from a draw of each, which costs some dB.
 
     Raises:
         NotApplicable: the model sees no pixels.
@@ -134,4 +150,4 @@ def reconstruction(predictor: Predictor) -> dict[str, Any]:
     for batch, _ in progress(batches, "reconstructions", -(-count // predictor.batch_size)):
         x = batch.x.cpu()
         similarity.update(next(predictor.reconstruct([x])), x)
-    return {"images": count, **similarity.compute()}
+    return {"images": count, "codes": "means" if predictor.reconstructs_means else "draws", **similarity.compute()}

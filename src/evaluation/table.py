@@ -75,7 +75,7 @@ def _reconstruction(figures: dict[str, Any], names: dict[str, str]) -> list[str]
         f"{title:<18} "
         + ("not defined for images this small" if figures[key] is None else f"{figures[key]:{form}}{unit}")
         for title, (key, form, unit) in rows.items()
-    ]
+    ] + ["of codes drawn from q(z|x), which has no known mean"] * (figures.get("codes") == "draws")
 
 
 def _samples(figures: dict[str, Any], names: dict[str, str]) -> list[str]:

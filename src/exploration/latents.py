@@ -130,10 +130,13 @@ def against_prior(
     agreements: Sequence[Agreement],
     together: Misplaced,
     prior: Tensor | None = None,
+    *,
+    fitted: bool = False,
 ) -> Figure:
     """Draw a 2-D histogram of codes ``[N, 2]`` of two latents with 50 bins, beside draws from the prior.
 
-    There are as many draws from N(0, I); draws ``[M, 2]`` from another prior count N / M each.
+    There are as many draws from N(0, I); draws ``[M, 2]`` from another prior count N / M each. A ``fitted`` one is the
+    Gaussian of an autoencoder's codes: that it agrees in each latent says little.
     """
     edge = max(4.0, *(codes.abs().quantile(0.999).item() for codes in (z, prior) if codes is not None))
     edges = np.linspace(-edge, edge, BINS + 1)
@@ -142,6 +145,7 @@ def against_prior(
     figure = Figure(figsize=(11.5, 6), layout="constrained")
     panels = figure.subplots(1, 2, sharex=True, sharey=True)
     names = ("codes: draws from q(z|x)", "standard normal" if prior is None else "prior")
+    names = ("codes", "Gaussian fitted to training codes") if fitted else names
     for axes, count, title in zip(panels, counts, names, strict=True):
         mesh = axes.pcolormesh(edges, edges, count, cmap="viridis", vmax=max(c.max() for c in counts))
         if prior is None:
@@ -159,7 +163,8 @@ def against_prior(
     plane = f"{100 * together.share:.0f} % of the codes misplaced ({100 * together.by_chance:.0f} % by chance)"
     if len(z) < ENOUGH:
         word, plane = "cannot be compared", f"{len(z)} images are too few to say"
-    title = f"The two latents that say most {word} with the prior. {figures};\ntogether: {plane}"
+    other = "the Gaussian fitted to codes" if fitted else "the prior"
+    title = f"The two latents that say most {word} with {other}. {figures};\ntogether: {plane}"
     figure.suptitle(title, fontsize=11)
     return figure
 

@@ -39,7 +39,7 @@ def measure_of_latents(predictor: Predictor) -> tuple[Tensor, str]:
 
 
 def reconstructions(predictor: Predictor, count: int = 32) -> Figure:
-    """Draw images of the split over reconstructions from the posterior mean, with class and file where known."""
+    """Draw images of the split over their reconstructions, with class and file where known."""
     pool, index = predictor.datamodule.pool, predictor.datamodule.spread(predictor.split, count).tolist()
     originals = originals_of(predictor, count)
     drawn = torch.cat([*predictor.reconstruct([originals])])
@@ -55,6 +55,7 @@ def reconstructions(predictor: Predictor, count: int = 32) -> Figure:
         tables.append(torch.stack([originals[here], drawn[here]]))
         captions.append(names[here])
     title = f"Originals ({predictor.split} split), each row over its reconstructions"
+    title += "" if predictor.reconstructs_means else " from a draw of q(z|x)"
     return grids.captioned(tables, title, [], captions)
 
 
@@ -122,7 +123,8 @@ def histogram(predictor: Predictor) -> Figure:
         return latents.against_prior(z, tuple(pair), [posterior.agreement(c) for c in z.T], posterior.misplaced(z))
     prior = predictor.prior_draws()[:, pair]
     agreements = [posterior.agreement(code, own) for code, own in zip(z.T, prior.T, strict=True)]
-    return latents.against_prior(z, tuple(pair), agreements, posterior.misplaced(z, prior), prior)
+    fitted = not predictor.model.has_elbo
+    return latents.against_prior(z, tuple(pair), agreements, posterior.misplaced(z, prior), prior, fitted=fitted)
 
 
 def class_means(predictor: Predictor) -> Figure:

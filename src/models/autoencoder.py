@@ -13,7 +13,8 @@ from src.data.training_images import TrainingImages
 from src.networks.blocks import WideLinear
 
 SLOWEST = 0.01  # share of a new batch in the moments of the codes, once there were many
-JITTER = 1e-4  # added to the variances, so that codes in a plane have a density
+JITTER = 1e-6  # added to the variances, as a share of their sum: codes in a plane have a density, rounding has not
+SMALLEST = 1e-8  # added too, for codes in a point
 
 
 class Point(Distribution):
@@ -96,6 +97,7 @@ class FittedGaussian(nn.Module):
 
     def forward(self, encode: object = None, positions: Tensor | None = None) -> MultivariateNormal:
         """Return the Gaussian: no batch shape, event ``[latent_dim]``."""
-        jitter = JITTER * torch.eye(len(self.mean), device=self.mean.device)
-        root, _ = torch.linalg.cholesky_ex(self.covariance + jitter)  # does not wait for the device
-        return MultivariateNormal(self.mean, scale_tril=root, validate_args=False)
+        covariance = self.covariance.double()
+        jitter = (JITTER * covariance.trace() + SMALLEST).expand(len(covariance)).diag()
+        root, _ = torch.linalg.cholesky_ex(covariance + jitter)  # does not wait for the device
+        return MultivariateNormal(self.mean, scale_tril=root.to(self.mean.dtype), validate_args=False)

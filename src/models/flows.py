@@ -17,6 +17,7 @@ from src.networks.blocks import WideLinear
 from src.system.errors import NotApplicable
 
 OPEN = 2.0  # added to a gate's logit, so that a step begins close to the identity, as a forget gate does
+FAR = 1e15  # bound of what inverting a step gives; its square is a number of float32
 STEEPEST = 0.99  # bound of the diagonals of a Sylvester step; at 1 it would not be invertible
 
 
@@ -151,7 +152,8 @@ class AutoregressiveStep(NamedTuple):
         for latent in self.network.order:
             mean, logit = self.network(before, self.context)
             logit = logit + OPEN
-            found = (z - torch.sigmoid(-logit) * mean) / torch.sigmoid(logit)
+            # Far from its own draws a flow expands code after code beyond float32, to infinities less infinities.
+            found = ((z - torch.sigmoid(-logit) * mean) / torch.sigmoid(logit)).clamp(-FAR, FAR)
             before = torch.where(place == latent, found, before)  # the others may be anything as yet
             log_det = log_det + F.logsigmoid(logit[..., latent])
         return before, log_det

@@ -52,12 +52,12 @@ class ImportanceWeighted(Loss):
         super().__init__()
         require("model.loss", bounds=bounds, decoder_bounds=decoder_bounds, elbo_share=elbo_share, gradient=gradient)
         self.bounds = bounds
-        self.decoder_bounds = decoder_bounds
+        self.decoder_bounds = None if decoder_bounds == bounds else decoder_bounds  # one pass serves both
         self.elbo_share = elbo_share
         self.gradient = gradient
         if elbo_share:
             self.bound = "ciwae"
-        elif decoder_bounds is not None:
+        elif self.decoder_bounds is not None:
             self.bound = "piwae"
         else:
             self.bound = "iwae" if bounds == 1 else "miwae"

@@ -146,24 +146,29 @@ class Capacity(Loss):
 class Reconstruction(Loss):
     """The distortion alone, the loss of an autoencoder: it bounds nothing, and presses the codes to no prior.
 
-    A prior that is a Gaussian fitted to the codes follows them.
+    Codes are points, and the prior, a Gaussian fitted to them, follows them.
     """
 
     needs_density = weighs_rate = False
     follows_codes = True
 
     def check(self, model: "BaseVAE") -> None:
-        """Check also that there is no prior to be trained, and no sample but the point."""
+        """Check also that codes are points, that there is one sample of each, and that the prior follows them."""
         super().check(model)
+        if model.has_elbo:
+            raise UserError(
+                "loss=reconstruction is that of points: leave posterior@model.posterior=point (loss=elbo "
+                "model.kl_weight=0 leaves the rate out of a VAE's loss)"
+            )
+        if not isinstance(model.latent_prior, FittedGaussian):
+            raise UserError("loss=reconstruction trains no prior: leave prior@model.prior=fitted_gaussian")
         if model.num_samples > 1:
             raise UserError(f"model.num_samples={model.num_samples}: all samples of a point are one: leave 1")
-        if any(parameter.requires_grad for parameter in model.latent_prior.parameters()):
-            raise UserError("loss=reconstruction trains no prior: leave prior@model.prior=fitted_gaussian")
 
     def forward(
         self, model: "BaseVAE", x: Tensor, inference: Inference, terms: ElboTerms, kl_weight: float | Tensor
     ) -> Tensor:
         """Return the distortion of every image ``[B]``, in nats."""
-        if self.training and isinstance(model.latent_prior, FittedGaussian):
+        if self.training:
             model.latent_prior.follow(inference.latents[0].z.flatten(0, 1))
         return terms.distortion

@@ -78,6 +78,15 @@ def is_gaussian(posterior: Distribution) -> bool:
     return factorizes(posterior) and isinstance(posterior.base_dist, Normal)
 
 
+def has_mean(distribution: Distribution) -> bool:
+    """Return whether the mean of a distribution is known; that of a flow is not."""
+    try:
+        _ = distribution.mean
+    except NotImplementedError:
+        return False
+    return True
+
+
 def analytic_rates(posterior: Distribution, prior: Distribution) -> Tensor | None:
     """Return ``KL(q || p)`` in closed form, ``[..., parts]``, in nats; None where torch knows none for the two.
 

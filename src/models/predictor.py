@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,7 +15,7 @@ from src.data.batches import Batch
 from src.metrics.posterior import draw_mixture, fit_mixture, rates
 from src.models.base import BaseVAE
 from src.models.footprint import fitting
-from src.models.objectives import elbo_terms, is_gaussian, iwae_bound, log_weights
+from src.models.objectives import elbo_terms, has_mean, is_gaussian, iwae_bound, log_weights
 from src.models.priors import StandardNormal
 from src.system.console import progress
 from src.system.errors import TOO_LARGE, UserError
@@ -230,15 +231,21 @@ class Predictor:
         for likelihood in self.likelihoods(*z):
             yield likelihood.mean.cpu()
 
+    @cached_property
+    def reconstructs_means(self) -> bool:
+        """Return whether reconstructions are decoded posterior means: a flow has none, nor have several groups."""
+        posterior = self.model.example_posterior()
+        return posterior is not None and has_mean(posterior)
+
     @torch.no_grad()
     def reconstruct(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
         """Encode batches of images and decode their posterior means: yield a batch ``[B, C, H, W]`` for each.
 
-        Where posteriors are not Gaussians of independent latents, it decodes a draw from each.
+        Where posteriors have no mean (:attr:`reconstructs_means`), it decodes a draw from each.
         """
         for number, x in enumerate(batches):
-            if self.model.has_codes:
-                codes = [self.posterior(x)[0]]
+            if self.reconstructs_means:
+                codes = [torch.cat([self.model.posterior(part).mean for part in self.to_encode(x)])]
             else:
                 with stream(self.seed, "reconstructions", number):
                     draws = [self.model.sampler(part)(1) for part in self.to_encode(x)]

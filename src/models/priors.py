@@ -15,9 +15,10 @@ from torch.distributions import Categorical, Distribution, Independent, MixtureS
 
 from src.data.training_images import TrainingImages
 from src.metrics.posterior import log_mixture
-from src.models.objectives import is_gaussian
+from src.models.flows import Flow
+from src.models.objectives import has_mean, is_gaussian
 from src.models.posteriors import bounded_scale
-from src.system.errors import NotApplicable, UserError
+from src.system.errors import UserError
 from src.system.keys import require
 
 Encode = Callable[[Tensor], Distribution]  # images [C, ...] to q(z|x), as evaluation computes it
@@ -164,12 +165,13 @@ class VampPrior(nn.Module):
         self.values = nn.Parameter(torch.logit(pixels, eps=self.EDGE) / 4)
 
     def check(self, posterior: Distribution | None) -> None:
-        """Raise a UserError unless such posteriors have a density at codes that others drew."""
-        try:
-            if posterior is not None:
-                posterior.log_prob(torch.zeros(posterior.event_shape))
-        except NotApplicable as reason:
-            raise UserError(f"prior@model.prior=vamp: {reason}; choose another posterior") from reason
+        """Raise a UserError unless such posteriors have a density at codes that others drew, in one pass."""
+        if isinstance(posterior, Flow):
+            raise UserError(
+                "prior@model.prior=vamp takes the density of every component at every code, and that of a flow takes a "
+                "pass for each latent or is not known: choose posterior@model.posterior=gaussian, full_gaussian or "
+                "mixture"
+            )
 
     @property
     def inputs(self) -> Tensor:
@@ -213,13 +215,11 @@ class ExemplarPrior(nn.Module):
 
     def check(self, posterior: Distribution | None) -> None:
         """Raise a UserError unless such posteriors have a mean."""
-        try:
-            _ = posterior is not None and posterior.mean
-        except NotImplementedError as error:
+        if posterior is not None and not has_mean(posterior):
             raise UserError(
                 "prior@model.prior=exemplar is made of the means of posteriors, and this one has none: choose "
                 "posterior@model.posterior=gaussian, full_gaussian or mixture"
-            ) from error
+            )
 
     def forward(self, encode: Encode, positions: Tensor | None = None) -> GaussianMixture:
         """Return the mixture, event ``[D]``: a batch ``[B]`` of them for images at ``positions`` ``[B]``."""

@@ -14,6 +14,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
+from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
 from src.evaluation import budget, feature_networks, feature_training, likelihood
 from src.evaluation.budget import BYTES_PER_SECOND, OPERATIONS_PER_SECOND, Cost, chosen, nominal, settle
@@ -28,6 +29,7 @@ from src.evaluation.table import evaluation_table
 from src.models import footprint
 from src.models.discretized import DiscretizedLogisticLikelihood
 from src.models.footprint import work_of
+from src.models.posteriors import EvenMixture
 from src.models.predictor import Predictor
 from src.runs import record
 from src.runs.load import load_run, predictor_of
@@ -381,6 +383,32 @@ def test_parts_about_codes_ask_the_model_whether_it_has_them(variant, reason, ca
     assert figures["bound"]["elbo_of_these_images"] == pytest.approx(figures["elbo"]["elbo"], rel=0.1)
 
 
+class Mixture(nn.Module):
+    """A prior of 5,000 mixtures of 7 Gaussians."""
+
+    def forward(self, encode, positions=None):
+        components = EvenMixture(Independent(Normal(torch.zeros(5_000, 7, LATENTS), 1.0), 1))
+        return MixtureSameFamily(Categorical(logits=torch.zeros(5_000)), components)
+
+
+@pytest.mark.parametrize(
+    ("posterior", "codes"), [("gaussian", "means"), ("full_gaussian", "means"), ("mixture", "means"), ("iaf", "draws")]
+)
+def test_reconstructions_are_of_posterior_means_or_say_that_they_are_not(posterior, codes):
+    datamodule, model = built("model=conv_tiny", "data.image_size=8", f"posterior@model.posterior={posterior}")
+    datamodule.setup("test")
+    predictor = Predictor(model.eval(), datamodule)
+    (part,) = evaluate(predictor, {"reconstruction": {}})
+    assert part[1]["codes"] == codes
+    assert ("of codes drawn from q(z|x)" in evaluation_table(dict([part]), {})) is (codes == "draws")
+    x = examples(datamodule, "test", 5)
+    with torch.no_grad():
+        q = model.posterior(x)
+        of_mean = model.decode(q.mean).mean if codes == "means" else None
+    ours = next(predictor.reconstruct([x]))
+    assert codes == "draws" or torch.allclose(ours, of_mean, atol=1e-6)
+
+
 def test_codes_are_decoded_as_many_at_once_as_the_largest_layer_lets():
     """conv_wide's largest layer holds 250 times its image: counted by the image alone, it took 7.8 GB."""
     model, _ = probabilistic_pca()
@@ -392,6 +420,8 @@ def test_codes_are_decoded_as_many_at_once_as_the_largest_layer_lets():
     model.decoder = nn.Sequential(nn.Linear(LATENTS, 10_000), nn.Linear(10_000, PIXELS), nn.Unflatten(1, SHAPE))
     assert bytes_a_code(model) == (10_000 + PIXELS) * 4
     assert not model.decoder[0]._forward_hooks
+    model.latent_prior = Mixture()
+    assert bytes_a_code(model) == 3 * 5_000 * 7 * LATENTS * 4  # a few copies of each Gaussian of each component
     assert samples_at_once(2**20, 5_000) == (1, 64)
     assert samples_at_once(2**12, 1_000) == (8, 2_048)
     assert samples_at_once(2**40, 5_000) == (1, 1)

@@ -1,9 +1,12 @@
 """Every loss is what its formula says: limits, closed forms, and gradients beside those of brute force."""
 
+from functools import partial
+
 import pytest
 import torch
 from hydra.errors import InstantiationException
 from torch import Tensor
+from torch.distributions import Independent, Normal
 from torch.nn.utils import parameters_to_vector
 
 from src.models.autoencoder import FittedGaussian, PointPosterior
@@ -11,6 +14,7 @@ from src.models.importance_weighted import ImportanceWeighted
 from src.models.likelihoods import GaussianLikelihood
 from src.models.losses import Capacity, Elbo, FreeBits, Reconstruction
 from src.models.objectives import ElboTerms, elbo_terms, iwae_bound, log_weights, rising
+from src.models.priors import MixturePrior
 from src.models.vae import VAE
 from src.system.explain import explain
 from tests.helpers import built, examples, fit
@@ -31,15 +35,16 @@ def images(count: int) -> Tensor:
 
 
 def gradients(model: VAE, x: Tensor, value=None) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the loss of each image, and the gradients of its mean in the encoder and in the decoder; same noise."""
+    """Return the loss of each image, and the gradients of its mean in the encoder and in the rest; same noise."""
     model.zero_grad()
     torch.manual_seed(1)
     inference = model.infer(x, model.num_samples)
     terms = elbo_terms(x, inference)
     loss = model.loss(model, x, inference, terms, *model.schedule) if value is None else value(x, inference, terms)
     loss.mean().backward()
+    generative = [*model.decoder.parameters(), *model.latent_prior.parameters()]
     encoder, decoder = (
-        parameters_to_vector([p.grad for p in part.parameters()]) for part in (model.posterior_head, model.decoder)
+        parameters_to_vector([p.grad for p in part]) for part in (model.posterior_head.parameters(), generative)
     )
     return loss.detach().double(), encoder, decoder
 
@@ -142,12 +147,38 @@ def test_the_doubly_reparameterized_gradient_has_the_plain_ones_mean_and_less_no
     assert (parts.std(0) < plain_parts.std(0)).all()
 
 
-def test_piwae_trains_the_encoder_by_several_bounds_and_the_decoder_by_one():
+def test_each_sample_of_the_doubly_reparameterized_gradient_counts_by_its_squared_weight():
+    """It is ``sum_k w_k^2 (d log w_k / dz_k) (dz_k / d phi)`` with normalised weights w (Tucker et al. 2019, eq. 8)."""
     x = images(8)
-    value, encoder, decoder = gradients(linear(6, ImportanceWeighted(bounds=3, decoder_bounds=1)), x)
-    _, encoder_of_several, _ = gradients(linear(6, ImportanceWeighted(bounds=3)), x)
-    value_of_one, _, decoder_of_one = gradients(linear(6, ImportanceWeighted()), x)
+    model = linear(6, ImportanceWeighted(gradient="dreg"))
+    _, ours, _ = gradients(model, x)
+    model.zero_grad()
+    torch.manual_seed(1)
+    (latent,), likelihood, _ = model.infer(x, 6)
+    normal = latent.posterior.base_dist
+    fixed = Independent(Normal(normal.loc.detach(), normal.scale.detach()), 1)
+    weights = likelihood.log_prob(x) + latent.prior.log_prob(latent.z) - fixed.log_prob(latent.z)
+    (slopes,) = torch.autograd.grad(weights.sum(), latent.z, retain_graph=True)
+    (weights.softmax(0).detach() ** 2 * (slopes * latent.z).sum(-1)).sum(0).mean().neg().backward()
+    brute = parameters_to_vector([p.grad for p in model.posterior_head.parameters()])
+    torch.testing.assert_close(ours, brute, rtol=1e-4, atol=1e-4 * float(brute.abs().max()))
+
+
+@pytest.mark.parametrize("gradient", ["plain", "stl", "dreg"])
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_piwae_trains_the_encoder_by_several_bounds_and_decoder_and_prior_by_one(gradient, share):
+    x, options = images(8), {"prior": partial(MixturePrior, components=3)}
+    both = ImportanceWeighted(3, 1, share, gradient)
+    value, encoder, decoder = gradients(linear(6, both, **options), x)
+    several, one = ImportanceWeighted(3, None, share, gradient), ImportanceWeighted(1, None, share)
+    _, encoder_of_several, decoder_of_several = gradients(linear(6, several, **options), x)
+    value_of_one, _, decoder_of_one = gradients(linear(6, one, **options), x)
     close((value, encoder, decoder), (value_of_one, encoder_of_several, decoder_of_one))
+    assert (decoder_of_several - decoder_of_one).abs().max() > 0.01
+
+
+def test_as_many_bounds_for_the_decoder_are_a_miwae():
+    assert ImportanceWeighted(bounds=3, decoder_bounds=3).bound == "miwae"
 
 
 @pytest.mark.parametrize("gradient", ["plain", "stl", "dreg"])
@@ -193,7 +224,14 @@ def elbo_of(model: VAE, x: Tensor) -> Tensor:
                 ("dreg", ["model._target_=tests.variants.Chain"]),
             )
         ),
-        (("prior@model.prior=vamp", "posterior@model.posterior=sylvester"), "choose another posterior"),
+        *(
+            (("prior@model.prior=vamp", f"posterior@model.posterior={flow}"), "choose posterior@model.posterior=gauss")
+            for flow in ("sylvester", "iaf")
+        ),
+        (("loss=reconstruction", "posterior@model.posterior=iaf"), "leave posterior@model.posterior=point"),
+        (("loss=reconstruction", "prior@model.prior=standard_normal"), "leave prior@model.prior=fitted_gaussian"),
+        (("model.kl_cycle_steps=50",), "model.kl_warmup_steps of 1 to 50 steps, not 0"),
+        (("model.kl_cycle_steps=50", "model.kl_warmup_steps=51"), "model.kl_warmup_steps of 1 to 50 steps, not 51"),
         (("prior@model.prior=exemplar", "posterior@model.posterior=iaf"), "this one has none: choose"),
     ],
 )
@@ -276,6 +314,21 @@ def test_the_gaussian_that_follows_codes_has_their_moments():
     flat = FittedGaussian(4)
     flat.follow(torch.zeros(5, 4))  # codes in a point have a density still
     assert flat().sample((7,)).isfinite().all()
+
+
+@pytest.mark.parametrize(("latents", "size"), [(40, 12.0), (40, 124.0), (200, 1e4)])
+@torch.no_grad()
+def test_the_gaussian_of_codes_in_a_plane_draws_codes_in_it(latents, size):
+    """Rounding gives their covariance negative eigenvalues, of which float32 would make draws 100 times too large."""
+    torch.manual_seed(0)
+    plane = torch.linalg.qr(torch.randn(latents, 2))[0]
+    fitted = FittedGaussian(latents)
+    for _ in range(20):
+        fitted.follow(size * torch.randn(100, 2) @ plane.T)
+    draws = fitted().sample((4_000,))
+    inside = draws @ plane
+    torch.testing.assert_close(inside.std(0), torch.full((2,), size), rtol=0.1, atol=0)
+    assert (draws - inside @ plane.T).std(0).max() < 0.01 * size
 
 
 def test_a_linear_autoencoder_finds_the_principal_components():

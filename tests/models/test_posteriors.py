@@ -233,6 +233,15 @@ def test_the_inverse_of_an_autoregressive_flow_finds_the_density_that_its_draw_h
     torch.testing.assert_close(step_through(q, back), second, atol=1e-3, rtol=0)
 
 
+def test_codes_of_others_have_a_density_however_far_from_its_draws():
+    """A strong flow expands them beyond float32, code after code."""
+    q = of_features(IAFPosterior, 40, steps=2, hidden=64, size=2.0)
+    z = torch.randn(100, 3, 40)
+    log_density = q.log_prob(z)
+    assert not log_density.isnan().any()
+    assert (log_density < -1e4).any()
+
+
 def step_through(q: Flow, z: Tensor) -> Tensor:
     for step in q.steps:
         z, _ = step(z)
