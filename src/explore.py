@@ -31,8 +31,9 @@ def main(cfg: DictConfig) -> None:
     from src.runs.reader import open_run
     from src.system.files import whole_file
 
-    chosen, form = gallery.choose(cfg.figures), export.form_of(cfg.embed)
+    chosen = gallery.choose(cfg.figures)
     run, predictor = open_run(cfg)
+    form = export.form_of(cfg.embed, predictor.model)
     own = own_images.read(cfg.images, predictor.datamodule, cfg.invert) if cfg.images else None
     denoising.check_noise(cfg.noise, predictor.datamodule)
 

@@ -1,5 +1,6 @@
 """Curves over training."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 from matplotlib.ticker import MaxNLocator
@@ -7,13 +8,15 @@ from matplotlib.ticker import MaxNLocator
 from src.exploration.writing import Figure
 
 # Okabe & Ito's palette: people with any colour vision can tell them apart.
-COLOURS = {"elbo": "#0072B2", "distortion": "#D55E00", "rate": "#009E73"}
+COLOURS = {"elbo": "#0072B2", "distortion": "#D55E00", "rate": "#009E73", "loss": "#CC79A7"}
 MARKERS = {"train": "x", "val": "."}
 LEGEND = {"train": "training", "val": "validation"}
 
 
 def loss_curves(epochs: Sequence[Mapping[str, float]], names: Mapping[str, str]) -> Figure:
     """Draw negative elbo and distortion by epoch, and beside them the far smaller rate. Epochs are counted from 1.
+
+    A loss that is not the negative elbo, by which the best epoch is chosen, is drawn too.
 
     Args:
         epochs: one mapping per epoch: ``epoch`` (from 0), and in nats per image ``train/elbo``, ``val/rate`` and so on;
@@ -24,6 +27,8 @@ def loss_curves(epochs: Sequence[Mapping[str, float]], names: Mapping[str, str])
     drawn = {"Negative ELBO and distortion": ("elbo", "distortion"), "Rate": ("rate",)}
     if not any(tag.endswith("/elbo") for epoch in epochs for tag in epoch):  # a model without an elbo
         drawn = {"Distortion": ("distortion",)}
+    elif any(_loss_is_another(epoch, stage) for epoch in epochs for stage in LEGEND):
+        drawn = {"Loss, negative ELBO and distortion": ("loss", "elbo", "distortion"), "Rate": ("rate",)}
     panels = figure.subplots(1, len(drawn), squeeze=False)[0]
     for axes, (title, quantities) in zip(panels, drawn.items(), strict=True):
         for quantity in quantities:
@@ -45,3 +50,8 @@ def loss_curves(epochs: Sequence[Mapping[str, float]], names: Mapping[str, str])
         # Below the axes: inside, it would cover the dots of a short training.
         axes.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2, frameon=False)
     return figure
+
+
+def _loss_is_another(epoch: Mapping[str, float], stage: str) -> bool:
+    loss, elbo = epoch.get(f"{stage}/loss"), epoch.get(f"{stage}/elbo")
+    return None not in (loss, elbo) and not math.isclose(loss, -elbo, rel_tol=1e-6)

@@ -12,7 +12,9 @@ from torch.utils.tensorboard import SummaryWriter
 from src.data.base import Split
 from src.exploration.grids import enlarge
 from src.exploration.own_images import Pictures
+from src.models.base import NO_CODES, BaseVAE
 from src.models.predictor import Predictor
+from src.system.errors import UserError
 from src.system.files import readable, whole_file
 from src.system.keys import KEYS, check
 
@@ -22,13 +24,15 @@ TAG = "latents"
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
-def form_of(embed: str | bool | None) -> str | None:
+def form_of(embed: str | bool | None, model: BaseVAE) -> str | None:
     """Return the file format that ``embed=`` asks for: ``npz``, ``csv``, or None for no export.
 
     Raises:
-        UserError: ``embed`` is none of these.
+        UserError: ``embed`` is none of these, or images have no codes.
     """
     check("embed", embed, KEYS["explore"]["embed"])
+    if embed and not model.has_codes:
+        raise UserError(f"embed={embed}: {NO_CODES}")
     return {True: "npz", False: None}.get(embed, embed)
 
 

@@ -32,7 +32,7 @@ READ_EVERY = 2.0  # seconds between two readings of the points' output: a disk m
 TAIL = 4096  # bytes read at the end of the output: some thirty epochs
 MOST_NAMED = 4  # running points whose epochs are shown: the line has to fit a terminal
 # A line of src.training.history.EpochLine.
-EPOCH = re.compile(r"^epoch (\d+)(?:/(\d+))?  .*  (\d+(?:\.\d+)?) s\b", re.MULTILINE)
+EPOCH = re.compile(r"^epoch (\d+)(?:/(\d+))?(?: \(best\))?  .*  (\d+(?:\.\d+)?) s\b", re.MULTILINE)
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 

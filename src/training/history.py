@@ -1,6 +1,7 @@
 """Record epochs and speed over interruptions, and print the progress of training."""
 
 import logging
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -153,7 +154,8 @@ class EpochLine(Checkpoint):
         if not epochs or not trainer.is_global_zero:
             return
         seconds = f"{self._seconds[-1]:.{1 if self._seconds[-1] < LONG_EPOCH else 0}f} s"
-        parts = [f"epoch {_number(trainer)}", *_figures(trainer, pl_module, epochs[-1]), seconds]
+        best = " (best)" if any(c.best_epoch == trainer.current_epoch for c in kept_by(trainer)) else ""
+        parts = [f"epoch {_number(trainer)}{best}", *_figures(trainer, pl_module, epochs[-1]), seconds]
         if not trainer.should_stop:
             parts[-1] += _time_left(trainer.current_epoch + 1, trainer.max_epochs, self._seconds)
         log.info("  ".join(parts))
@@ -183,15 +185,15 @@ def _figures(trainer: Trainer, module: BaseVAE, epoch: dict[str, float]) -> list
     names = module.metric_names(trainer.datamodule.pixels)
     elbo = f"−{names.get('elbo', 'elbo')}"
     parts = []
-    best = " (best)" if any(c.best_epoch == trainer.current_epoch for c in kept_by(trainer)) else ""
     if "val/elbo" in epoch:
-        parts = [f"val {elbo} {-epoch['val/elbo']:.2f}{best}"]
+        parts = [f"val {elbo} {-epoch['val/elbo']:.2f}"]
         parts += [f"{name} {epoch[f'val/{name}']:.2f}" for name in ("distortion", "rate")]
         if (bound := module.loss.bound) is not None:
             parts.append(f"{as_printed(bound, names['elbo'])[0]} {-epoch[f'val/{bound}']:.2f}")
-        parts += [f"loss {epoch['val/loss']:.2f}"] if module.kl_weight != 1 else []
+        elif not math.isclose(epoch["val/loss"], -epoch["val/elbo"], rel_tol=1e-6):
+            parts.append(f"loss {epoch['val/loss']:.2f}")
     elif "val/distortion" in epoch:
-        parts = [f"val {names.get('distortion', 'distortion')} {epoch['val/distortion']:.2f}{best}"]
+        parts = [f"val {names.get('distortion', 'distortion')} {epoch['val/distortion']:.2f}"]
     if "train/elbo" in epoch:
         parts.append(f"train {'' if parts else f'{elbo} '}{-epoch['train/elbo']:.2f}")
     elif "train/distortion" in epoch:

@@ -90,9 +90,12 @@ def test_csv_holds_the_same(predictor, tmp_path):
     table = pd.read_csv(paths[2])
     assert list(table.columns) == ["name", "class", "mean_0", "mean_1", "scale_0", "scale_1"]
     np.testing.assert_allclose(table[["mean_0", "mean_1"]], predictor.codes("test").mean, rtol=1e-4, atol=1e-6)
-    assert export.form_of(True) == "npz"
+    assert export.form_of(True, predictor.model) == "npz"
     with pytest.raises(UserError, match="embed=xls: give one of npz, csv"):
-        export.form_of("xls")
+        export.form_of("xls", predictor.model)
+    _, flow = built("model=conv_tiny", "data.image_size=8", "posterior@model.posterior=iaf")
+    with pytest.raises(UserError, match="embed=csv: the posterior of this model is not a Gaussian"):
+        export.form_of("csv", flow)
 
 
 @pytest.mark.parametrize(
@@ -482,6 +485,15 @@ def test_loss_curves_show_what_was_logged():
     assert lines["rate, validation"] == [1, 1, 1]
     assert "rate, training" not in lines
     assert all(axes.get_lines()[0].get_xdata().tolist() == [1, 2, 3] for axes in figure.axes)
+
+
+def test_a_loss_that_is_not_the_elbo_is_drawn_too():
+    epoch = {"val/elbo": -90.0, "val/distortion": 70.0, "val/rate": 20.0}
+    names = {"elbo": "elbo", "distortion": "distortion"}
+    for loss, drawn in ((90.0, []), (88.0, [[88.0]])):
+        figure = curves.loss_curves([{"epoch": 0, **epoch, "val/loss": loss}], names)
+        lines = [line for line in figure.axes[0].get_lines() if line.get_label() == "loss, validation"]
+        assert [line.get_ydata().tolist() for line in lines] == drawn
 
 
 def test_loss_curves_of_one_epoch_have_no_other_and_hide_no_dot():

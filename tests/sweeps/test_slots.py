@@ -226,7 +226,7 @@ def test_nohup_lets_a_sweep_outlive_its_terminal(tmp_path, start):
 
 LINES = """\
 conv_tiny with 2 latents on digits: max_epochs 20, cpu
-epoch 3/20  val −pseudo-elbo 36.57 (best)  distortion 36.47  rate 0.09  train 38.08  30 s, about 9 min left
+epoch 3/20 (best)  val −pseudo-elbo 36.57  distortion 36.47  rate 0.09  train 38.08  30 s, about 9 min left
 epoch 4/20  val −pseudo-elbo 36.57  distortion 36.47  rate 0.09  train 38.08  10.0 s, about 3 min left
 a library's warning: epoch 9/20
 """
