@@ -137,10 +137,11 @@ class RunFolder:
         saved = dict(flatten(resolved(read_saved_config(self.config), self.config)))
         given = dict(flatten(OmegaConf.to_container(cfg, resolve=True)))
         if (key := other_setting(saved, given)) is not None:
+            typed = key in saved and key in given and not key.endswith("_target_")  # a class is chosen by its group
             raise UserError(
                 f"{self.path} was trained with {key}={saved.get(key)}, this resume says {given.get(key)}: repeat its "
                 f"overrides ({self.path}/.hydra/overrides.yaml)"
-                + (f" or add {key}={spelled(saved[key])}" if key in saved and key in given else "")
+                + (f" or add {key}={spelled(saved[key])}" if typed else "")
                 + ", or start a new run"
             )
 
