@@ -69,7 +69,7 @@ def test_metrics_record_the_result(finished):
     assert "test loss" not in done.stdout  # it equals the −elbo at a KL weight of 1
     figure = r"\d+\.\d\d"
     terms = rf"distortion {figure}  rate {figure}  train {figure}"
-    assert re.search(rf"^epoch 2/2  val −pseudo-elbo {figure} \(best\)  {terms}  (\d\.\d|\d\d+) s$", done.stdout, re.M)
+    assert re.search(rf"^epoch 2/2 \(best\)  val −pseudo-elbo {figure}  {terms}  (\d\.\d|\d\d+) s$", done.stdout, re.M)
     assert f"\n{metrics['trainable_parameters']:,} parameters\n" in done.stdout
     assert re.search(r"best checkpoint +\S+best\.ckpt \(epoch 2 of 2\)\n", done.stdout)
     assert re.search(r"look at it +(tensorboard --logdir |make tensorboard LOGDIR=)\S", done.stdout)
