@@ -70,7 +70,7 @@ class Sweep(Callback):
 def _advice(without: Missing) -> Iterator[str]:
     """Say how to get the missing results."""
     if without.failed:
-        yield f"{_points(without.failed)} failed: mend what its line names, or repeat the command to try again"
+        yield f"{_points(without.failed)} failed: mend what the line of each names, or repeat the command to try again"
     if without.diverged:
         yield (
             f"{_points(without.diverged)} diverged, and would again: change the settings, "

@@ -1,11 +1,11 @@
 """Curves over training."""
 
-import math
 from collections.abc import Mapping, Sequence
 
 from matplotlib.ticker import MaxNLocator
 
 from src.exploration.writing import Figure
+from src.system.directions import loss_is_elbo
 
 # Okabe & Ito's palette: people with any colour vision can tell them apart.
 COLOURS = {"elbo": "#0072B2", "distortion": "#D55E00", "rate": "#009E73", "loss": "#CC79A7"}
@@ -27,7 +27,7 @@ def loss_curves(epochs: Sequence[Mapping[str, float]], names: Mapping[str, str])
     drawn = {"Negative ELBO and distortion": ("elbo", "distortion"), "Rate": ("rate",)}
     if not any(tag.endswith("/elbo") for epoch in epochs for tag in epoch):  # a model without an elbo
         drawn = {"Distortion": ("distortion",)}
-    elif any(_loss_is_another(epoch, stage) for epoch in epochs for stage in LEGEND):
+    elif not all(loss_is_elbo(epoch, stage) for epoch in epochs for stage in LEGEND):
         drawn = {"Loss, negative ELBO and distortion": ("loss", "elbo", "distortion"), "Rate": ("rate",)}
     panels = figure.subplots(1, len(drawn), squeeze=False)[0]
     for axes, (title, quantities) in zip(panels, drawn.items(), strict=True):
@@ -50,8 +50,3 @@ def loss_curves(epochs: Sequence[Mapping[str, float]], names: Mapping[str, str])
         # Below the axes: inside, it would cover the dots of a short training.
         axes.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2, frameon=False)
     return figure
-
-
-def _loss_is_another(epoch: Mapping[str, float], stage: str) -> bool:
-    loss, elbo = epoch.get(f"{stage}/loss"), epoch.get(f"{stage}/elbo")
-    return None not in (loss, elbo) and not math.isclose(loss, -elbo, rel_tol=1e-6)

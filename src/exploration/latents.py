@@ -144,8 +144,10 @@ def against_prior(
     counts = [np.histogram2d(*pair.T, bins=edges)[0].T * (len(z) / len(pair)) for pair in (z.numpy(), drawn)]
     figure = Figure(figsize=(11.5, 6), layout="constrained")
     panels = figure.subplots(1, 2, sharex=True, sharey=True)
-    names = ("codes: draws from q(z|x)", "standard normal" if prior is None else "prior")
-    names = ("codes", "Gaussian fitted to training codes") if fitted else names
+    if fitted:
+        names = ("codes", "Gaussian fitted to training codes")
+    else:
+        names = ("codes: draws from q(z|x)", "standard normal" if prior is None else "prior")
     for axes, count, title in zip(panels, counts, names, strict=True):
         mesh = axes.pcolormesh(edges, edges, count, cmap="viridis", vmax=max(c.max() for c in counts))
         if prior is None:

@@ -27,7 +27,7 @@ class Scores(NamedTuple):
 
     costs: Costs  # of each
     rank: Tensor  # [N], share of validation images that cost fewer nats
-    psnr: Tensor  # [N], dB, of the reconstruction from the posterior mean
+    psnr: Tensor  # [N], dB, of the reconstruction
     reconstruction: Tensor  # [N, C, H, W]
     nearest: Tensor  # [N], index in the pool of the nearest training image
     distance: Tensor  # [N], to that image, root mean square over pixels

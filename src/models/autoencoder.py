@@ -13,7 +13,7 @@ from src.data.training_images import TrainingImages
 from src.networks.blocks import WideLinear
 
 SLOWEST = 0.01  # share of a new batch in the moments of the codes, once there were many
-JITTER = 1e-6  # added to the variances, as a share of their sum: codes in a plane have a density, rounding has not
+JITTER = 1e-6  # of the sum of the variances, added to each: codes in a plane have a density too; well above rounding
 SMALLEST = 1e-8  # added too, for codes in a point
 
 

@@ -86,11 +86,6 @@ class BaseVAE(Trainable, ABC):
         super().__init__(recipe)
         require("model", latent_dim=latent_dim, depth=depth, kl_weight=kl_weight, kl_warmup_steps=kl_warmup_steps)
         require("model", kl_cycle_steps=kl_cycle_steps, num_samples=num_samples, start_at_mean=start_at_mean)
-        if kl_cycle_steps and not 0 < kl_warmup_steps <= kl_cycle_steps:
-            raise UserError(
-                f"model.kl_cycle_steps={kl_cycle_steps} is how often the KL weight rises anew: let it rise over "
-                f"model.kl_warmup_steps of 1 to {kl_cycle_steps} steps, not {kl_warmup_steps}"
-            )
         channels, height, width = image_shape
         self.image_shape = tuple(image_shape)
         self.latent_dim = latent_dim

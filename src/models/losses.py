@@ -47,6 +47,12 @@ class Loss(nn.Module, ABC):
                 f"{type(self).__name__} takes no KL weight: leave model.kl_weight=1 model.kl_warmup_steps=0 "
                 "model.kl_cycle_steps=0, or choose loss=elbo"
             )
+        cycle, rise = model.kl_cycle_steps, model.kl_warmup_steps
+        if cycle and not 0 < rise <= cycle:
+            raise UserError(
+                f"model.kl_cycle_steps={cycle} is how often the KL weight rises anew: let it rise over "
+                f"model.kl_warmup_steps of 1 to {cycle} steps, not {rise}"
+            )
         if isinstance(model.latent_prior, FittedGaussian) and not self.follows_codes:
             raise UserError("prior@model.prior=fitted_gaussian follows codes under loss=reconstruction alone")
 

@@ -1,5 +1,8 @@
 """In which direction a metric improves, for checkpoints, early stopping, schedules, searches and reports."""
 
+import math
+from collections.abc import Mapping
+
 from src.system.errors import UserError
 
 # Last parts of metric names, as in val/elbo.
@@ -13,6 +16,16 @@ def natural_mode(metric: str) -> str | None:
     """Return ``min`` or ``max`` for a metric of this project, None for any other."""
     name = metric.rpartition("/")[2]
     return "min" if name in BETTER_BELOW else "max" if name in BETTER_ABOVE else None
+
+
+def loss_is_elbo(figures: Mapping[str, float], split: str) -> bool:
+    """Return whether the loss among the figures of an epoch is the negative elbo, or is not known there to be another.
+
+    >>> [loss_is_elbo({"val/loss": loss, "val/elbo": -90.0}, "val") for loss in (90.0, 88.0)]
+    [True, False]
+    """
+    loss, elbo = figures.get(f"{split}/loss"), figures.get(f"{split}/elbo")
+    return None in (loss, elbo) or math.isclose(loss, -elbo, rel_tol=1e-6)
 
 
 def as_printed(metric: str, elbo: str) -> tuple[str, int]:

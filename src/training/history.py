@@ -1,7 +1,6 @@
 """Record epochs and speed over interruptions, and print the progress of training."""
 
 import logging
-import math
 import sys
 import time
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, TQDMProgressBar
 from src.data.batches import Batch
 from src.models.base import BaseVAE
 from src.system.console import duration
-from src.system.directions import as_printed
+from src.system.directions import as_printed, loss_is_elbo
 from src.training.guard import NonFiniteGuard
 from src.training.resume import BestCheckpoint
 
@@ -190,7 +189,7 @@ def _figures(trainer: Trainer, module: BaseVAE, epoch: dict[str, float]) -> list
         parts += [f"{name} {epoch[f'val/{name}']:.2f}" for name in ("distortion", "rate")]
         if (bound := module.loss.bound) is not None:
             parts.append(f"{as_printed(bound, names['elbo'])[0]} {-epoch[f'val/{bound}']:.2f}")
-        elif not math.isclose(epoch["val/loss"], -epoch["val/elbo"], rel_tol=1e-6):
+        elif not loss_is_elbo(epoch, "val"):
             parts.append(f"loss {epoch['val/loss']:.2f}")
     elif "val/distortion" in epoch:
         parts = [f"val {names.get('distortion', 'distortion')} {epoch['val/distortion']:.2f}"]

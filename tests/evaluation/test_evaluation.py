@@ -230,6 +230,24 @@ def test_sizes_follow_from_the_model_and_not_from_the_clock(predictor, monkeypat
     assert settle(predictor, AUTO, 0.5) == expected
 
 
+def test_a_forecast_measures_a_chunk_as_large_as_the_bounds_own(predictor, monkeypatch):
+    """Of fewer samples each would bear more of what a call costs."""
+    chunks = []
+
+    def recorded(model, x, samples, at_once):
+        chunks.append((len(x), samples, at_once))
+        return importance_bound(model, x, samples, at_once)
+
+    monkeypatch.setattr(budget, "importance_bound", recorded)
+    own = samples_at_once(bytes_a_code(predictor.model), 5_000)[1]
+    for count in (20, own + 1):
+        assert budget.measured(predictor, {"bound": {"samples": count, "images": 10}}).weighing > 0
+    assert {*chunks} == {(1, 20, 20), (1, own, own)}
+    chunks.clear()
+    assert budget.measured(predictor, {"samples": {"images": 10}}).weighing == 0
+    assert not chunks
+
+
 def test_a_cost_is_counted_in_operations_and_bytes():
     """A multiply-add is two operations; fused LSTMs are counted as their matrix products."""
     layer, x = nn.Linear(30, 50), torch.zeros(1, 30)

@@ -21,7 +21,7 @@ from src.runs import build
 from src.system.errors import UserError
 from src.training.dashboard import Dashboard, summary_table
 from src.training.epoch_means import ExampleMean
-from src.training.history import History, Throughput, _time_left, epochs_of, mark_kept
+from src.training.history import EpochLine, History, Throughput, _time_left, epochs_of, mark_kept
 from src.training.resume import BestCheckpoint, PatientEarlyStopping, ReproducibleNoise
 from tests.gpu_check.__main__ import Checks
 from tests.gpu_check.spy import Spy
@@ -331,6 +331,17 @@ def test_the_time_left_is_shown_until_the_last_epoch():
     assert [_time_left(done, 3, [60.0] * done) for done in (1, 2, 3)] == [", about 2 min left", ", about 60 s left", ""]
     assert _time_left(1, 2, [80.0]) == ", about 80 s left"
     assert [_time_left(1, epochs, [40.0]) for epochs in (2, -1, None)] == ["", "", ""]  # short, or without a limit
+
+
+@pytest.mark.parametrize(("typed", "shown"), [((), False), (("loss=capacity", "model.kl_weight=1"), True)])
+def test_a_loss_that_is_not_the_elbo_is_in_the_line_of_the_epoch(typed, shown, tmp_path, caplog):
+    datamodule, model = built(*SMALL, *typed)
+    history, line = History(), EpochLine()
+    best = BestCheckpoint("val/loss", dirpath=str(tmp_path), save_on_train_epoch_end=True)
+    with caplog.at_level("INFO"):
+        fit(model, datamodule, history, best, line, epochs=1, limit_train_batches=3)
+    (said,) = [record.message for record in caplog.records if record.message.startswith("epoch 1/1 (best)  val")]
+    assert (f"  loss {history.epochs[0]['val/loss']:.2f}  " in said) is shown
 
 
 def test_the_kept_epoch_is_the_one_whose_weights_were_saved(tmp_path):
